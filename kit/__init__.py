@@ -1,0 +1,10 @@
+"""Helpers that know nothing of pods or certificates.
+
+- `backoff`: how long to wait before the next try.
+- `clock`: the only place that reads the wall clock.
+- `kube`: one small client for the Kubernetes API, raw JSON in and out.
+- `informer`: list and watch one kind of object, and keep it (control plane only).
+- `logs`: one JSON line per log record.
+- `settings`: reads settings from the environment, once, with readable errors.
+- `tasks`: the only place that starts asyncio tasks.
+"""

@@ -1,0 +1,46 @@
+"""Names, ports and numbers that the sidecar shares with Kubernetes and with the injector.
+
+The only module of the sidecar that the injector may import. Constants only.
+"""
+
+VERSION = "0.1.0"
+
+OUTBOUND_PORT = 24101
+"""Where the app's own connections arrive after redirection. Loopback only."""
+INBOUND_PORT = 24102
+"""Where connections from outside the pod arrive after redirection."""
+HEALTH_PORT = 24103
+"""Health and metrics, on the pod's IP; never captured."""
+OWN_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PORT, HEALTH_PORT})
+"""A connection whose original destination is one of these is a loop or an attack: refused."""
+
+CA_PORT = 24110
+REGISTRY_PORT = 24111
+INJECTOR_PORT = 24112
+OTLP_GRPC_PORT = 4317
+OTLP_HTTP_PORT = 4318
+REVIEW_PORT = 24114
+
+PROXY_UID = 24100
+PROXY_GID = 24100
+PROXY_MARK = 0x24100
+"""SO_MARK on the proxy's own connections, where only one UID exists (a user namespace that maps one)."""
+
+CAPTURE_CONTAINER = "podlink-capture"
+PROXY_CONTAINER = "podlink-proxy"
+
+ALPN = "podlink/1"
+TOKEN_AUDIENCE = "podlink-ca"  # noqa: S105 - a name, not a secret
+DEFAULT_TRUST_DOMAIN = "cluster.local"
+SYSTEM_NAMESPACE = "podlink-system"
+
+INJECT_LABEL = "podlink.dev/inject"
+INJECTED_LABEL = "podlink.dev/injected"
+STATUS_ANNOTATION = "podlink.dev/status"
+CONFIG_PREFIX = "config.podlink.dev/"
+BUNDLE_CONFIG_MAP = "podlink-bundle"
+BUNDLE_KEY = "root.pem"
+
+TOKEN_PATH = "/var/run/secrets/podlink/token/token"  # noqa: S105 - where it lies, not what it is
+BUNDLE_PATH = "/var/run/secrets/podlink/bundle/root.pem"
+ADMIN_SOCKET = "/run/podlink/admin.sock"
