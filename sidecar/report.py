@@ -1,0 +1,117 @@
+"""What is known of a link when it ends: the one record that spans, metrics and logs are made from.
+
+The data plane fills a LinkRecord while the link lives and hands it over once, when the link ends
+(and once more, `still_open` set, when it has lived for a minute). Whoever takes it must neither
+block nor raise.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+Security = Literal["mtls", "plaintext", "self", "none"]
+"""How the bytes travelled. `none`: the link was refused before any could."""
+
+Verdict = Literal["allowed", "denied", "audited", "failed"]
+
+
+class LinkRecord:
+    """One side of one link. Times are Unix nanoseconds, byte counts are of the app's payload.
+
+    Plain slots, filled in place: one is made per link on the hot path. Ids are bytes (16 for a
+    trace, 8 for a span); `remote_*` is the context the other side sent, empty if none came.
+    """
+
+    __slots__ = (
+        "alpn_ok",
+        "attempts",
+        "bytes_received",
+        "bytes_sent",
+        "claimed_traceparent",
+        "close",
+        "destination_identity",
+        "destination_ip",
+        "destination_pod",
+        "destination_port",
+        "direct",
+        "direction",
+        "end_ns",
+        "endpoint_choice",
+        "error",
+        "original_ip",
+        "original_port",
+        "parent_span_id",
+        "peer_not_after",
+        "peer_serial",
+        "peer_sha256",
+        "policy",
+        "pooled",
+        "reason",
+        "rule",
+        "security",
+        "service",
+        "source_identity",
+        "source_ip",
+        "source_pod",
+        "source_port",
+        "span_id",
+        "start_ns",
+        "still_open",
+        "tls_cipher",
+        "trace_id",
+        "verdict",
+    )
+
+    def __init__(self, direction: Literal["outbound", "inbound"]) -> None:
+        self.direction = direction
+        self.trace_id = b""
+        self.span_id = b""
+        self.parent_span_id = b""
+        self.start_ns = 0
+        self.end_ns = 0
+        self.still_open = False
+        self.security: Security = "none"
+        self.verdict: Verdict = "failed"
+        self.reason = ""
+        """A slug of docs/reasons.md when the link was denied, failed or plaintext."""
+        self.error = ""
+        """One line for a person, in addition to `reason`."""
+        self.policy = ""
+        self.rule = ""
+        self.source_ip = ""
+        self.source_port = 0
+        self.source_pod = ""
+        """`namespace/name`, as far as this side knows it."""
+        self.source_identity = ""
+        self.original_ip = ""
+        """What the app dialled: a pod IP, a ClusterIP, or an external address."""
+        self.original_port = 0
+        self.service = ""
+        """`name.namespace` of the Service asked for; empty when a pod IP was dialled."""
+        self.destination_ip = ""
+        """The endpoint that was chosen and dialled."""
+        self.destination_port = 0
+        self.destination_pod = ""
+        self.destination_identity = ""
+        self.endpoint_choice = ""
+        """Why this endpoint: `pod-ip`, `least-open`, `affinity`, `only`, `self`, `external`..."""
+        self.attempts = 0
+        self.pooled = False
+        """An idle tunnel was used: no handshake was paid for this link."""
+        self.direct: bool | None = None
+        """The TCP source equals an IP in the peer's leaf: nothing in between rewrote it."""
+        self.peer_serial = ""
+        self.peer_sha256 = ""
+        self.peer_not_after = 0
+        """Unix seconds."""
+        self.tls_cipher = ""
+        self.alpn_ok = False
+        self.bytes_sent = 0
+        """App payload that travelled from source to destination."""
+        self.bytes_received = 0
+        """App payload that travelled from destination to source."""
+        self.close = ""
+        """How it ended: `fin`, `reset`, `drain`, `policy`, `expired`, `refused`, `timeout`..."""
+        self.claimed_traceparent = ""
+
+
+Report = Callable[[LinkRecord], None]
