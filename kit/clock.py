@@ -18,6 +18,8 @@ Monotonic = Callable[[], float]
 monotonic: Monotonic = time.monotonic
 unix_ns: Callable[[], int] = time.time_ns
 """Nanoseconds since 1970 by the wall clock, for the start and end of spans."""
+unix_s: Callable[[], float] = time.time
+"""Seconds since 1970 by the wall clock, for the ends of certificates."""
 
 
 def utcnow() -> dt.datetime:

@@ -160,7 +160,7 @@ class Kube:
 
     async def _authorise(self, headers: dict[str, str]) -> None:
         if (auth := (await self._configuration.auth_settings()).get("BearerToken")) is not None:
-            headers[auth["key"]] = auth["value"]
+            headers[auth["key"]] = str(auth["value"])
 
 
 def _error(status: int, body: bytes, headers: Mapping[str, str]) -> KubeError:

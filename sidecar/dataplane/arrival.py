@@ -1,0 +1,215 @@
+"""A connection that reached the pod, until it is known what it is: a peer, or plaintext.
+
+    accepted -> first bytes -> handshake -> InboundTunnel
+                            -> plaintext: refused, or let in where pod and policy say so
+
+What the registry says about a source address only steers how the first bytes are waited for, never
+whether a link may be.
+"""
+
+import asyncio
+import socket
+from typing import Final
+
+from sidecar.contract import ALPN, OWN_PORTS
+from sidecar.dataplane.context import Plane
+from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
+from sidecar.dataplane.inbound import InboundTunnel, new_record
+from sidecar.dataplane.plaintext import PlaintextLink
+from sidecar.dataplane.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
+from sidecar.dataplane.tunnel import RECORD, Tunnel
+from sidecar.directory import EXTERNAL, Found, Workload
+from sidecar.errors import Denied, HandshakeTimeout, NotReady, OwnPort, SidecarError
+from sidecar.policy.authorise import authorise
+from sidecar.report import LinkRecord
+from sidecar.wire.client_hello import FirstBytes, classify
+from sidecar.wire.session import Role
+
+MAX_STRANGERS: Final = 1024
+"""Connections that have not shown who they are yet: in all, and from one address."""
+MAX_STRANGERS_PER_SOURCE: Final = 128
+_ALPN: Final = ALPN.encode()
+
+
+class Arrivals:
+    """Takes every connection that reaches the inbound port, and minds the tunnels that come of it."""
+
+    def __init__(self, plane: Plane) -> None:
+        self.plane = plane
+        self.tunnels: set[InboundTunnel] = set()
+        self._strangers: dict[str, int] = {}
+        self._strangers_in_all = 0
+        self.turned_away = 0
+        """Connections closed unheard because too many strangers were waiting."""
+
+    def accepted(self, sock: socket.socket, raw_ip: str, port: int) -> None:
+        ip = canonical_ip(raw_ip)
+        waiting = self._strangers.get(ip, 0)
+        if waiting >= MAX_STRANGERS_PER_SOURCE or self._strangers_in_all >= MAX_STRANGERS:
+            self.turned_away += 1
+            return reset(sock)
+        self._strangers[ip] = waiting + 1
+        self._strangers_in_all += 1
+        return Arrival(self, sock, ip, port).start()
+
+    def no_stranger_any_more(self, ip: str) -> None:
+        """The connection has become a tunnel or a plaintext link, or is gone."""
+        self._strangers_in_all -= 1
+        left = self._strangers[ip] - 1
+        if left:
+            self._strangers[ip] = left
+        else:
+            del self._strangers[ip]
+
+    def go_away(self) -> None:
+        """Tell every peer to open no more links here; those that run go on."""
+        for tunnel in list(self.tunnels):
+            tunnel.go_away()
+
+    def close(self) -> None:
+        for tunnel in list(self.tunnels):
+            tunnel.close()
+
+
+class Arrival:
+    """A connection of which nobody knows yet who it is."""
+
+    __slots__ = (
+        "_arrivals",
+        "_deadline",
+        "_handshake",
+        "_head",
+        "_ip",
+        "_plane",
+        "_port",
+        "_sock",
+        "_to",
+    )
+
+    def __init__(self, arrivals: Arrivals, sock: socket.socket, ip: str, port: int) -> None:
+        self._arrivals, self._plane, self._sock = arrivals, arrivals.plane, sock
+        self._ip, self._port = ip, port
+        self._to = original_dst(sock)
+        self._head = b""
+        self._handshake: Handshake | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        to_port = self._to[1]
+        if to_port in OWN_PORTS and not self._plane.tunnel_only:
+            return self._turn_away(OwnPort(f"{self._ip} dialled port {to_port}, podlink's own"))
+        loop = self._plane.loop
+        self._deadline = loop.call_later(TIMEOUT_S, self._too_late)
+        loop.add_reader(self._sock.fileno(), self._readable)
+        if self._plane.policy.allow_plaintext:
+            # A stranger that waits for the server to speak first must not be waited for.
+            known = self._plane.directory.known(self._ip)
+            if known is None and self._plane.in_cluster(self._ip):
+                self._plane.directory.ask(self._ip, self._source_known)
+            else:
+                self._source_known(known if known is not None else EXTERNAL)
+        return None
+
+    def _source_known(self, found: Found | None) -> None:
+        """The registry's word about the source, while the first bytes have not come."""
+        if self._head or self._deadline is None or self._handshake is not None or found is None:
+            return
+        tunnels = isinstance(found, Workload) and (
+            found.identity is not None and self._to[1] not in found.skip_outbound
+        )
+        if not tunnels:
+            self._readable()  # what lies there already decides; else it is plaintext
+            if not self._head and self._deadline is not None:
+                self._plaintext()
+
+    def _readable(self) -> None:
+        try:
+            got = self._sock.recv(RECORD)
+        except BlockingIOError:
+            return
+        except OSError:
+            got = b""
+        if not got:
+            self._stop()
+            self._sock.close()  # a port scan or a health check: it asked for nothing
+            self._arrivals.no_stranger_any_more(self._ip)
+            return
+        self._head += got
+        first = classify(self._head, _ALPN)
+        if first is FirstBytes.MESH:
+            self._shake_hands()
+        elif first is not FirstBytes.INCOMPLETE:
+            self._plaintext()
+
+    def _too_late(self) -> None:
+        self._turn_away(HandshakeTimeout("the connection said nothing that tells who it is"))
+
+    def _stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+            self._plane.loop.remove_reader(self._sock.fileno())
+
+    # --- a peer -----------------------------------------------------------------------------
+
+    def _shake_hands(self) -> None:
+        self._stop()
+        plane = self._plane
+        trust = plane.usable_trust()
+        if trust is None:
+            return self._turn_away(
+                NotReady("no valid certificate of our own: is the CA reachable?")
+            )
+        watch_for_dead_peer(self._sock)
+        self._handshake = Handshake(
+            plane.loop,
+            self._sock,
+            trust.server,
+            Role.ACCEPTOR,
+            verify=plane.verify,
+            own_end=trust.expires_at,
+            now=plane.now,
+            wall=plane.unix_s,
+            peer_address=(self._ip, self._port),
+            done=self._shook_hands,
+        )
+        return self._handshake.start(self._head)
+
+    def _shook_hands(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
+        self._arrivals.no_stranger_any_more(self._ip)
+        if tunnel is None:
+            assert error is not None
+            self._report(error)
+        else:
+            InboundTunnel(self._plane, self._arrivals.tunnels, tunnel, self._to).start()
+
+    # --- plaintext --------------------------------------------------------------------------
+
+    def _plaintext(self) -> None:
+        self._stop()
+        plane, record = self._plane, self._record()
+        try:
+            permit = authorise(None, self._ip, self._to[1], plane.policy)
+        except Denied as e:
+            return self._turn_away(e)
+        self._arrivals.no_stranger_any_more(self._ip)
+        record.security, record.reason = "plaintext", "permissive"
+        return PlaintextLink(plane, self._sock, self._to, permit, record).start(self._head)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def _turn_away(self, error: SidecarError) -> None:
+        self._stop()
+        reset(self._sock)
+        self._arrivals.no_stranger_any_more(self._ip)
+        self._report(error)
+
+    def _record(self) -> LinkRecord:
+        return new_record(self._plane, (self._ip, self._port), self._to)
+
+    def _report(self, error: SidecarError) -> None:
+        record = self._record()
+        record.verdict = "denied"
+        record.reason, record.error = error.reason, str(error)
+        record.end_ns, record.close = self._plane.unix_ns(), "refused"
+        self._plane.report(record)

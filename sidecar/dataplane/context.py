@@ -1,0 +1,111 @@
+"""What all links of one sidecar share. Filled by `sidecar.app`; the data plane only reads it."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from random import Random, SystemRandom
+from typing import Protocol
+
+from kit.clock import monotonic, unix_ns, unix_s
+from sidecar.dataplane.choose import Affinity, Ejections
+from sidecar.dataplane.handshake import Verify
+from sidecar.dataplane.pool import Pool
+from sidecar.directory import Directory, Own
+from sidecar.policy.authorise import PolicySet
+from sidecar.report import LinkRecord, Report
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Who we are and whom we trust, of one certificate generation; replaced whole at rotation."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    identity: str
+    expires_at: float
+    """Monotonic end of our own leaf."""
+
+
+class LiveLink(Protocol):
+    """A link that has not ended, on either side."""
+
+    record: LinkRecord
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes so far: source to destination, and back."""
+
+    @property
+    def tunnel_expires_at(self) -> float | None:
+        """Monotonic end of the tunnel that carries it; None for plaintext or before one."""
+
+    def cut(self, code: int, close: str) -> None:
+        """End it now; `code` is for the peer (sidecar.wire.opening.RESETS), `close` for the record."""
+
+
+@dataclass(slots=True)
+class Plane:
+    loop: asyncio.AbstractEventLoop
+    own: Own
+    directory: Directory
+    verify: Verify
+    report: Report
+    pool: Pool
+    trust: Trust | None = None
+    """None until the first certificate: links wait for it or are refused, never let through."""
+    policy: PolicySet = field(default_factory=PolicySet)
+    allow_external: bool = True
+    cluster_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Addresses in here are asked of the registry; the rest is external without asking."""
+    mark: int = 0
+    """SO_MARK for our own connections; 0 where capture exempts us by UID."""
+    tunnel_only: bool = False
+    """`mode: localhost`: peers dial our inbound port, and OPEN names the app's."""
+    now: Callable[[], float] = monotonic
+    unix_ns: Callable[[], int] = unix_ns
+    unix_s: Callable[[], float] = unix_s
+    ejections: Ejections = field(default_factory=Ejections)
+    affinity: Affinity = field(default_factory=Affinity)
+    random: Random = field(default_factory=SystemRandom)
+    ids: Random = field(default_factory=lambda: Random(SystemRandom().getrandbits(256)))  # noqa: S311
+    """Source of trace and span ids, which need to be unique, not secret."""
+    open_links: dict[tuple[str, int], int] = field(default_factory=dict)
+    """How many of our links go to each endpoint now."""
+    live: "set[LiveLink]" = field(default_factory=set)
+    """Every link that has begun and not ended; `sidecar.dataplane.watch` looks at them."""
+    draining: bool = False
+    """The pod is going: no new links from peers; the app's own still work."""
+
+    def usable_trust(self) -> Trust | None:
+        """Our certificate, unless there is none or it has expired."""
+        trust = self.trust
+        return trust if trust is not None and trust.expires_at > self.now() else None
+
+    def in_cluster(self, ip: str) -> bool:
+        address: IPv4Address | IPv6Address = ip_address(ip)
+        return any(address in network for network in self.cluster_networks)
+
+    def new_ids(self, record: LinkRecord) -> None:
+        """Give a record a trace and a span of its own: never ones that the app or a peer claimed."""
+        record.trace_id = self.ids.getrandbits(128).to_bytes(16, "big")
+        record.span_id = self.ids.getrandbits(64).to_bytes(8, "big")
+
+    def link_opened(self, ip: str, port: int) -> None:
+        self.open_links[ip, port] = self.open_links.get((ip, port), 0) + 1
+
+    def link_closed(self, ip: str, port: int) -> None:
+        left = self.open_links.get((ip, port), 1) - 1
+        if left:
+            self.open_links[ip, port] = left
+        else:
+            self.open_links.pop((ip, port), None)
+
+    def link_over(self, link: LiveLink, sent: int, received: int, close: str) -> None:
+        """A link has ended, its sockets closed: fill in its record and hand it over."""
+        self.live.discard(link)
+        record = link.record
+        record.bytes_sent, record.bytes_received = sent, received
+        record.end_ns, record.close = self.unix_ns(), close
+        self.report(record)

@@ -1,0 +1,282 @@
+"""The far end of a link: a peer's tunnel, its OPEN, and the app behind.
+
+    OPEN -> right port -> authorised -> app connected -> ACCEPT -> splice
+
+Who the peer is comes from its checked leaf alone, never from what OPEN says.
+"""
+
+import socket
+
+from sidecar.contract import OWN_PORTS
+from sidecar.dataplane.context import Plane
+from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
+from sidecar.dataplane.sockets import loopback_of
+from sidecar.dataplane.splice import TunnelSplice
+from sidecar.dataplane.tunnel import Tunnel
+from sidecar.directory import Workload
+from sidecar.errors import AppUnreachable, Denied, OwnPort, PeerLost, SidecarError
+from sidecar.policy.authorise import Permit, authorise
+from sidecar.report import LinkRecord
+from sidecar.wire.frames import ACCEPT, GOAWAY, GOAWAY_FRAME, OPEN, REFUSE
+from sidecar.wire.opening import (
+    BAD_PORT,
+    DENIED,
+    DRAINING,
+    UNREACHABLE,
+    Opening,
+    encode_accept,
+    encode_code,
+)
+
+
+class InboundTunnel:
+    """Minds a peer's tunnel: waits for OPEN, and gives the tunnel to one link after the other."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        kept: "set[InboundTunnel]",
+        tunnel: Tunnel,
+        to: tuple[str, int],
+    ) -> None:
+        self.plane, self._kept, self._tunnel = plane, kept, tunnel
+        self.to = to
+        """Where the tunnel's connection was going: the app's address and port."""
+
+    def start(self) -> None:
+        self._kept.add(self)
+        self.rest()
+        self._tunnel.start()
+
+    def rest(self) -> None:
+        """No link uses the tunnel: the next OPEN comes here."""
+        if self._tunnel.closed:
+            self._kept.discard(self)
+        else:
+            self._tunnel.user = self
+            self._tunnel.idle_since = self.plane.now()
+
+    def go_away(self) -> None:
+        self._tunnel.write(GOAWAY_FRAME)
+
+    def close(self) -> None:
+        self._tunnel.close()
+        self._kept.discard(self)
+
+    @property
+    def idle(self) -> bool:
+        return self._tunnel.user is self
+
+    @property
+    def idle_since(self) -> float:
+        return self._tunnel.idle_since
+
+    @property
+    def expires_at(self) -> float:
+        return self._tunnel.expires_at
+
+    def tunnel_data(self, piece: memoryview) -> None:
+        """What a dialler had sent before it read our REFUSE: thrown away."""
+
+    def tunnel_writable(self) -> None:
+        """Nothing waits to be written."""
+
+    def tunnel_lost(self, error: SidecarError) -> None:
+        self._kept.discard(self)
+
+    def tunnel_control(self, kind: int, payload: bytes) -> None:
+        if kind == OPEN:
+            InboundLink(self, self._tunnel).open(payload)
+        elif kind == GOAWAY:
+            self.close()  # the dialler will not use it again
+
+
+class InboundLink:
+    """One link on its acceptor's side."""
+
+    __slots__ = ("_connect", "_keeper", "_permit", "_plane", "_splice", "record", "tunnel")
+
+    def __init__(self, keeper: InboundTunnel, tunnel: Tunnel) -> None:
+        self._keeper, self._plane, self.tunnel = keeper, keeper.plane, tunnel
+        self._connect: Connect | None = None
+        self._splice: TunnelSplice | None = None
+        self._permit: Permit | None = None
+        self.record = new_record(self._plane, (tunnel.peer_ip, tunnel.peer_port), keeper.to)
+
+    def open(self, payload: bytes) -> None:
+        """The payload of OPEN came; raises ProtocolViolation if it is malformed."""
+        opening = Opening.decode(payload)
+        plane, tunnel, record = self._plane, self.tunnel, self.record
+        record.trace_id, record.parent_span_id = opening.trace_id, opening.span_id
+        record.service, record.endpoint_choice = opening.claimed_service, opening.claimed_choice
+        record.pooled = tunnel.links > 0
+        peer = tunnel.peer
+        record.source_identity = tunnel.peer_name
+        record.peer_serial, record.peer_sha256 = peer.serial, peer.sha256
+        record.peer_not_after = int(peer.not_after.timestamp())
+        record.direct, record.tls_cipher = tunnel.direct, tunnel.cipher
+        tunnel.links += 1
+        plane.live.add(self)
+        if plane.draining:
+            return self._refuse(DRAINING, PeerLost("this pod is going away"), "failed")
+        if not self._right_port(opening.port):
+            return self._refuse(
+                BAD_PORT,
+                OwnPort(
+                    f"OPEN for port {opening.port} on a connection to port {record.original_port}"
+                ),
+                "denied",
+            )
+        record.destination_port = opening.port
+        try:
+            self._permit = permit = authorise(
+                peer.identity, tunnel.peer_ip, opening.port, plane.policy
+            )
+        except Denied as e:
+            return self._refuse(DENIED, e, "denied")
+        record.policy, record.rule = permit.policy, permit.rule
+        return self._connect_app(permit)
+
+    def _right_port(self, port: int) -> bool:
+        """A captured connection goes to the very port it was dialled for, so that NetworkPolicies
+        keep their meaning; none of our own ports is ever an app's."""
+        if self._plane.tunnel_only:
+            return port not in OWN_PORTS
+        return port == self.record.original_port
+
+    def _connect_app(self, permit: Permit) -> None:
+        """To the address that was dialled, then to loopback: apps may listen on it alone."""
+        ip = self._keeper.to[0]
+        connect = Connect(self._plane, ip, permit.port, CONNECT_TIMEOUT_S, self._app_answered)
+        if connect.pending:
+            self._hold(connect)
+
+    def _app_answered(self, sock: socket.socket | None, error: SidecarError | None) -> None:
+        self._connect = None
+        if sock is not None:
+            return self._accept(sock)
+        assert self._permit is not None
+        ip = loopback_of(self._keeper.to[0])
+        connect = Connect(
+            self._plane, ip, self._permit.port, CONNECT_TIMEOUT_S, self._loopback_answered
+        )
+        if connect.pending:
+            self._hold(connect)
+        return None
+
+    def _loopback_answered(self, sock: socket.socket | None, error: SidecarError | None) -> None:
+        self._connect = None
+        if sock is not None:
+            return self._accept(sock)
+        return self._refuse(
+            UNREACHABLE,
+            AppUnreachable(f"nothing listens on port {self.record.destination_port}"),
+            "failed",
+        )
+
+    # While the app's socket connects, the link itself minds the tunnel and reads no more of it.
+
+    def _hold(self, connect: Connect) -> None:
+        self._connect = connect
+        self.tunnel.user = _Held(self)
+
+    def _accept(self, app: socket.socket) -> None:
+        plane, tunnel, record = self._plane, self.tunnel, self.record
+        held = tunnel.user if isinstance(tunnel.user, _Held) else None
+        if not record.destination_ip:
+            record.destination_ip = app.getpeername()[0]
+        record.verdict, record.security = "allowed", "mtls"
+        # Before the app sees a byte: a dialler that reads our FIN without it may try elsewhere.
+        tunnel.send(ACCEPT, encode_accept(record.trace_id, record.span_id))
+        self._splice = splice = TunnelSplice(plane.loop, app, tunnel, self._ended)
+        tunnel.user = splice
+        splice.start()
+        if held is not None:
+            splice.deliver(held.data, held.control)
+
+    def _ended(self, splice: TunnelSplice, close: str, error: SidecarError | None) -> None:
+        record = self.record
+        if error is not None:
+            record.reason, record.error = error.reason, str(error)
+        self._keeper.rest()
+        self._report(splice.to_near, splice.from_near, close)
+
+    def lost_before_accept(self, error: SidecarError) -> None:
+        """The tunnel broke, or the dialler reset the link, while the app's socket connected."""
+        if self._connect is not None:
+            self._connect.abandon()
+            self._connect = None
+        self.record.reason, self.record.error = error.reason, str(error)
+        self._keeper.close()
+        self._report(0, 0, "lost")
+
+    def _refuse(self, code: int, error: SidecarError, verdict: str) -> None:
+        self.record.verdict = "denied" if verdict == "denied" else "failed"
+        self.record.reason, self.record.error = error.reason, str(error)
+        paused = isinstance(self.tunnel.user, _Held)
+        self.tunnel.send(REFUSE, encode_code(code))
+        self._keeper.rest()
+        self._report(0, 0, "refused")
+        if paused:
+            self.tunnel.resume()
+
+    # --- LiveLink ---------------------------------------------------------------------------
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        return (self._splice.to_near, self._splice.from_near) if self._splice else (0, 0)
+
+    @property
+    def tunnel_expires_at(self) -> float | None:
+        return self.tunnel.expires_at
+
+    def cut(self, code: int, close: str) -> None:
+        if self._splice is not None:
+            self._splice.cut(code)
+        else:
+            self.lost_before_accept(PeerLost(close))
+
+    def _report(self, sent: int, received: int, close: str) -> None:
+        self._plane.link_over(self, sent, received, close)
+
+
+class _Held:
+    """Keeps what a tunnel brings while the app's socket connects; bounded, for it stops reading."""
+
+    __slots__ = ("_link", "control", "data")
+
+    def __init__(self, link: InboundLink) -> None:
+        self._link = link
+        self.data = bytearray()
+        self.control: list[tuple[int, bytes]] = []
+
+    def tunnel_data(self, piece: memoryview) -> None:
+        self.data += piece
+        self._link.tunnel.pause()
+
+    def tunnel_control(self, kind: int, payload: bytes) -> None:
+        self.control.append((kind, payload))
+        self._link.tunnel.pause()
+
+    def tunnel_writable(self) -> None:
+        """ACCEPT is all that will be written."""
+
+    def tunnel_lost(self, error: SidecarError) -> None:
+        self._link.lost_before_accept(error)
+
+
+def new_record(plane: Plane, peer: tuple[str, int], to: tuple[str, int]) -> LinkRecord:
+    """The record of a link that came from `peer` (IP, port) and was going to `to`."""
+    record = LinkRecord("inbound")
+    plane.new_ids(record)
+    record.start_ns = plane.unix_ns()
+    record.source_ip, record.source_port = peer
+    record.original_ip, record.original_port = to
+    record.destination_ip, record.destination_port = to
+    record.destination_pod = plane.own.pod
+    if plane.trust is not None:
+        record.destination_identity = plane.trust.identity
+    known = plane.directory.known(peer[0])
+    if isinstance(known, Workload):
+        record.source_pod = known.pod
+    return record

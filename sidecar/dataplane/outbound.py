@@ -1,0 +1,458 @@
+"""The near end of a link: from the app's connect() to the peer's ACCEPT.
+
+    accepted -> resolved -> chosen -> authorised -> tunnel (idle or new) -> OPEN -> ACCEPT -> splice
+                                                 -> plaintext, only to what is not meshed
+
+A destination known to be meshed is never reached in plaintext, whatever is down. Before ACCEPT a
+link may move to another endpoint, replaying the bytes it holds: the app behind the first never saw
+them. After ACCEPT it never moves.
+"""
+
+import asyncio
+import socket
+from typing import Final
+
+from certs.trust.identity import WorkloadIdentity
+from sidecar.contract import INBOUND_PORT, OWN_PORTS
+from sidecar.dataplane.choose import choose, eligible
+from sidecar.dataplane.context import Plane
+from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
+from sidecar.dataplane.sockets import original_dst, reset
+from sidecar.dataplane.splice import RawSplice, TunnelSplice
+from sidecar.dataplane.tunnel import Tunnel
+from sidecar.directory import EXTERNAL, Found, Service, Workload
+from sidecar.errors import (
+    AppUnreachable,
+    Denied,
+    ExternalDenied,
+    HandshakeTimeout,
+    NoEndpoints,
+    NotReady,
+    OwnPort,
+    PeerLost,
+    ProtocolViolation,
+    RegistryUnavailable,
+    SidecarError,
+)
+from sidecar.report import LinkRecord, Security
+from sidecar.wire.frames import ACCEPT, DATA, HEADER, OPEN, REFUSE, RESET, encode
+from sidecar.wire.opening import (
+    APP_RESET,
+    DENIED,
+    REFUSALS,
+    Opening,
+    decode_accept,
+    decode_code,
+    encode_code,
+)
+
+HOLD_BYTES: Final = 4 * 16384 - HEADER
+"""What may travel with OPEN and is kept for a replay until ACCEPT."""
+MAX_ATTEMPTS: Final = 3
+ACCEPT_TIMEOUT_S: Final = 15.0
+CERTIFICATE_WAIT_S: Final = 10.0
+_CERTIFICATE_POLL_S: Final = 0.05
+
+
+class OutboundLink:
+    """One link on its dialler's side. It keeps itself alive through the loop's callbacks."""
+
+    __slots__ = (
+        "_deadline",
+        "_held",
+        "_identity",
+        "_near",
+        "_peer_port",
+        "_plane",
+        "_port",
+        "_service",
+        "_splice",
+        "_step",
+        "_tried",
+        "_tunnel",
+        "_wait_until",
+        "record",
+    )
+
+    _identity: WorkloadIdentity
+    """Who must be at the destination; set once it is known to be meshed."""
+    _peer_port: int
+    """The port dialled at the peer."""
+    _port: int
+    """The port of the Service that the app asked for."""
+
+    def __init__(self, plane: Plane, near: socket.socket, source_ip: str, source_port: int) -> None:
+        self._plane = plane
+        self._near: socket.socket | None = near
+        self._held = b""
+        self._tunnel: Tunnel | None = None
+        self._splice: TunnelSplice | RawSplice | None = None
+        self._step: Connect | Dial | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._service: Service | None = None
+        self._tried: list[str] = []
+        self._wait_until = 0.0
+        self.record = record = LinkRecord("outbound")
+        plane.new_ids(record)
+        record.start_ns = plane.unix_ns()
+        record.source_ip, record.source_port = source_ip, source_port
+        record.source_pod = plane.own.pod
+        if plane.trust is not None:
+            record.source_identity = plane.trust.identity
+        plane.live.add(self)
+
+    # --- where to ---------------------------------------------------------------------------
+
+    def start_redirected(self) -> None:
+        """The connection was captured: where it was going is in SO_ORIGINAL_DST."""
+        assert self._near is not None
+        ip, port = original_dst(self._near)
+        self.record.original_ip, self.record.original_port = ip, port
+        if port in OWN_PORTS:
+            return self._refuse(
+                OwnPort(f"the app dialled {ip} port {port}, which is podlink's own")
+            )
+        return self._resolve(ip, port)
+
+    def start_upstream(self, key: str, port: int) -> None:
+        """The app dialled a local port that stands for `key` (a Service or pod name) and `port`."""
+        self.record.original_port = port
+        self._resolve(key, port)
+
+    def _resolve(self, key: str, port: int) -> None:
+        plane = self._plane
+        if key in plane.own.ips:
+            return self._to_self(key, port)
+        found = plane.directory.known(key)
+        if found is not None:
+            return self._found(found, port)
+        if self.record.original_ip and not plane.in_cluster(key):
+            return self._found(EXTERNAL, port)
+        return plane.directory.ask(key, lambda found: self._answered(key, port, found))
+
+    def _answered(self, key: str, port: int, found: Found | None) -> None:
+        if found is None:
+            self._fail(RegistryUnavailable(f"the registry did not say in time who is at {key}"))
+        else:
+            self._found(found, port)
+
+    def _found(self, found: Found, port: int) -> None:
+        if isinstance(found, Service):
+            self._service, self._port = found, port
+            self.record.service = found.key
+            return self._next_endpoint()
+        ip = self.record.original_ip
+        if isinstance(found, Workload):
+            self.record.endpoint_choice = "pod-ip"
+            return self._to_pod(found, ip or found.ips[0], port)
+        self.record.endpoint_choice = "external"
+        return self._to_external(ip, port)
+
+    def _next_endpoint(self) -> None:
+        plane, service, port = self._plane, self._service, self._port
+        assert service is not None
+        chosen = choose(
+            service,
+            port,
+            plane.own,
+            now=plane.now(),
+            affinity=plane.affinity,
+            ejections=plane.ejections,
+            open_links=lambda ip, port: plane.open_links.get((ip, port), 0),
+            random=plane.random,
+            tried=self._tried,
+        )
+        if chosen is None:
+            return self._fail(NoEndpoints(f"{service.key} port {port} has no endpoint to dial"))
+        endpoint = chosen.endpoint
+        self.record.endpoint_choice = chosen.why
+        if endpoint.ip in plane.own.ips:
+            return self._to_self(endpoint.ip, chosen.port)
+        if endpoint.workload is None:
+            return self._to_external(endpoint.ip, chosen.port)
+        return self._to_pod(endpoint.workload, endpoint.ip, chosen.port)
+
+    # --- plaintext --------------------------------------------------------------------------
+
+    def _to_self(self, ip: str, port: int) -> None:
+        """A link to the pod itself stays on loopback: there is no network to protect it from."""
+        self.record.endpoint_choice = "self"
+        self.record.destination_pod = self._plane.own.pod
+        self._plaintext(ip, port, "self", "self", CONNECT_TIMEOUT_S)
+
+    def _to_external(self, ip: str, port: int) -> None:
+        self._set_destination(ip, port)
+        if not self._plane.allow_external:
+            return self._refuse(ExternalDenied(f"{ip} is outside the mesh"))
+        return self._plaintext(ip, port, "plaintext", "external", EXTERNAL_TIMEOUT_S)
+
+    def _plaintext(
+        self, ip: str, port: int, security: Security, reason: str, timeout_s: float
+    ) -> None:
+        record = self.record
+        record.security, record.reason = security, reason
+        self._set_destination(ip, port)
+        record.attempts += 1
+        connect = Connect(self._plane, ip, port, timeout_s, self._connected)
+        if connect.pending:
+            self._step = connect
+
+    def _connected(self, sock: socket.socket | None, error: SidecarError | None) -> None:
+        self._step = None
+        record = self.record
+        if sock is None:
+            assert error is not None
+            return self._try_elsewhere(error)
+        record.verdict = "allowed"
+        near, self._near = self._near, None
+        assert near is not None
+        self._plane.link_opened(record.destination_ip, record.destination_port)
+        self._splice = splice = RawSplice(self._plane.loop, near, sock, self._raw_ended)
+        return splice.start()
+
+    def _raw_ended(self, splice: RawSplice, close: str, error: SidecarError | None) -> None:
+        self._plane.link_closed(self.record.destination_ip, self.record.destination_port)
+        self._report(splice.from_near, splice.to_near, close)
+
+    # --- through a tunnel -------------------------------------------------------------------
+
+    def _to_pod(self, pod: Workload, ip: str, port: int) -> None:
+        record = self.record
+        record.destination_pod = pod.pod
+        if not pod.takes_tunnel(port):
+            reason = "unmeshed_peer" if pod.identity is None else "skip_port"
+            return self._plaintext(ip, port, "plaintext", reason, CONNECT_TIMEOUT_S)
+        assert pod.identity is not None
+        record.security, record.reason = "none", ""
+        record.destination_identity = str(pod.identity)
+        self._set_destination(ip, port)
+        self._identity = pod.identity
+        self._peer_port = INBOUND_PORT if pod.tunnel_only else port
+        return self._read_first()
+
+    def _read_first(self) -> None:
+        """Take what the app has said already, so that it travels with OPEN. Nothing waits for it:
+        a server that speaks first has a silent client."""
+        if not self._held:
+            assert self._near is not None
+            try:
+                self._held = self._near.recv(HOLD_BYTES)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return self._fail(PeerLost("the app reset the connection"), close="reset")
+        return self._take_or_dial()
+
+    def _take_or_dial(self) -> None:
+        plane = self._plane
+        self.record.attempts += 1
+        tunnel = plane.pool.take(self._key())
+        if tunnel is not None:
+            self.record.pooled = True
+            return self._open(tunnel)
+        self.record.pooled = False
+        return self._dial()
+
+    def _dial(self) -> None:
+        plane, record = self._plane, self.record
+        trust = plane.usable_trust()
+        if trust is None:
+            return self._wait_for_certificate()
+        record.source_identity = trust.identity
+        dial = Dial(
+            plane, trust, record.destination_ip, self._peer_port, self._identity, self._dialled
+        )
+        if dial.pending:
+            self._step = dial
+        return None
+
+    def _wait_for_certificate(self) -> None:
+        """Hold the connection until our first certificate comes; expired ones are never used."""
+        now = self._plane.now()
+        self._wait_until = self._wait_until or now + CERTIFICATE_WAIT_S
+        if now >= self._wait_until:
+            return self._fail(NotReady("no valid certificate of our own: is the CA reachable?"))
+        self._plane.loop.call_later(_CERTIFICATE_POLL_S, self._dial_again)
+        return None
+
+    def _dial_again(self) -> None:
+        if self._near is not None:
+            self._dial()
+
+    def _dialled(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
+        self._step = None
+        if tunnel is None:
+            assert error is not None
+            self._plane.ejections.failed(
+                self.record.destination_ip, self.record.destination_port, self._plane.now()
+            )
+            return self._try_elsewhere(error)
+        self._open(tunnel)
+        return tunnel.start()
+
+    def _open(self, tunnel: Tunnel) -> None:
+        record = self.record
+        self._tunnel = tunnel
+        tunnel.user = self
+        opening = Opening(
+            record.destination_port,
+            record.trace_id,
+            record.span_id,
+            record.service,
+            record.endpoint_choice,
+        )
+        frames = encode(OPEN, opening.encode())
+        if self._held:
+            frames += encode(DATA, self._held)
+        tunnel.session.sent(OPEN)
+        tunnel.write(frames)
+        self._deadline = self._plane.loop.call_later(ACCEPT_TIMEOUT_S, self._no_answer)
+
+    def tunnel_data(self, piece: memoryview) -> None:
+        raise ProtocolViolation("DATA before ACCEPT")  # the session refuses it before this
+
+    def tunnel_writable(self) -> None:
+        """Nothing more is written before ACCEPT."""
+
+    def tunnel_control(self, kind: int, payload: bytes) -> None:
+        if kind == ACCEPT:
+            self._accepted(payload)
+        elif kind == REFUSE:
+            self._refused(decode_code(payload))
+        elif kind == RESET:
+            self._forget_tunnel()
+            self._fail(PeerLost("the peer reset the link before it accepted it"))
+
+    def tunnel_lost(self, error: SidecarError) -> None:
+        """Before ACCEPT. After a FIN all that the peer said has been read, and it was no ACCEPT: its
+        app saw nothing, so the link may be tried again. After anything else only if nothing of the
+        app's was sent."""
+        pooled = self.record.pooled
+        self._forget_tunnel()
+        orderly = isinstance(error, PeerLost) and error.orderly
+        if orderly or (isinstance(error, PeerLost) and not self._held):
+            if pooled:
+                self.record.pooled = False
+                return self._dial()
+            return self._try_elsewhere(error)
+        return self._fail(error)
+
+    def _no_answer(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.close()
+            self._forget_tunnel()
+            self._fail(HandshakeTimeout("the peer neither accepted nor refused the link"))
+
+    def _accepted(self, payload: bytes) -> None:
+        tunnel, near, record = self._tunnel, self._near, self.record
+        assert tunnel is not None and near is not None and self._deadline is not None
+        decode_accept(payload)
+        self._deadline.cancel()
+        self._near = None
+        record.verdict, record.security = "allowed", "mtls"
+        self._describe_peer(tunnel)
+        tunnel.links += 1
+        plane = self._plane
+        plane.ejections.worked(record.destination_ip, record.destination_port)
+        plane.link_opened(record.destination_ip, record.destination_port)
+        self._splice = splice = TunnelSplice(plane.loop, near, tunnel, self._tunnel_ended)
+        splice.from_near = len(self._held)
+        self._held = b""
+        tunnel.user = splice
+        splice.start()
+
+    def _refused(self, code: int) -> None:
+        tunnel = self._tunnel
+        assert tunnel is not None
+        self._describe_peer(tunnel)
+        self._forget_tunnel()
+        self._plane.pool.give(self._key(), tunnel)
+        if code == DENIED:
+            return self._refuse(Denied("the peer's policy refused the link"))
+        reason = REFUSALS.get(code, "refused")
+        return self._try_elsewhere(AppUnreachable(f"the peer refused the link: {reason}"))
+
+    def _tunnel_ended(self, splice: TunnelSplice, close: str, error: SidecarError | None) -> None:
+        record, plane = self.record, self._plane
+        plane.link_closed(record.destination_ip, record.destination_port)
+        if error is not None:
+            record.reason, record.error = error.reason, str(error)
+        if not splice.tunnel.closed:
+            plane.pool.give(self._key(), splice.tunnel)
+        self._report(splice.from_near, splice.to_near, close)
+
+    def _key(self) -> tuple[str, int, WorkloadIdentity]:
+        return self.record.destination_ip, self._peer_port, self._identity
+
+    def _describe_peer(self, tunnel: Tunnel) -> None:
+        record, peer = self.record, tunnel.peer
+        record.peer_serial, record.peer_sha256 = peer.serial, peer.sha256
+        record.peer_not_after = int(peer.not_after.timestamp())
+        record.destination_identity = tunnel.peer_name
+        record.direct = tunnel.direct
+        record.tls_cipher = tunnel.cipher
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def cut(self, code: int, close: str) -> None:
+        """End the link now, whatever its state: policy, expiry or shutdown asks for it."""
+        if isinstance(self._splice, TunnelSplice):
+            self._splice.cut(code)
+        elif self._splice is not None:
+            self._splice.cut(close)
+        else:
+            self._fail(PeerLost(close), close=close)
+
+    @property
+    def tunnel_expires_at(self) -> float | None:
+        """Monotonic end of the tunnel that carries the link; None for plaintext or before one."""
+        return self._tunnel.expires_at if self._tunnel is not None else None
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes so far: source to destination, and back."""
+        return (self._splice.from_near, self._splice.to_near) if self._splice else (0, 0)
+
+    def _try_elsewhere(self, error: SidecarError) -> None:
+        """Before ACCEPT: another endpoint of the Service, if there is one that was not tried."""
+        record = self.record
+        if self._service is None or record.attempts >= MAX_ATTEMPTS:
+            return self._fail(error)
+        self._tried.append(record.destination_ip)
+        if all(endpoint.ip in self._tried for endpoint in eligible(self._service, self._port)):
+            return self._fail(error)
+        return self._next_endpoint()
+
+    def _forget_tunnel(self) -> None:
+        self._tunnel = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _set_destination(self, ip: str, port: int) -> None:
+        self.record.destination_ip, self.record.destination_port = ip, port
+
+    def _refuse(self, error: SidecarError) -> None:
+        self.record.verdict = "denied"
+        self._end(error, "refused")
+
+    def _fail(self, error: SidecarError, close: str = "refused") -> None:
+        self.record.verdict = "failed"
+        self._end(error, close)
+
+    def _end(self, error: SidecarError, close: str) -> None:
+        record = self.record
+        record.reason, record.error = error.reason, str(error)
+        if self._step is not None:
+            self._step.abandon()
+            self._step = None
+        if self._tunnel is not None:
+            self._tunnel.send(RESET, encode_code(APP_RESET))
+            self._tunnel.close()
+            self._forget_tunnel()
+        if self._near is not None:
+            reset(self._near)
+            self._near = None
+        self._report(0, 0, close)
+
+    def _report(self, sent: int, received: int, close: str) -> None:
+        self._plane.link_over(self, sent, received, close)

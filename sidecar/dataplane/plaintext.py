@@ -1,0 +1,82 @@
+"""A plaintext link from outside that pod and policy let in: straight to the app, with a record."""
+
+import socket
+
+from sidecar.dataplane.context import Plane
+from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Answered, Connect
+from sidecar.dataplane.sockets import loopback_of, reset
+from sidecar.dataplane.splice import RawSplice
+from sidecar.errors import AppUnreachable, SidecarError
+from sidecar.policy.authorise import Permit
+from sidecar.report import LinkRecord
+
+
+class PlaintextLink:
+    """A plaintext link that pod and policy let in."""
+
+    __slots__ = ("_connect", "_head", "_plane", "_sock", "_splice", "_to", "record")
+
+    def __init__(
+        self,
+        plane: Plane,
+        sock: socket.socket,
+        to: tuple[str, int],
+        permit: Permit,
+        record: LinkRecord,
+    ) -> None:
+        self._plane, self._sock, self._to, self.record = plane, sock, to, record
+        self._splice: RawSplice | None = None
+        self._connect: Connect | None = None
+        self._head = b""
+        record.policy, record.rule = permit.policy, permit.rule
+        plane.live.add(self)
+
+    def start(self, head: bytes) -> None:
+        self._head = head
+        self._try(self._to[0], self._first_answer)
+
+    def _try(self, ip: str, answered: Answered) -> None:
+        connect = Connect(self._plane, ip, self._to[1], CONNECT_TIMEOUT_S, answered)
+        if connect.pending:
+            self._connect = connect
+
+    def _first_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:
+        if app is not None:
+            return self._begin(app)
+        return self._try(loopback_of(self._to[0]), self._last_answer)
+
+    def _last_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:
+        if app is not None:
+            return self._begin(app)
+        unreachable = AppUnreachable(f"nothing listens on port {self._to[1]}")
+        self.record.reason, self.record.error = unreachable.reason, str(unreachable)
+        reset(self._sock)
+        return self._report(0, 0, "refused")
+
+    def _begin(self, app: socket.socket) -> None:
+        self._connect = None
+        self.record.verdict = "allowed"
+        self._splice = RawSplice(self._plane.loop, self._sock, app, self._ended)
+        self._splice.start(self._head)
+
+    def _ended(self, splice: RawSplice, close: str, error: SidecarError | None) -> None:
+        self._report(splice.from_near, splice.to_near, close)
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        return (self._splice.from_near, self._splice.to_near) if self._splice else (0, 0)
+
+    @property
+    def tunnel_expires_at(self) -> float | None:
+        return None
+
+    def cut(self, code: int, close: str) -> None:
+        if self._splice is not None:
+            return self._splice.cut(close)
+        if self._connect is not None:
+            self._connect.abandon()
+        reset(self._sock)
+        return self._report(0, 0, close)
+
+    def _report(self, sent: int, received: int, close: str) -> None:
+        self._plane.link_over(self, sent, received, close)

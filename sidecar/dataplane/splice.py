@@ -1,0 +1,337 @@
+"""Move bytes between a near socket and a tunnel, or between two sockets. HOT PATH.
+
+Rules for this file: no await, no logging, no tracing, nothing made per chunk but memory views. Each
+direction ends on its own (half-close); a slow reader stops the reading on the other side, so at most
+one buffer of a link waits in memory.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sidecar.dataplane.sockets import reset
+from sidecar.dataplane.tunnel import Tunnel
+from sidecar.errors import PeerLost, SidecarError
+from sidecar.wire.frames import DATA, END, HEADER, RESET
+from sidecar.wire.opening import APP_RESET, RESETS, decode_code, encode_code
+
+_BUFFER: Final = bytearray(256 * 1024)
+_VIEW: Final = memoryview(_BUFFER)
+_PAYLOAD: Final = _VIEW[HEADER:]
+FIRST_READ: Final = 32768 - HEADER
+MAX_READ: Final = 262144 - HEADER
+"""Header and payload fill whole TLS records: anything else leaves a record of a few bytes each time."""
+
+
+class TunnelSplice:
+    """One link from the moment both ends exist: near is a socket, far is a tunnel.
+
+    `ended(splice, close, error)` is called once, with the near socket closed: `close` is how the
+    link ended (docs/reasons.md), `error` what broke it. The tunnel is the caller's again: reusable
+    after an orderly end, closed otherwise.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_ended",
+        "_far_ended",
+        "_fd",
+        "_loop",
+        "_near_ended",
+        "_read_size",
+        "_reading",
+        "from_near",
+        "near",
+        "over",
+        "to_near",
+        "tunnel",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        near: socket.socket,
+        tunnel: Tunnel,
+        ended: "Callable[[TunnelSplice, str, SidecarError | None], None]",
+    ) -> None:
+        self._loop, self.near, self._fd, self.tunnel = loop, near, near.fileno(), tunnel
+        self._ended = ended
+        self._backlog: bytearray | None = None
+        self._near_ended = self._far_ended = self._reading = False
+        self._read_size = FIRST_READ
+        self.from_near = 0
+        self.to_near = 0
+        self.over = False
+
+    def start(self) -> None:
+        """Both ends are up: begin to read the near one."""
+        self._reading = True
+        self._loop.add_reader(self._fd, self._near_readable)
+
+    def deliver(self, held: bytearray, control: Sequence[tuple[int, bytes]]) -> None:
+        """What the tunnel brought while the near socket was connecting; the tunnel is paused."""
+        if held:
+            self.tunnel_data(memoryview(held))
+        for kind, payload in control:
+            if not self.over:
+                self.tunnel_control(kind, payload)
+        if self._backlog is None and not self.over:
+            self.tunnel.resume()
+
+    # --- near to far ------------------------------------------------------------------------
+
+    def _near_readable(self) -> None:
+        try:
+            size = self.near.recv_into(_PAYLOAD, self._read_size)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return self._near_reset()
+        if not size:
+            return self._near_finished()
+        _BUFFER[0] = DATA
+        _BUFFER[1] = size >> 16
+        _BUFFER[2] = size >> 8 & 0xFF
+        _BUFFER[3] = size & 0xFF
+        self.from_near += size
+        if size == self._read_size and size < MAX_READ:
+            self._read_size = min(MAX_READ, (size + HEADER) * 2 - HEADER)
+        if not self.tunnel.write(_VIEW[: size + HEADER]):
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+        return None
+
+    def tunnel_writable(self) -> None:
+        if not self._near_ended and not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._near_readable)
+
+    def _near_finished(self) -> None:
+        """The near side sends no more: pass that on, and go on in the other direction."""
+        self._near_ended = True
+        self._stop_reading()
+        self.tunnel.send(END)
+        if self._far_ended and self._backlog is None:
+            self._finish("fin", None)
+
+    def _near_reset(self) -> None:
+        self.tunnel.send(RESET, encode_code(APP_RESET))
+        self.tunnel.close()
+        self._finish("reset", None)
+
+    # --- far to near ------------------------------------------------------------------------
+
+    def tunnel_data(self, piece: memoryview) -> None:
+        if self._backlog is not None:
+            self._backlog += piece
+            return self.tunnel.pause()
+        try:
+            sent = self.near.send(piece)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return self._near_reset()
+        self.to_near += sent
+        if sent < len(piece):
+            self._backlog = bytearray(piece[sent:])
+            self.tunnel.pause()
+            self._loop.add_writer(self._fd, self._near_writable)
+        return None
+
+    def _near_writable(self) -> None:
+        assert self._backlog is not None
+        try:
+            sent = self.near.send(self._backlog)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return self._near_reset()
+        self.to_near += sent
+        if sent < len(self._backlog):
+            del self._backlog[:sent]
+            return None
+        self._backlog = None
+        self._loop.remove_writer(self._fd)
+        if self._far_ended:
+            return self._shut_near()
+        return self.tunnel.resume()
+
+    def tunnel_control(self, kind: int, payload: bytes) -> None:
+        if kind == END:
+            self._far_ended = True
+            if self._backlog is None:
+                self._shut_near()
+            # Else after the backlog; and nothing more can come, so the tunnel may rest.
+        elif kind == RESET:
+            self.tunnel.close()
+            self._finish(RESETS.get(decode_code(payload), "reset"), None, cut=True)
+
+    def _shut_near(self) -> None:
+        if self._near_ended:
+            return self._finish("fin", None)
+        with contextlib.suppress(OSError):  # it may be gone; reading will tell
+            self.near.shutdown(socket.SHUT_WR)
+        return self.tunnel.resume()
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def tunnel_lost(self, error: SidecarError) -> None:
+        self._finish("lost" if isinstance(error, PeerLost) else "protocol_error", error, cut=True)
+
+    def cut(self, code: int) -> None:
+        """End the link now, on both sides: policy, expiry or shutdown asks for it."""
+        self.tunnel.send(RESET, encode_code(code))
+        self.tunnel.close()
+        self._finish(RESETS[code], None, cut=True)
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _finish(self, close: str, error: SidecarError | None, *, cut: bool = False) -> None:
+        if self.over:
+            return
+        self.over = True
+        self._stop_reading()
+        if self._backlog is not None:
+            self._backlog = None
+            self._loop.remove_writer(self._fd)
+        if cut:
+            reset(self.near)
+        else:
+            self.near.close()
+        self._ended(self, close, error)
+
+
+class _Half:
+    """One direction of a RawSplice."""
+
+    __slots__ = ("_backlog", "_loop", "_over", "_reading", "_source", "_target", "ended", "moved")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        source: socket.socket,
+        target: socket.socket,
+        over: Callable[[bool], None],
+    ) -> None:
+        self._loop, self._source, self._target, self._over = loop, source, target, over
+        self._backlog: bytearray | None = None
+        self._reading = False
+        self.ended = False
+        self.moved = 0
+
+    def start(self) -> None:
+        self._reading = True
+        self._loop.add_reader(self._source.fileno(), self._readable)
+
+    def send_first(self, head: bytes) -> None:
+        """Bytes of the source that were read before the splice began."""
+        if head:
+            self._send(memoryview(head))
+
+    def _readable(self) -> None:
+        try:
+            size = self._source.recv_into(_BUFFER)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return self._over(True)
+        if size:
+            return self._send(_VIEW[:size])
+        self.ended = True
+        self.stop()
+        with contextlib.suppress(OSError):
+            self._target.shutdown(socket.SHUT_WR)
+        return self._over(False)
+
+    def _send(self, piece: memoryview) -> None:
+        try:
+            sent = self._target.send(piece)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return self._over(True)
+        self.moved += sent
+        if sent < len(piece):
+            self.stop()
+            self._backlog = bytearray(piece[sent:])
+            self._loop.add_writer(self._target.fileno(), self._writable)
+        return None
+
+    def _writable(self) -> None:
+        assert self._backlog is not None
+        try:
+            sent = self._target.send(self._backlog)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return self._over(True)
+        self.moved += sent
+        if sent < len(self._backlog):
+            del self._backlog[:sent]
+            return None
+        self._backlog = None
+        self._loop.remove_writer(self._target.fileno())
+        return self.start()
+
+    def stop(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._source.fileno())
+        if self._backlog is not None:
+            self._backlog = None
+            self._loop.remove_writer(self._target.fileno())
+
+
+class RawSplice:
+    """One plaintext link: two sockets, nothing in between.
+
+    `ended(splice, close, error)` is called once, with both sockets closed.
+    """
+
+    __slots__ = ("_ended", "_in", "_near", "_other", "_out")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        near: socket.socket,
+        other: socket.socket,
+        ended: "Callable[[RawSplice, str, SidecarError | None], None]",
+    ) -> None:
+        self._near, self._other, self._ended = near, other, ended
+        self._out = _Half(loop, near, other, self._half_over)
+        self._in = _Half(loop, other, near, self._half_over)
+
+    @property
+    def from_near(self) -> int:
+        return self._out.moved
+
+    @property
+    def to_near(self) -> int:
+        return self._in.moved
+
+    def start(self, head: bytes = b"") -> None:
+        """Begin both directions; `head` is what was read of the near socket already."""
+        self._in.start()
+        self._out.start()
+        self._out.send_first(head)
+
+    def cut(self, close: str) -> None:
+        self._finish(close, None, broken=True)
+
+    def _half_over(self, broken: bool) -> None:
+        if broken:
+            self._finish("reset", None, broken=True)
+        elif self._out.ended and self._in.ended:
+            self._finish("fin", None, broken=False)
+
+    def _finish(self, close: str, error: SidecarError | None, *, broken: bool) -> None:
+        self._out.stop()
+        self._in.stop()
+        for sock in (self._near, self._other):
+            reset(sock) if broken else sock.close()
+        self._ended(self, close, error)

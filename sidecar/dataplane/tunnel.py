@@ -1,0 +1,268 @@
+"""One TLS connection that carries `podlink/1`. HOT PATH: read docs/performance.md first.
+
+TLS runs over memory BIOs and the socket stays raw, so that one receive and one send move up to
+256 KiB at a time instead of a record of 16 KiB, and so that half-close is ours to do. Rules for this
+file: no await, no logging, no object made per chunk beyond memory views.
+
+One receive buffer and one plaintext buffer serve every tunnel of the process; nothing stays in them
+between two events.
+"""
+
+import asyncio
+import socket
+import ssl
+from typing import Final, Protocol
+
+from certs.trust.facts import LeafFacts
+from sidecar.errors import PeerLost, ProtocolViolation, SidecarError
+from sidecar.wire.frames import GOAWAY, PING, PONG, PONG_FRAME, FrameReader, encode
+from sidecar.wire.session import Phase, Role, Session
+
+RECORD: Final = 16384
+FIRST_CHUNK: Final = 2 * RECORD
+MAX_CHUNK: Final = 16 * RECORD
+"""Bytes asked of one receive: grows to this while a tunnel fills them, because the BIO of a tunnel
+keeps the size it once had."""
+
+_received = memoryview(bytearray(MAX_CHUNK))
+_plain = memoryview(bytearray(MAX_CHUNK))
+_PLAIN_FULL: Final = MAX_CHUNK - RECORD
+
+
+class TunnelUser(Protocol):
+    """Who gets what comes out of a tunnel: a link while there is one, else the tunnel's keeper."""
+
+    def tunnel_data(self, piece: memoryview) -> None:
+        """Payload of a DATA frame; valid only during the call."""
+
+    def tunnel_control(self, kind: int, payload: bytes) -> None:
+        """Any frame that the tunnel does not answer itself; may raise ProtocolViolation."""
+
+    def tunnel_writable(self) -> None:
+        """A write had returned False, and all of it has left."""
+
+    def tunnel_lost(self, error: SidecarError) -> None:
+        """The tunnel is gone. Called at most once, never from within a write."""
+
+
+class Tunnel:
+    """A tunnel after its handshake. Whoever makes one sets `user` before calling `start`."""
+
+    __slots__ = (
+        "_backlog",
+        "_chunk",
+        "_fd",
+        "_incoming",
+        "_loop",
+        "_outgoing",
+        "_paused",
+        "_reader",
+        "_sock",
+        "_ssl",
+        "cipher",
+        "closed",
+        "direct",
+        "expires_at",
+        "going_away",
+        "idle_since",
+        "key",
+        "links",
+        "peer",
+        "peer_ip",
+        "peer_name",
+        "peer_port",
+        "session",
+        "user",
+    )
+
+    user: TunnelUser
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        *,
+        role: Role,
+        peer: LeafFacts,
+        peer_address: tuple[str, int],
+        expires_at: float,
+    ) -> None:
+        self._loop, self._sock, self._fd = loop, sock, sock.fileno()
+        self._ssl, self._incoming, self._outgoing = tls, incoming, outgoing
+        self._reader = FrameReader()
+        self._backlog: memoryview | None = None
+        """What the kernel did not take; more waits encrypted in the BIO."""
+        self._chunk = FIRST_CHUNK
+        self._paused = False
+        self.session = Session(role)
+        self.peer = peer
+        """Who is at the other end: the facts of its checked leaf."""
+        self.peer_name = str(peer.identity)
+        self.peer_ip, self.peer_port = peer_address
+        self.cipher = (tls.cipher() or ("",))[0]
+        self.direct = self.peer_ip in peer.ips
+        """Nothing between the two pods rewrote the address."""
+        self.expires_at = expires_at
+        """Monotonic: when the first of both leaves ends; no link may outlive it."""
+        self.going_away = False
+        """The peer will open or take no new link here."""
+        self.closed = False
+        self.links = 0
+        """How many links it has carried."""
+        self.idle_since = 0.0
+        self.key: object = None
+        """The pool's: under what it lies while idle."""
+
+    def start(self) -> None:
+        """Begin to read; what the handshake left in the BIO is delivered at once."""
+        self._loop.add_reader(self._fd, self._readable)
+        self._drain()
+
+    @property
+    def reusable(self) -> bool:
+        return not self.closed and not self.going_away and self.session.phase is Phase.IDLE
+
+    # --- towards the peer -------------------------------------------------------------------
+
+    def write(self, frames: bytes | bytearray | memoryview) -> bool:
+        """Send whole frames. False: the peer is slow; write no DATA before `tunnel_writable`."""
+        self._ssl.write(frames)
+        if self._backlog is not None:
+            return False
+        return self._flush()
+
+    def send(self, kind: int, payload: bytes = b"") -> None:
+        """Send one control frame and move the session on."""
+        self.session.sent(kind)
+        self.write(encode(kind, payload))
+
+    def _flush(self) -> bool:
+        out = self._outgoing.read()
+        try:
+            sent = self._sock.send(out)
+        except BlockingIOError:
+            sent = 0
+        except OSError as e:
+            # Told later: whoever is writing must not find itself closed underneath.
+            self._loop.call_soon(self._lost, PeerLost(f"send: {e.strerror}"))
+            return True
+        if sent == len(out):
+            return True
+        self._backlog = memoryview(out)[sent:]
+        self._loop.add_writer(self._fd, self._writable)
+        return False
+
+    def _writable(self) -> None:
+        assert self._backlog is not None
+        try:
+            sent = self._sock.send(self._backlog)
+        except BlockingIOError:
+            return None
+        except OSError as e:
+            return self._lost(PeerLost(f"send: {e.strerror}"))
+        if sent < len(self._backlog):
+            self._backlog = self._backlog[sent:]
+            return None
+        self._backlog = None
+        self._loop.remove_writer(self._fd)
+        if not self._outgoing.pending or self._flush():
+            self.user.tunnel_writable()
+        return None
+
+    # --- from the peer ----------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Read no more: whoever takes the data is slow, and TCP tells the peer."""
+        if not self._paused:
+            self._paused = True
+            self._loop.remove_reader(self._fd)
+
+    def resume(self) -> None:
+        """Read again, beginning with what lies decrypted or waiting in the BIO.
+
+        Never from within `tunnel_data`: the plaintext buffer is in use there.
+        """
+        if self._paused and not self.closed:
+            self._paused = False
+            self._loop.add_reader(self._fd, self._readable)
+            self._drain()
+
+    def _readable(self) -> None:
+        try:
+            size = self._sock.recv_into(_received, self._chunk)
+        except BlockingIOError:
+            return None
+        except OSError as e:
+            return self._lost(PeerLost(f"receive: {e.strerror}"))
+        if not size:
+            return self._lost(PeerLost("the peer closed the tunnel", orderly=True))
+        self._incoming.write(_received[:size])
+        if size == self._chunk and size < MAX_CHUNK:
+            self._chunk = size * 2
+        return self._drain()
+
+    def _drain(self) -> None:
+        """Decrypt all that has come and pass it on. Data left in the BIO raises no event."""
+        incoming, read = self._incoming, self._ssl.read
+        try:
+            while incoming.pending and not self._paused:
+                size = 0
+                try:
+                    while incoming.pending and size <= _PLAIN_FULL:
+                        got = read(RECORD, _plain[size:])
+                        if not got:
+                            return self._lost(PeerLost("the peer closed the tunnel", orderly=True))
+                        size += got  # type: ignore[operator]
+                except ssl.SSLWantReadError:
+                    pass
+                if not size:
+                    return None
+                self._reader.feed(_plain[:size], self)
+                if self.closed:
+                    return None
+        except SidecarError as e:
+            self._lost(e)
+        except ssl.SSLError as e:
+            self._lost(PeerLost(f"TLS: {e.reason}"))
+        return None
+
+    def data(self, piece: memoryview) -> None:
+        """FrameSink."""
+        if self.closed:
+            return
+        if not self.session.data_allowed:
+            raise ProtocolViolation(f"DATA while {self.session.phase.value}")
+        self.user.tunnel_data(piece)
+
+    def control(self, kind: int, payload: bytes) -> None:
+        """FrameSink."""
+        if self.closed:
+            return
+        self.session.received(kind)
+        if kind == PING:
+            self.write(PONG_FRAME)
+        elif kind != PONG:
+            if kind == GOAWAY:
+                self.going_away = True
+            self.user.tunnel_control(kind, payload)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close now, saying nothing to `user`. What the kernel has taken is still delivered."""
+        if self.closed:
+            return
+        self.closed = True
+        if not self._paused:
+            self._loop.remove_reader(self._fd)
+        if self._backlog is not None:
+            self._loop.remove_writer(self._fd)
+        self._sock.close()
+
+    def _lost(self, error: SidecarError) -> None:
+        if not self.closed:
+            self.close()
+            self.user.tunnel_lost(error)

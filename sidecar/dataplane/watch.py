@@ -1,0 +1,55 @@
+"""Looks over all links and idle tunnels every few seconds, so that no link needs a timer of its own.
+
+Says of a long link that it is open, cuts a link whose certificates have ended, and closes peers'
+tunnels that lie idle.
+"""
+
+import asyncio
+import copy
+from typing import Final
+
+from sidecar.dataplane.arrival import Arrivals
+from sidecar.dataplane.context import LiveLink, Plane
+from sidecar.wire.opening import CUT_AT_EXPIRY
+
+EVERY_S: Final = 5.0
+TOLD_AFTER_NS: Final = 60 * 1_000_000_000
+ACCEPTOR_IDLE_S: Final = 90.0
+"""Longer than a dialler keeps one, so that it is the dialler who closes (see `pool`)."""
+
+
+class Watch:
+    def __init__(self, plane: Plane, arrivals: Arrivals) -> None:
+        self._plane, self._arrivals = plane, arrivals
+        self._told: set[LiveLink] = set()
+        self._timer: asyncio.TimerHandle = plane.loop.call_later(EVERY_S, self._round)
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _round(self) -> None:
+        self.look()
+        self._timer = self._plane.loop.call_later(EVERY_S, self._round)
+
+    def look(self) -> None:
+        """One round, now."""
+        plane = self._plane
+        now, now_ns = plane.now(), plane.unix_ns()
+        for link in list(plane.live):
+            ends = link.tunnel_expires_at
+            if ends is not None and ends <= now:
+                link.cut(CUT_AT_EXPIRY, "expired")
+            elif link not in self._told and now_ns - link.record.start_ns > TOLD_AFTER_NS:
+                self._told.add(link)
+                told = copy.copy(link.record)
+                told.still_open = True
+                told.bytes_sent, told.bytes_received = link.moved
+                told.end_ns = now_ns
+                plane.report(told)
+        for tunnel in list(self._arrivals.tunnels):
+            if tunnel.expires_at <= now or (
+                tunnel.idle and tunnel.idle_since + ACCEPTOR_IDLE_S < now
+            ):
+                tunnel.close()
+        self._told &= plane.live
+        plane.ejections.forget_before(now)

@@ -1,0 +1,105 @@
+"""What the sidecar knows of who is where: plain values, and the questions the data plane may ask.
+
+`sidecar.discovery` fills it from the registry; the data plane only reads. An address is a pod, a
+Service, or external; `None` means that nobody has said yet.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from certs.trust.identity import WorkloadIdentity
+from sidecar.ports import NO_PORTS, PortSet
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One pod, by its spec. `identity` is what its leaf must say; None for an unmeshed pod."""
+
+    uid: str
+    namespace: str
+    name: str
+    identity: WorkloadIdentity | None
+    ips: tuple[str, ...]
+    node: str = ""
+    zone: str = ""
+    tunnel_only: bool = False
+    """`mode: localhost`: nothing redirects its ports, so tunnels go to its inbound port."""
+    skip_inbound: PortSet = NO_PORTS
+    """Ports its capture leaves alone: they are reached in plaintext."""
+    skip_outbound: PortSet = NO_PORTS
+    terminating: bool = False
+
+    @property
+    def pod(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def takes_tunnel(self, port: int) -> bool:
+        """Whether a link to this port of the pod must go through a tunnel."""
+        return self.identity is not None and port not in self.skip_inbound
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address behind a Service; `workload` is None for an address that is no known pod."""
+
+    ip: str
+    ports: Mapping[int, int]
+    """Port of the Service to port of this endpoint."""
+    workload: Workload | None
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    namespace: str
+    name: str
+    cluster_ips: tuple[str, ...]
+    ports: frozenset[int]
+    endpoints: tuple[Endpoint, ...]
+    affinity_timeout_s: int = 0
+    balance: str = ""
+    traffic_distribution: str = ""
+    publish_not_ready: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}.{self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """Neither a pod nor a Service of the cluster."""
+
+
+EXTERNAL = External()
+Found = Workload | Service | External
+Answer = Callable[[Found | None], None]
+"""Called once with what was found, or None if nobody could say in time."""
+
+
+class Directory(Protocol):
+    def known(self, key: str) -> Found | None:
+        """What is known of an IP or name now, without asking; None if nothing is."""
+
+    def ask(self, key: str, answer: Answer) -> None:
+        """Ask the registry; `answer` is called from the event loop, in time or with None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a sidecar knows of its own pod."""
+
+    namespace: str
+    name: str
+    uid: str
+    ips: frozenset[str]
+    node: str = ""
+    zone: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pod(self) -> str:
+        return f"{self.namespace}/{self.name}"

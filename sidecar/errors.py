@@ -1,0 +1,128 @@
+"""Every way a link can fail, and who is to blame.
+
+`reason` is a fixed slug: spans, metrics, logs and alerts all use it, so the set below is part of
+podlink's public interface (docs/reasons.md lists it, and a test compares the two).
+"""
+
+
+class SidecarError(Exception):
+    """Base of all; never raised itself."""
+
+    reason = "internal"
+
+
+class PeerError(SidecarError):
+    """The other side broke a rule. Expected on a hostile network; never a traceback."""
+
+
+class ProtocolViolation(PeerError):
+    """A frame that `podlink/1` does not allow here, or a malformed one."""
+
+    reason = "protocol_error"
+
+
+class HandshakeFailed(PeerError):
+    """TLS did not come about: no certificate, unknown root, wrong version, or no TLS at all."""
+
+    reason = "handshake_failed"
+
+
+class AlpnMismatch(PeerError):
+    """TLS came about, but the peer does not speak `podlink/1`. Python does not fail on this."""
+
+    reason = "alpn_mismatch"
+
+
+class PeerUntrusted(PeerError):
+    """The peer's leaf is no valid SVID, though OpenSSL accepted its chain."""
+
+    reason = "peer_untrusted"
+
+
+class IdentityMismatch(PeerError):
+    """A valid SVID, but not the one expected at this pod IP."""
+
+    reason = "identity_mismatch"
+
+
+class Denied(PeerError):
+    """Policy says no."""
+
+    reason = "policy_denied"
+
+
+class PlaintextDenied(Denied):
+    """A plaintext connection where only mesh peers may come in."""
+
+    reason = "plaintext_denied"
+
+
+class ExternalDenied(Denied):
+    """The app may not leave the mesh (`external: deny`)."""
+
+    reason = "external_denied"
+
+
+class OwnPort(PeerError):
+    """The original destination is one of our own ports: a loop or an attack."""
+
+    reason = "own_port"
+
+
+class HandshakeTimeout(PeerError):
+    """The peer did not finish its handshake, or did not open a link, in time."""
+
+    reason = "handshake_timeout"
+
+
+class PeerLost(PeerError):
+    """The tunnel broke before the link had ended on both sides.
+
+    `orderly`: by a FIN, so that all the peer had sent has been read.
+    """
+
+    reason = "peer_lost"
+
+    def __init__(self, message: str, *, orderly: bool = False) -> None:
+        super().__init__(message)
+        self.orderly = orderly
+
+
+class LocalError(SidecarError):
+    """The app, our settings, our CA or our registry let us down. Retrying may help."""
+
+
+class AppUnreachable(LocalError):
+    """Nothing accepts connections on the app's port."""
+
+    reason = "app_unreachable"
+
+
+class EndpointUnreachable(LocalError):
+    """The chosen endpoint does not accept connections."""
+
+    reason = "endpoint_unreachable"
+
+
+class NoEndpoints(LocalError):
+    """The Service has no endpoint that may be dialled."""
+
+    reason = "no_endpoints"
+
+
+class NotReady(LocalError):
+    """We hold no certificate yet, or ours has expired."""
+
+    reason = "no_certificate"
+
+
+class RegistryUnavailable(LocalError):
+    """Nobody can say who is at this address of the cluster, so we do not dial it."""
+
+    reason = "registry_unavailable"
+
+
+class Bug(SidecarError):
+    """Our own code reached a state it promised never to reach."""
+
+    reason = "bug"
