@@ -1,1 +1,8 @@
-"""."""
+"""Puts the redirect rules into the pod's network namespace, proves them, and exits.
+
+- `plan`: the nft ruleset as text. Pure.
+- `canary`: opens a connection and sees where it really lands.
+- `apply`: loads the plan in one transaction and proves it.
+
+Runs once, as the pod's first init container, with NET_ADMIN and nothing else.
+"""

@@ -5,7 +5,6 @@ How a link flows through these files:
     accept -> outbound (resolve, choose, authorise) -> pool or dial -> tunnel -> splice
     accept -> inbound (peek, handshake, OPEN, authorise) -> splice -> the app
 
-- `sockets`: options, SO_ORIGINAL_DST, resets: everything that touches a raw socket's settings.
 - `listener`: accepts connections and hands them on.
 - `tunnel`: one TLS connection that carries `podlink/1`. HOT PATH.
 - `splice`: moves bytes between a near socket and a tunnel, or between two sockets. HOT PATH.

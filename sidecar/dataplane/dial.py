@@ -9,7 +9,7 @@ from typing import Final
 from certs.trust.identity import WorkloadIdentity
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.handshake import Handshake
-from sidecar.dataplane.sockets import (
+from sidecar.sockets import (
     connect_error,
     is_connected,
     start_connect,

@@ -10,7 +10,7 @@ import socket
 from sidecar.contract import OWN_PORTS
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
-from sidecar.dataplane.sockets import loopback_of
+from sidecar.sockets import loopback_of
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import Workload

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from sidecar.dataplane.sockets import reset
+from sidecar.sockets import reset
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.errors import PeerLost, SidecarError
 from sidecar.wire.frames import DATA, END, HEADER, RESET

@@ -1,0 +1,96 @@
+"""What the pod's firewall must say, as text for `nft -f`. Pure.
+
+One table of our own, of family inet, so that IPv4 and IPv6 stand or fall together and nobody else's
+rules are touched. Loading it deletes and makes it anew in one transaction: running twice changes
+nothing, and there is no moment without rules (nft(8), "ATOMICITY").
+
+Outward, a connection passes untouched if the proxy itself made it (by UID and GID, or by socket mark
+where only one UID exists), if it stays on 127.0.0.0/8 or ::1, or if its port or subnet is skipped;
+the pod's own IP is captured like any other, so that a pod that calls itself leaves a record.
+Inward, only what comes from another network namespace is captured, and never our health port.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Literal
+
+from sidecar.contract import (
+    HEALTH_PORT,
+    INBOUND_PORT,
+    OUTBOUND_PORT,
+    PROXY_GID,
+    PROXY_MARK,
+    PROXY_UID,
+)
+from sidecar.ports import NO_PORTS, PortSet
+
+TABLE = "podlink"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class CapturePlan:
+    exempt_by: Literal["uid", "mark"] = "uid"
+    skip_inbound: PortSet = NO_PORTS
+    skip_outbound: PortSet = NO_PORTS
+    skip_subnets: tuple[Network, ...] = ()
+
+    def ruleset(self) -> str:
+        """The text for `nft -f -`."""
+        return "\n".join(
+            (
+                f"table inet {TABLE}",
+                f"delete table inet {TABLE}",
+                f"table inet {TABLE} {{",
+                "  chain outbound {",
+                "    type nat hook output priority -100; policy accept;",
+                *(f"    {rule}" for rule in self._outbound()),
+                "  }",
+                "  chain inbound {",
+                "    type nat hook prerouting priority -100; policy accept;",
+                *(f"    {rule}" for rule in self._inbound()),
+                "  }",
+                "}",
+                "",
+            )
+        )
+
+    def _outbound(self) -> list[str]:
+        rules = ["meta l4proto != tcp accept"]
+        if self.exempt_by == "uid":
+            rules.append(f"meta skuid {PROXY_UID} meta skgid {PROXY_GID} accept")
+        else:
+            rules.append(f"meta mark {PROXY_MARK:#x} accept")
+        rules += ["ip daddr 127.0.0.0/8 accept", "ip6 daddr ::1 accept"]
+        if self.skip_outbound:
+            rules.append(f"tcp dport {{ {_ports(self.skip_outbound)} }} accept")
+        for family, version in (("ip", 4), ("ip6", 6)):
+            networks = sorted(str(n) for n in self.skip_subnets if n.version == version)
+            if networks:
+                rules.append(f"{family} daddr {{ {', '.join(networks)} }} accept")
+        return [*rules, f"tcp dport 0-65535 redirect to :{OUTBOUND_PORT}"]
+
+    def _inbound(self) -> list[str]:
+        rules = [
+            'iifname "lo" accept',
+            "fib daddr type != local accept",
+            f"tcp dport {HEALTH_PORT} accept",
+        ]
+        if self.skip_inbound:
+            rules.append(f"tcp dport {{ {_ports(self.skip_inbound)} }} accept")
+        return [*rules, f"tcp dport 0-65535 redirect to :{INBOUND_PORT}"]
+
+
+def _ports(ports: PortSet) -> str:
+    return str(ports).replace(",", ", ")
+
+
+def parse_subnets(text: str) -> tuple[Network, ...]:
+    """`10.0.0.0/8, fd00::/8`; raises ValueError naming the item that is no network."""
+    found: list[Network] = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            found.append(ipaddress.ip_network(item))
+        except ValueError as e:
+            raise ValueError(f"{item!r} is no subnet such as 10.0.0.0/8: {e}") from e
+    return tuple(found)

@@ -1,0 +1,126 @@
+"""Settings of the proxy, read once at start. Nothing else in `sidecar` reads the environment."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from certs.trust.identity import IdentityMalformed, check_trust_domain
+from kit.settings import ConfigInvalid, Settings
+from sidecar.contract import (
+    ADMIN_SOCKET,
+    BUNDLE_PATH,
+    DEFAULT_TRUST_DOMAIN,
+    PROXY_MARK,
+    TOKEN_PATH,
+)
+from sidecar.directory import Own
+
+_CLUSTER_CIDRS = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7"
+_UPSTREAM = re.compile(
+    r"(?P<local>[0-9]{1,5})=(?P<host>[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?):(?P<port>[0-9]{1,5})",
+    re.ASCII,
+)
+_LOG_LEVELS = frozenset({"debug", "info", "warning", "error"})
+_ALLOW_DENY = frozenset({"allow", "deny"})
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """`127.0.0.1:<local_port>` in the pod stands for `key` (`name.namespace`) and `port`."""
+
+    local_port: int
+    key: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SidecarConfig:
+    own: Own
+    trust_domain: str
+    ca_address: str
+    registry_address: str
+    token_path: Path
+    bundle_path: Path
+    admin_socket: Path
+    mode: str
+    """`redirect`: connections are captured. `localhost`: only `upstreams` and direct tunnels."""
+    upstreams: tuple[Upstream, ...]
+    allow_plaintext: bool
+    """Insecure. Let callers without identity in, until the registry says what the pod asks for."""
+    allow_external: bool
+    cluster_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+    mark: int
+    """SO_MARK on our own connections; 0 where capture exempts us by UID."""
+    log_level: str
+    drain_s: float
+    """How long running links may go on after SIGTERM."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Raises ConfigInvalid naming the setting."""
+        return cls(
+            own=Own(
+                namespace=settings.text("POD_NAMESPACE"),
+                name=settings.text("POD_NAME"),
+                uid=settings.text("POD_UID"),
+                ips=frozenset(_ips(settings)),
+                node=settings.text("NODE_NAME", " ").strip(),
+            ),
+            trust_domain=_trust_domain(settings),
+            ca_address=settings.text("PODLINK_CA_ADDRESS"),
+            registry_address=settings.text("PODLINK_REGISTRY_ADDRESS"),
+            token_path=settings.path("PODLINK_TOKEN_PATH", TOKEN_PATH),
+            bundle_path=settings.path("PODLINK_BUNDLE_PATH", BUNDLE_PATH),
+            admin_socket=settings.path("PODLINK_ADMIN_SOCKET", ADMIN_SOCKET),
+            mode=settings.choice("PODLINK_MODE", "redirect", frozenset({"redirect", "localhost"})),
+            upstreams=_upstreams(settings),
+            allow_plaintext=settings.choice("PODLINK_PLAINTEXT", "deny", _ALLOW_DENY) == "allow",
+            allow_external=settings.choice("PODLINK_EXTERNAL", "allow", _ALLOW_DENY) == "allow",
+            cluster_networks=_networks(settings),
+            mark=PROXY_MARK
+            if settings.choice("PODLINK_EXEMPT_BY", "uid", frozenset({"uid", "mark"})) == "mark"
+            else 0,
+            log_level=settings.choice("PODLINK_LOG_LEVEL", "info", _LOG_LEVELS),
+            drain_s=settings.seconds("PODLINK_SHUTDOWN_GRACE_PERIOD", 25.0),
+        )
+
+
+def _trust_domain(settings: Settings) -> str:
+    try:
+        return check_trust_domain(settings.text("PODLINK_TRUST_DOMAIN", DEFAULT_TRUST_DOMAIN))
+    except IdentityMalformed as e:
+        raise ConfigInvalid(f"PODLINK_TRUST_DOMAIN: {e}") from e
+
+
+def _ips(settings: Settings) -> list[str]:
+    raw = settings.text("POD_IPS")
+    try:
+        return [str(ipaddress.ip_address(ip.strip())) for ip in raw.split(",") if ip.strip()]
+    except ValueError as e:
+        raise ConfigInvalid(f"POD_IPS: {e}") from e
+
+
+def _networks(settings: Settings) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    raw = settings.text("PODLINK_CLUSTER_CIDRS", _CLUSTER_CIDRS)
+    try:
+        return tuple(ipaddress.ip_network(item.strip()) for item in raw.split(",") if item.strip())
+    except ValueError as e:
+        raise ConfigInvalid(f"PODLINK_CLUSTER_CIDRS: {e}") from e
+
+
+def _upstreams(settings: Settings) -> tuple[Upstream, ...]:
+    """`5432=db.prod:5432, 6379=redis-0.redis.prod:6379`."""
+    found: dict[int, Upstream] = {}
+    for item in filter(None, map(str.strip, (settings.optional("PODLINK_UPSTREAMS") or "").split(","))):
+        match = _UPSTREAM.fullmatch(item)
+        ports = [int(match[name]) for name in ("local", "port")] if match else []
+        if match is None or not all(1 <= port <= 65535 for port in ports):
+            raise ConfigInvalid(f"PODLINK_UPSTREAMS: {item!r} is not like 5432=db.prod:5432")
+        if "." not in match["host"]:
+            raise ConfigInvalid(f"PODLINK_UPSTREAMS: {item!r} needs its namespace: name.namespace")
+        if ports[0] in found:
+            raise ConfigInvalid(f"PODLINK_UPSTREAMS: local port {ports[0]} is named twice")
+        found[ports[0]] = Upstream(ports[0], match["host"].removesuffix(".svc"), ports[1])
+    return tuple(found.values())

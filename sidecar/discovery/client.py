@@ -1,0 +1,139 @@
+"""The stream to the registry, and the last answers.
+
+The sidecar asks for what its app dials and for nothing else, so its memory does not grow with the
+cluster. While the registry is away the last answers stay in force; what was never asked cannot be
+answered then, and such a destination is refused rather than guessed.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
+
+import grpc
+
+from kit.backoff import Backoff
+from proto import registry_pb2 as pb
+from proto.registry_pb2_grpc import RegistryStub
+from sidecar.contract import VERSION
+from sidecar.directory import Answer, Found, Own
+from sidecar.discovery.translate import NotUnderstood, found
+
+ANSWER_WITHIN_S: Final = 0.5
+MAX_KEYS: Final = 8192
+"""Addresses kept; the one asked longest ago is given up first."""
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+_log = logging.getLogger(__name__)
+
+OpenChannel = Callable[[], Awaitable[grpc.aio.Channel]]
+
+
+class RegistryClient:
+    """A `sidecar.directory.Directory`. `run` keeps the stream up until it is cancelled.
+
+    `on_settings` is called with what the registry says of this pod itself, at once and on change.
+    """
+
+    def __init__(
+        self,
+        own: Own,
+        trust_domain: str,
+        open_channel: OpenChannel,
+        on_settings: Callable[[pb.PodSettings], None],
+    ) -> None:
+        self._own, self._trust_domain = own, trust_domain
+        self._open_channel, self._on_settings = open_channel, on_settings
+        self._found: OrderedDict[str, Found] = OrderedDict()
+        self._waiting: dict[str, list[Answer]] = {}
+        self._to_send: asyncio.Queue[pb.DiscoverRequest] = asyncio.Queue()
+        self.connected = False
+        self.ready = asyncio.Event()
+        """Set once the registry has said what is in force for this pod."""
+
+    # --- Directory --------------------------------------------------------------------------
+
+    def known(self, key: str) -> Found | None:
+        return self._found.get(key)
+
+    def ask(self, key: str, answer: Answer) -> None:
+        if (already := self._found.get(key)) is not None:
+            return answer(already)
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            self._waiting[key] = [answer]
+            self._to_send.put_nowait(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=[key])))
+            asyncio.get_running_loop().call_later(ANSWER_WITHIN_S, self._give_up, key)
+        else:
+            waiting.append(answer)
+        return None
+
+    def _give_up(self, key: str) -> None:
+        for answer in self._waiting.pop(key, ()):
+            answer(None)
+
+    # --- the stream -------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        backoff = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S)
+        while True:
+            try:
+                async with await self._open_channel() as channel:
+                    await self._converse(channel, backoff)
+            except grpc.aio.AioRpcError as e:
+                _log.warning(
+                    "registry stream broke",
+                    extra={"code": e.code().name, "detail": e.details()},
+                )
+            finally:
+                self.connected = False
+            await asyncio.sleep(backoff.next_s())
+
+    async def _converse(self, channel: grpc.aio.Channel, backoff: Backoff) -> None:
+        self._to_send = asyncio.Queue()
+        keys = [*self._found, *(key for key in self._waiting if key not in self._found)]
+        own = self._own
+        self._to_send.put_nowait(
+            pb.DiscoverRequest(
+                hello=pb.Hello(
+                    pod_uid=own.uid, namespace=own.namespace, pod_name=own.name, version=VERSION
+                )
+            )
+        )
+        if keys:
+            self._to_send.put_nowait(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=keys)))
+        responses = RegistryStub(channel).Discover(self._requests())
+        async for response in responses:
+            if not self.connected:
+                self.connected = True
+                backoff.reset()
+                _log.info("registry stream up")
+            self._apply(response)
+
+    async def _requests(self) -> AsyncIterator[pb.DiscoverRequest]:
+        queue = self._to_send
+        while True:
+            yield await queue.get()
+
+    def _apply(self, response: pb.DiscoverResponse) -> None:
+        for entry in response.entries:
+            try:
+                value = found(entry, self._trust_domain)
+            except NotUnderstood as e:
+                _log.error("registry entry not understood", extra={"error": str(e)})
+                continue
+            self._keep(entry.key, value)
+        if response.HasField("settings"):
+            self._on_settings(response.settings)
+            self.ready.set()
+        self._to_send.put_nowait(pb.DiscoverRequest(ack=pb.Ack(version=response.version)))
+
+    def _keep(self, key: str, value: Found) -> None:
+        self._found[key] = value
+        for answer in self._waiting.pop(key, ()):
+            answer(value)
+        if len(self._found) > MAX_KEYS:
+            oldest, _ = self._found.popitem(last=False)
+            self._to_send.put_nowait(
+                pb.DiscoverRequest(unsubscribe=pb.Unsubscribe(keys=[oldest]))
+            )
