@@ -1,0 +1,74 @@
+"""What a link's span costs the sidecar, in microseconds: `python -m bench.span_cost`.
+
+Prints the cost of handing a record over and of encoding it, for links that repeat (the same peers,
+only ids, times and byte counts differ) and for links that never do.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from sidecar.report import LinkRecord
+from sidecar.telemetry.config import TelemetryConfig
+from sidecar.telemetry.encode import SpanEncoder, export_request
+from sidecar.telemetry.exporter import LinkExporter
+from sidecar.telemetry.resource import PodResource
+
+COUNT = 20_000
+
+
+def link(number: int, *, repeats: bool) -> LinkRecord:
+    r = LinkRecord("outbound")
+    r.trace_id, r.span_id = secrets.token_bytes(16), secrets.token_bytes(8)
+    r.start_ns, r.end_ns = 1_800_000_000_000_000_000 + number, 1_800_000_000_005_000_000 + number
+    r.security, r.verdict, r.close = "mtls", "allowed", "fin"
+    r.policy, r.rule = "prod/db", "allow[0]"
+    r.source_ip, r.source_port, r.source_pod = "10.1.0.7", 30_000 + number % 20_000, "shop/api-1"
+    r.source_identity = "spiffe://cluster.local/ns/shop/sa/api"
+    r.original_ip, r.original_port, r.service = "10.96.0.12", 5432, "db.prod"
+    r.destination_ip = (
+        "10.1.0.9" if repeats else f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+    )
+    r.destination_port, r.destination_pod = 5432, "prod/db-0"
+    r.destination_identity = "spiffe://cluster.local/ns/prod/sa/db"
+    r.endpoint_choice, r.attempts, r.pooled, r.direct = "least-open", 1, True, True
+    r.peer_serial, r.peer_sha256, r.peer_not_after = "5f" * 16, "ab" * 32, 1_800_003_600
+    r.tls_cipher, r.alpn_ok = "TLS_AES_128_GCM_SHA256", True
+    r.bytes_sent, r.bytes_received = 350 + number, 81_920 + number
+    return r
+
+
+def microseconds_each(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return (time.process_time() - started) / COUNT * 1e6
+
+
+def encode_all(records: Sequence[LinkRecord], resource: bytes) -> int:
+    encoder, size = SpanEncoder(), 0
+    for first in range(0, len(records), 512):
+        spans = [encoder.encode(record) for record in records[first : first + 512]]
+        size += len(export_request(resource, spans))
+    return size
+
+
+async def main() -> None:
+    repeating = [link(n, repeats=True) for n in range(COUNT)]
+    distinct = [link(n, repeats=False) for n in range(COUNT)]
+    resource = PodResource(pod="api-1", namespace="shop", node="n1", service_account="api").encode()
+    exporter = LinkExporter(TelemetryConfig(endpoint="127.0.0.1:1", allowed_room=COUNT))
+
+    def report_all() -> None:
+        for record in repeating:
+            exporter.report(record)
+
+    print(f"report                   {microseconds_each(report_all):6.2f} us/span")
+    for name, records in (("repeating", repeating), ("distinct", distinct)):
+        cost = min(microseconds_each(lambda r=records: encode_all(r, resource)) for _ in range(3))  # type: ignore[misc]
+        size = encode_all(records, resource) / COUNT
+        print(f"encode, {name:9}        {cost:6.2f} us/span, {size:.0f} bytes/span")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,278 @@
+"""Sends link records as OTLP spans over gRPC, in the data plane's own event loop.
+
+`report` is called on the hot path: it appends to a queue and returns. Everything else happens in
+one task, in slices short enough that no link notices. A collector that is down, slow or silent
+costs memory up to the queues' bounds, then records, which are counted and told of in a span of
+their own (`spans dropped`); it never costs a link anything.
+"""
+
+import asyncio
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from kit.backoff import Backoff
+from kit.clock import unix_ns
+from kit.tasks import spawn, stop
+from sidecar.report import LinkRecord
+from sidecar.telemetry import attributes as a
+from sidecar.telemetry.config import TelemetryConfig
+from sidecar.telemetry.encode import SpanEncoder, encode_drops, export_request
+from sidecar.telemetry.queues import RecordQueues, is_ordinary
+
+_EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+_SLICE = 64
+"""Records encoded before other work of the loop has its turn: well under a millisecond."""
+_MAX_REQUEST_BYTES = 1 << 20
+"""A quarter of what a gRPC server takes by default."""
+_REDIAL_AFTER = 3
+"""Time-outs in a row after which the connection is given up: a node that vanished sends no RST."""
+_TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+"""What the OTLP specification calls retryable; anything else would fail again."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    payload: bytes
+    spans: int
+    drops: Mapping[str, int]
+    """The drop counts that the batch tells of; empty if it tells of none."""
+
+
+class LinkExporter:
+    """Give it records by `report`; `start` it once in the running loop, `close` it at the end."""
+
+    def __init__(
+        self,
+        config: TelemetryConfig,
+        *,
+        clock_ns: Callable[[], int] = unix_ns,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._config, self._clock_ns = config, clock_ns
+        self._backoff = backoff or Backoff(first_s=0.2, longest_s=10.0)
+        self._enabled = bool(config.endpoint)
+        self._queues = RecordQueues(config.allowed_room, config.reserved_room)
+        self._encoder = SpanEncoder()
+        self._resource = config.resource.encode()
+        self._threshold = round(config.ratio * (1 << 64))
+        self._samples = config.ratio < 1.0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._pending: _Batch | None = None
+        self._timeouts = 0
+        self._started_ns = 0
+        self._told: Mapping[str, int] = {}
+        self.reported = 0
+        self._sampled_out = 0
+        self._exported = 0
+        self._export_failures = 0
+        self._dropped_export = 0
+        self._rejected = 0
+        self._unencodable = 0
+
+    def report(self, record: LinkRecord) -> None:
+        """Take one record. Never blocks, never raises; belongs to the loop's thread.
+
+        The record of an open link (`still_open`) is copied, because the link goes on writing into
+        it; any other is the exporter's from here on.
+        """
+        try:
+            self.reported += 1
+            if self._enabled:
+                self._take(record)
+        except Exception:  # whatever is wrong with a record, the link that ended is not to blame
+            self._unencodable += 1
+
+    def _take(self, record: LinkRecord) -> None:
+        if record.still_open:
+            record = copy.copy(record)
+            record.end_ns = record.end_ns or self._clock_ns()
+        queues = self._queues
+        if not is_ordinary(record):
+            queues.put_reserved(record)
+        elif self._samples and int.from_bytes(record.trace_id[8:], "big") >= self._threshold:
+            self._sampled_out += 1
+            return
+        else:
+            queues.put_allowed(record)
+        if len(queues) >= self._config.batch_size:
+            self._wake.set()
+
+    def start(self) -> None:
+        """Start exporting, in the running loop. Without an endpoint this does nothing."""
+        if self._enabled and self._task is None:
+            self._started_ns = self._clock_ns()
+            self._task = spawn(self._run(), name="span-exporter")
+
+    async def close(self) -> None:
+        """Send what is left, within `close_timeout_s` whatever the collector does, and stop."""
+        await stop(self._task)
+        self._task = None
+        try:
+            async with asyncio.timeout(self._config.close_timeout_s):
+                while self._enabled and (batch := await self._next_batch()) is not None:
+                    if not await self._attempt(batch):
+                        break
+        except TimeoutError:
+            _log.warning("collector did not take the last spans in time")
+        finally:
+            if self._pending is not None:
+                self._dropped_export += self._pending.spans
+                self._pending = None
+            self._queues.drop_all()
+            channel, self._channel = self._channel, None
+            if channel is not None:
+                await channel.close(None)
+
+    def stats(self) -> dict[str, int]:
+        """Counts since the start; `queued` is of now. Every reported record is in one of them."""
+        queues = self._queues
+        return {
+            "reported": self.reported,
+            "queued": len(queues) + (self._pending.spans if self._pending else 0),
+            "sampled_out": self._sampled_out,
+            "exported": self._exported,
+            "export_failures": self._export_failures,
+            "dropped_allowed": queues.dropped_allowed,
+            "dropped_notable": queues.dropped_notable,
+            "dropped_denied": queues.dropped_denied,
+            "dropped_export": self._dropped_export,
+            "rejected_by_collector": self._rejected,
+            "unencodable": self._unencodable,
+        }
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._config.delay_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            while (batch := await self._next_batch()) is not None:
+                if not await self._attempt(batch):
+                    await asyncio.sleep(self._backoff.next_s())
+
+    async def _next_batch(self) -> _Batch | None:
+        """The batch that failed before, or a new one from the queues, or None if all is sent."""
+        if self._pending is None:
+            self._pending = await self._encode_batch()
+        return self._pending
+
+    async def _encode_batch(self) -> _Batch | None:
+        spans: list[bytes] = []
+        size_bytes = 0
+        drops = self._drops()
+        if drops != self._told and any(drops.values()):
+            spans.append(encode_drops(drops, self._started_ns, self._clock_ns()))
+        else:
+            drops = {}
+        while len(spans) < self._config.batch_size and size_bytes < _MAX_REQUEST_BYTES:
+            record = self._queues.pop()
+            if record is None:
+                break
+            try:
+                spans.append(self._encoder.encode(record))
+                size_bytes += len(spans[-1])
+            except Exception:
+                self._unencodable += 1
+                _log.exception("link record cannot be encoded")
+            if len(spans) % _SLICE == 0:
+                await asyncio.sleep(0)
+        if not spans:
+            return None
+        return _Batch(export_request(self._resource, spans), len(spans) - bool(drops), drops)
+
+    def _drops(self) -> dict[str, int]:
+        return {
+            a.DROPPED_ALLOWED: self._queues.dropped_allowed,
+            a.DROPPED_NOTABLE: self._queues.dropped_notable,
+            a.DROPPED_DENIED: self._queues.dropped_denied,
+            a.DROPPED_EXPORT: self._dropped_export,
+        }
+
+    async def _attempt(self, batch: _Batch) -> bool:
+        """Send once. True if the batch is done with: taken, or refused for good."""
+        if self._channel is None:
+            self._channel = await _connect(self._config)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(_EXPORT)
+        try:
+            answer = await call(
+                batch.payload, timeout=self._config.timeout_s, metadata=self._config.headers or None
+            )
+        except grpc.aio.AioRpcError as e:
+            return await self._failed(batch, e)
+        self._timeouts = 0
+        self._backoff.reset()
+        self._pending = None
+        self._told = batch.drops or self._told
+        rejected = min(_rejected_spans(answer), batch.spans) if answer else 0
+        self._rejected += rejected
+        self._exported += batch.spans - rejected
+        return True
+
+    async def _failed(self, batch: _Batch, error: grpc.aio.AioRpcError) -> bool:
+        self._export_failures += 1
+        code = error.code()
+        if self._backoff.failures == 0:  # once per outage, not once per attempt
+            _log.warning(
+                "collector does not take spans",
+                extra={"endpoint": self._config.endpoint, "code": code.name},
+            )
+        self._timeouts = self._timeouts + 1 if code is grpc.StatusCode.DEADLINE_EXCEEDED else 0
+        if self._timeouts >= _REDIAL_AFTER and self._channel is not None:
+            channel, self._channel, self._timeouts = self._channel, None, 0
+            await channel.close(None)
+        if code in _TRANSIENT:
+            return False
+        self._pending = None
+        self._dropped_export += batch.spans
+        self._backoff.next_s()  # so that a collector that refuses everything is logged once
+        return True
+
+
+def _rejected_spans(answer: bytes) -> int:
+    # Only a collector that complains makes us load the message classes.
+    from google.protobuf.message import DecodeError
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    try:
+        said = ExportTraceServiceResponse.FromString(answer).partial_success
+    except DecodeError:
+        return 0
+    return max(0, int(said.rejected_spans))
+
+
+async def _connect(config: TelemetryConfig) -> grpc.aio.Channel:
+    options = (
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),  # or a new channel gets the old, dead connection
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5000),
+    )
+    compression = grpc.Compression.Gzip if config.gzip else grpc.Compression.NoCompression
+    if config.plaintext:
+        return grpc.aio.insecure_channel(config.endpoint, options, compression)
+    roots = None
+    if config.ca_path:
+        roots = await asyncio.to_thread(Path(config.ca_path).read_bytes)
+    credentials = grpc.ssl_channel_credentials(roots)
+    return grpc.aio.secure_channel(config.endpoint, credentials, options, compression)

@@ -1,0 +1,51 @@
+"""Settings of the trace store, read once at start."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from kit.settings import Settings
+
+OTLP_GRPC_PORT = 4317
+OTLP_HTTP_PORT = 4318
+REVIEW_PORT = 24114
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracesConfig:
+    db_path: Path
+    token_path: Path
+    """The review API's shared token. Read at each request, so that a new one counts at once."""
+    host: str = "::"
+    grpc_port: int = OTLP_GRPC_PORT
+    http_port: int = OTLP_HTTP_PORT
+    review_port: int = REVIEW_PORT
+    keep_s: float = 7 * 86400.0
+    """Age, by this store's own clock, at which a span is deleted."""
+    max_bytes: int = 1024 * _MIB
+    """Size of the data at which the oldest spans are deleted, allowed mTLS links first."""
+    max_request_bytes: int = 4 * _MIB
+    max_waiting_bytes: int = 32 * _MIB
+    """Received but not yet written; beyond it senders are told to come again later."""
+    log_level: str = "info"
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Raises ConfigInvalid, naming the variable."""
+        return cls(
+            db_path=settings.path("PODLINK_TRACES_DB"),
+            token_path=settings.path("PODLINK_TRACES_TOKEN_FILE"),
+            host=settings.text("PODLINK_TRACES_HOST", cls.host),
+            grpc_port=settings.port("PODLINK_TRACES_GRPC_PORT", OTLP_GRPC_PORT),
+            http_port=settings.port("PODLINK_TRACES_HTTP_PORT", OTLP_HTTP_PORT),
+            review_port=settings.port("PODLINK_TRACES_REVIEW_PORT", REVIEW_PORT),
+            keep_s=settings.seconds("PODLINK_TRACES_KEEP", cls.keep_s),
+            max_bytes=_MIB
+            * settings.integer(
+                "PODLINK_TRACES_MAX_MIB", cls.max_bytes // _MIB, low=1, high=1 << 20
+            ),
+            log_level=settings.choice(
+                "PODLINK_LOG_LEVEL", "info", frozenset({"debug", "info", "warning", "error"})
+            ),
+        )

@@ -1,0 +1,202 @@
+"""Reads links and traces from the file, without getting in the writer's way.
+
+Each question opens the file anew, read-only, runs in a thread and is cut off at a deadline: a
+reviewer's question never holds up the spans that arrive meanwhile.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from kit.clock import monotonic, unix_ns
+from traces.links import Item, LinkSpan, iso, join
+from traces.rows import LINK_OPENED, plain_attributes
+from traces.schema import open_for_reading
+
+MAX_LINKS = 1000
+MAX_SPANS_OF_TRACE = 1000
+_PAGE = 500
+_MAX_SCANNED = 200_000
+_DEADLINE_S = 10.0
+_AT_ONCE = 4
+
+T = TypeVar("T")
+
+
+class QueryTooSlow(Exception):
+    """The question took too long. Ask about less: a shorter time, a namespace."""
+
+    reason = "query_too_slow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkFilter:
+    """Which links are asked for; None is any. `identity` is of the source or the destination."""
+
+    since_s: float | None = None
+    namespace: str | None = None
+    identity: str | None = None
+    verdict: str | None = None
+    security: str | None = None
+    limit: int = 100
+
+
+class Reader:
+    def __init__(self, path: Path, *, clock_ns: Callable[[], int] = unix_ns) -> None:
+        self._path, self._clock_ns = path, clock_ns
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def links(self, wanted: LinkFilter) -> list[Item]:
+        """The newest links that fit, newest first; at most `wanted.limit`."""
+        return await self._ask(lambda db: _links(db, wanted, self._clock_ns()))
+
+    async def trace(self, trace_id: bytes) -> list[Item]:
+        """Every span of one trace, oldest first; empty if there is none."""
+        return await self._ask(lambda db: _trace(db, trace_id))
+
+    async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        def answer() -> T:
+            with _reading(self._path) as db:
+                return question(db)
+
+        async with self._turns:
+            return await asyncio.to_thread(answer)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    deadline = monotonic() + _DEADLINE_S
+    db = open_for_reading(path)
+    db.set_progress_handler(lambda: int(monotonic() > deadline), 10_000)
+    try:
+        yield db
+    except sqlite3.OperationalError as e:
+        if "interrupted" in str(e):
+            raise QueryTooSlow from e
+        raise
+    finally:
+        db.close()
+
+
+def _links(db: sqlite3.Connection, wanted: LinkFilter, now_ns: int) -> list[Item]:
+    """Walk back through the spans that could belong to a link that fits, a page at a time; join
+    each page's traces; keep the links that fit as a whole."""
+    where, values = _candidates(wanted, now_ns)
+    found: list[Item] = []
+    seen: set[bytes] = set()
+    before, scanned = (1 << 63) - 1, 0
+    while len(found) < wanted.limit and scanned < _MAX_SCANNED:
+        page = db.execute(
+            f"SELECT id, trace_id FROM spans WHERE id < ? AND {where} ORDER BY id DESC LIMIT ?",  # noqa: S608 - fixed text
+            (before, *values, _PAGE),
+        ).fetchall()
+        if not page:
+            break
+        before, scanned = page[-1]["id"], scanned + len(page)
+        traces = {row["trace_id"] for row in page} - seen
+        seen |= traces
+        found.extend(item for item in join(_link_spans(db, traces)) if _fits(item, wanted))
+    found.sort(key=lambda item: int(str(item["start_unix_ns"])), reverse=True)
+    return found[: wanted.limit]
+
+
+def _candidates(wanted: LinkFilter, now_ns: int) -> tuple[str, list[str | int]]:
+    where, values = ["is_link"], list[str | int]()
+    if wanted.since_s is not None:
+        where.append("received_ns >= ?")
+        values.append(max(0, now_ns - int(wanted.since_s * 1e9)))
+    if wanted.namespace is not None:
+        where.append("(source_namespace = ? OR destination_namespace = ?)")
+        values += [wanted.namespace] * 2
+    if wanted.identity is not None:
+        where.append("(source_identity = ? OR destination_identity = ?)")
+        values += [wanted.identity] * 2
+    for column, value in (("verdict", wanted.verdict), ("security", wanted.security)):
+        if value is not None:
+            where.append(f"{column} = ?")
+            values.append(value)
+    if wanted.verdict not in (None, "allowed") or wanted.security == "plaintext":
+        where.append("NOT is_ordinary")  # lets the partial index answer
+    return " AND ".join(where), values
+
+
+def _fits(item: Item, wanted: LinkFilter) -> bool:
+    """Two sides may have fitted one by one; this asks the link as a whole."""
+    return all(
+        value is None or item[name] == value
+        for name, value in (("verdict", wanted.verdict), ("security", wanted.security))
+    )
+
+
+def _link_spans(db: sqlite3.Connection, traces: set[bytes]) -> Iterator[LinkSpan]:
+    for trace_id in traces:
+        rows = db.execute(
+            "SELECT name, span FROM spans WHERE trace_id = ? AND is_link ORDER BY id LIMIT ?",
+            (trace_id, MAX_SPANS_OF_TRACE),
+        )
+        for row in rows:
+            span = Span.FromString(row["span"])
+            opened = span.name == LINK_OPENED
+            yield LinkSpan(
+                trace_id=span.trace_id.hex(),
+                link_id=(span.parent_span_id if opened else span.span_id).hex(),
+                parent_id="" if opened else span.parent_span_id.hex(),
+                name=span.name,
+                start_ns=span.start_time_unix_nano,
+                end_ns=span.end_time_unix_nano,
+                attributes=plain_attributes(span.attributes),
+            )
+
+
+def _trace(db: sqlite3.Connection, trace_id: bytes) -> list[Item]:
+    rows = db.execute(
+        "SELECT span, resource, received_ns FROM spans LEFT JOIN resources "
+        "ON spans.resource_digest = resources.digest "
+        "WHERE trace_id = ? ORDER BY start_ns, spans.id LIMIT ?",
+        (trace_id, MAX_SPANS_OF_TRACE),
+    )
+    return [_span_item(row["span"], row["resource"] or b"", row["received_ns"]) for row in rows]
+
+
+def _span_item(blob: bytes, resource: bytes, received_ns: int) -> Item:
+    span = Span.FromString(blob)
+    return {
+        "trace_id": span.trace_id.hex(),
+        "span_id": span.span_id.hex(),
+        "parent_span_id": span.parent_span_id.hex(),
+        "name": span.name,
+        "kind": _enum_name(Span.SpanKind, span.kind, "SPAN_KIND_"),
+        "start": iso(span.start_time_unix_nano),
+        "start_unix_ns": str(span.start_time_unix_nano),
+        "end_unix_ns": str(span.end_time_unix_nano),
+        "duration_ms": round((span.end_time_unix_nano - span.start_time_unix_nano) / 1e6, 3),
+        "received": iso(received_ns),
+        "status": _enum_name(Status.StatusCode, span.status.code, "STATUS_CODE_"),
+        "status_message": span.status.message,
+        "attributes": plain_attributes(span.attributes),
+        "resource": plain_attributes(Resource.FromString(resource).attributes),
+        "links": [
+            {
+                "trace_id": link.trace_id.hex(),
+                "span_id": link.span_id.hex(),
+                "attributes": plain_attributes(link.attributes),
+            }
+            for link in span.links
+        ],
+        "dropped_attributes": span.dropped_attributes_count,
+    }
+
+
+def _enum_name(enum: object, number: int, prefix: str) -> str:
+    try:
+        name: str = enum.Name(number)  # type: ignore[attr-defined]
+    except ValueError:
+        return str(number)
+    return name.removeprefix(prefix).lower()
