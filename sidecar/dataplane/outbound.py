@@ -244,14 +244,19 @@ class OutboundLink:
         return self._take_or_dial()
 
     def _take_or_dial(self) -> None:
-        plane = self._plane
-        self.record.attempts += 1
-        tunnel = plane.pool.take(self._key())
-        if tunnel is not None:
-            self.record.pooled = True
-            return self._open(tunnel)
-        self.record.pooled = False
-        return self._dial()
+        pool, key = self._plane.pool, self._key()
+        if pool.crowded(key):
+            return pool.wait(key, self._my_turn)
+        return self._my_turn()
+
+    def _my_turn(self) -> None:
+        if self._near is None:
+            return self._plane.pool.pass_on(self._key())
+        record = self.record
+        record.attempts += 1
+        tunnel = self._plane.pool.take(self._key())
+        record.pooled = tunnel is not None
+        return self._open(tunnel) if tunnel is not None else self._dial()
 
     def _dial(self) -> None:
         plane, record = self._plane, self.record
@@ -259,6 +264,7 @@ class OutboundLink:
         if trust is None:
             return self._wait_for_certificate()
         record.source_identity = trust.identity
+        plane.pool.dial_began(self._key())
         dial = Dial(
             plane, trust, record.destination_ip, self._peer_port, self._identity, self._dialled
         )
@@ -281,6 +287,7 @@ class OutboundLink:
 
     def _dialled(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
         self._step = None
+        self._plane.pool.dial_ended(self._key())
         if tunnel is None:
             assert error is not None
             self._plane.ejections.failed(
@@ -320,7 +327,6 @@ class OutboundLink:
         elif kind == REFUSE:
             self._refused(decode_code(payload))
         elif kind == RESET:
-            self._forget_tunnel()
             self._fail(PeerLost("the peer reset the link before it accepted it"))
 
     def tunnel_lost(self, error: SidecarError) -> None:
@@ -329,6 +335,7 @@ class OutboundLink:
         app's was sent."""
         pooled = self.record.pooled
         self._forget_tunnel()
+        self._plane.pool.pass_on(self._key())
         orderly = isinstance(error, PeerLost) and error.orderly
         if orderly or (isinstance(error, PeerLost) and not self._held):
             if pooled:
@@ -339,8 +346,6 @@ class OutboundLink:
 
     def _no_answer(self) -> None:
         if self._tunnel is not None:
-            self._tunnel.close()
-            self._forget_tunnel()
             self._fail(HandshakeTimeout("the peer neither accepted nor refused the link"))
 
     def _accepted(self, payload: bytes) -> None:
@@ -377,8 +382,7 @@ class OutboundLink:
         plane.link_closed(record.destination_ip, record.destination_port)
         if error is not None:
             record.reason, record.error = error.reason, str(error)
-        if not splice.tunnel.closed:
-            plane.pool.give(self._key(), splice.tunnel)
+        plane.pool.give(self._key(), splice.tunnel)
         self._report(splice.from_near, splice.to_near, close)
 
     def _key(self) -> tuple[str, int, WorkloadIdentity]:
@@ -444,11 +448,14 @@ class OutboundLink:
         record.reason, record.error = error.reason, str(error)
         if self._step is not None:
             self._step.abandon()
+            if isinstance(self._step, Dial):
+                self._plane.pool.dial_ended(self._key())
             self._step = None
         if self._tunnel is not None:
             self._tunnel.send(RESET, encode_code(APP_RESET))
             self._tunnel.close()
             self._forget_tunnel()
+            self._plane.pool.pass_on(self._key())
         if self._near is not None:
             reset(self._near)
             self._near = None

@@ -6,7 +6,7 @@ so that the rest can age out. An idle tunnel keeps reading: a dead one is notice
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +30,9 @@ class PoolLimits:
     idle_in_all: int = 2048
     idle_s: float = 60.0
     """Shorter than an acceptor waits, so that the dialler is the one who closes."""
+    dials_per_peer: int = 32
+    """Handshakes under way to one peer. More links wait for a tunnel to come free or a handshake to
+    end: a thousand at once would cost both ends a second of CPU and meet the peer's limits."""
 
 
 class Pool:
@@ -44,6 +47,8 @@ class Pool:
         self._loop, self._now, self._limits = loop, now, limits
         self._idle: dict[Key, list[Tunnel]] = {}
         self._by_age: OrderedDict[Tunnel, None] = OrderedDict()
+        self._dials: dict[Key, int] = {}
+        self._waiting: dict[Key, deque[Callable[[], None]]] = {}
         self._timer = loop.call_later(SWEEP_EVERY_S, self._sweep)
 
     def __len__(self) -> int:
@@ -65,12 +70,44 @@ class Pool:
         idle = self._idle.setdefault(key, [])
         if not tunnel.reusable or len(idle) >= self._limits.idle_per_peer:
             tunnel.close()
-            return
+            return self._wake(key)
         if len(self._by_age) >= self._limits.idle_in_all:
             self._drop(next(iter(self._by_age)))
         tunnel.key, tunnel.user, tunnel.idle_since = key, _Idle(self, tunnel), self._now()
         idle.append(tunnel)
         self._by_age[tunnel] = None
+        return self._wake(key)
+
+    def crowded(self, key: Key) -> bool:
+        """Whether a new link to this peer should `wait`: others do, or enough dials are under way."""
+        return key in self._waiting or self._dials.get(key, 0) >= self._limits.dials_per_peer
+
+    def wait(self, key: Key, turn: Callable[[], None]) -> None:
+        """Call `turn` when a tunnel to this peer has come free or another dial may begin."""
+        self._waiting.setdefault(key, deque()).append(turn)
+
+    def dial_began(self, key: Key) -> None:
+        self._dials[key] = self._dials.get(key, 0) + 1
+
+    def dial_ended(self, key: Key) -> None:
+        """However it ended; each `dial_began` is followed by one of these."""
+        left = self._dials[key] - 1
+        if left:
+            self._dials[key] = left
+        else:
+            del self._dials[key]
+        self._wake(key)
+
+    def pass_on(self, key: Key) -> None:
+        """A link whose turn came needs it no more, or the tunnel it had is gone."""
+        self._wake(key)
+
+    def _wake(self, key: Key) -> None:
+        waiting = self._waiting.get(key)
+        if waiting:
+            self._loop.call_soon(waiting.popleft())
+            if not waiting:
+                del self._waiting[key]
 
     def drop_all(self) -> None:
         """Close every idle tunnel: on shutdown, or because who we are has changed."""

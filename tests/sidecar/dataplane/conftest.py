@@ -1,0 +1,172 @@
+"""Two sidecars' data planes in one loop, over real loopback sockets and real TLS.
+
+`near` is the dialler's plane, `far` the acceptor's. The app behind `far` listens on 127.0.0.1; the
+client connects to `near`'s upstream port. Redirection is not part of this: tests/e2e has it.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from certs.trust.contexts import TlsMaterial
+from certs.trust.identity import WorkloadIdentity
+from certs.trust.svid import SvidChecker
+from kit.clock import monotonic
+from sidecar import sockets
+from sidecar.contract import ALPN
+from sidecar.dataplane.arrival import Arrivals
+from sidecar.dataplane.context import Plane, Trust
+from sidecar.dataplane.listener import Listener
+from sidecar.dataplane.outbound import OutboundLink
+from sidecar.dataplane.pool import Pool
+from sidecar.directory import Answer, Found, Own, Workload
+from sidecar.report import LinkRecord
+from tests.certs.forge import Forge
+
+WEB = WorkloadIdentity("cluster.local", "shop", "web")
+API = WorkloadIdentity("cluster.local", "shop", "api")
+
+
+class FakeDirectory:
+    """A directory that a test writes by hand; the real one is tested with the real registry."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Found] = {}
+
+    def known(self, key: str) -> Found | None:
+        return self.entries.get(key)
+
+    def ask(self, key: str, answer: Answer) -> None:
+        asyncio.get_running_loop().call_soon(answer, self.entries.get(key))
+
+
+@dataclass
+class Side:
+    plane: Plane
+    directory: FakeDirectory
+    records: list[LinkRecord] = field(default_factory=list)
+
+    async def record(self, count: int = 1) -> LinkRecord:
+        """The `count`th record of this side, once it is there."""
+        async with asyncio.timeout(5):
+            while len(self.records) < count:
+                await asyncio.sleep(0.01)
+        return self.records[count - 1]
+
+
+MakeSide = Callable[[WorkloadIdentity, str], Side]
+
+
+@pytest.fixture
+def forge() -> Forge:
+    return Forge()
+
+
+def trust_from(forge: Forge, identity: WorkloadIdentity, ip: str) -> Trust:
+    key_pem, chain_pem = forge.leaf(str(identity), ips=[ip])
+    material = TlsMaterial(key_pem, chain_pem, forge.root_pem)
+    return Trust(
+        material.server_context([ALPN]),
+        material.client_context([ALPN]),
+        str(identity),
+        monotonic() + 3600,
+    )
+
+
+@pytest.fixture
+async def make_side(forge: Forge) -> AsyncIterator[MakeSide]:
+    made: list[Side] = []
+
+    def make(identity: WorkloadIdentity, ip: str) -> Side:
+        loop = asyncio.get_running_loop()
+        directory = FakeDirectory()
+        records: list[LinkRecord] = []
+        plane = Plane(
+            loop=loop,
+            own=Own(identity.namespace, identity.service_account, "uid", frozenset({"192.0.2.9"})),
+            directory=directory,
+            verify=SvidChecker("cluster.local"),
+            report=records.append,
+            pool=Pool(loop, monotonic),
+            trust=trust_from(forge, identity, ip),
+            tunnel_only=True,
+        )
+        side = Side(plane, directory, records)
+        made.append(side)
+        return side
+
+    yield make
+    for side in made:
+        side.plane.pool.close()
+        for link in list(side.plane.live):
+            link.cut(4, "drain")
+
+
+@dataclass
+class Pair:
+    """A dialler and an acceptor, listening."""
+
+    near: Side
+    far: Side
+    arrivals: Arrivals
+    upstream: tuple[str, int]
+    """Where the client connects."""
+    app_port: int
+
+    async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(*self.upstream)
+
+
+StartPair = Callable[[int], Pair]
+
+
+@pytest.fixture
+async def start_pair(make_side: MakeSide, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartPair]:
+    """Call it with the app's port: `pair = start_pair(port)`."""
+    listeners: list[Listener] = []
+    pairs: list[Pair] = []
+
+    def start(app_port: int) -> Pair:
+        near, far = make_side(WEB, "127.0.0.1"), make_side(API, "127.0.0.1")
+        arrivals = Arrivals(far.plane)
+        inbound = sockets.listen("127.0.0.1", 0)
+        inbound_port = inbound.getsockname()[1]
+        monkeypatch.setattr("sidecar.dataplane.outbound.INBOUND_PORT", inbound_port)
+        listeners.append(Listener(far.plane.loop, inbound, arrivals.accepted))
+        near.directory.entries["api.shop"] = Workload(
+            "uid", "shop", "api-0", API, ("127.0.0.1",), tunnel_only=True
+        )
+        outbound = sockets.listen("127.0.0.1", 0)
+
+        def accepted(sock: socket.socket, ip: str, port: int) -> None:
+            OutboundLink(near.plane, sock, ip, port).start_upstream("api.shop", app_port)
+
+        listeners.append(Listener(near.plane.loop, outbound, accepted))
+        pair = Pair(near, far, arrivals, outbound.getsockname(), app_port)
+        pairs.append(pair)
+        return pair
+
+    yield start
+    for pair in pairs:
+        pair.arrivals.close()
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[..., object]]:
+    """Start an app: `port = await serve(handler)`."""
+    servers: list[asyncio.Server] = []
+
+    async def start(handler: Callable[..., object]) -> int:
+        server = await asyncio.start_server(handler, "127.0.0.1", 0)  # type: ignore[arg-type]
+        servers.append(server)
+        port: int = server.sockets[0].getsockname()[1]
+        return port
+
+    yield start
+    for server in servers:
+        server.close()
