@@ -1,8 +1,7 @@
 """A pair of Envoys: tcp_proxy, TLS 1.3, both identities verified, one worker, an access log file.
 
 Sessions are not resumed: podlink never does so (a resumed session skips the check of the peer's
-certificate), and a comparison of handshakes must compare like with like. `resume=True` gives Envoy
-its defaults back, which README.md reports beside.
+certificate), and a comparison of handshakes must compare like with like.
 """
 
 import importlib
@@ -33,18 +32,17 @@ def find_envoy() -> str:
 class EnvoyPair(Proxy):
     name = "envoy"
 
-    def __init__(self, site: Site, *, resume: bool = False) -> None:
+    def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self._program, self._resume = find_envoy(), resume
+        self._program = find_envoy()
 
     def near_command(self) -> Sequence[str]:
         assert self.tunnel_address is not None
         tls: dict[str, Any] = {
             "@type": _TYPE + "transport_sockets.tls.v3.UpstreamTlsContext",
             "common_tls_context": self._tls(self.site.certificates.near, FAR_IDENTITY),
+            "max_session_keys": 0,
         }
-        if not self._resume:
-            tls["max_session_keys"] = 0
         return self._configured("near", self.client_address, None, self.tunnel_address, tls)
 
     def far_command(self) -> Sequence[str]:
@@ -53,10 +51,9 @@ class EnvoyPair(Proxy):
             "@type": _TYPE + "transport_sockets.tls.v3.DownstreamTlsContext",
             "common_tls_context": self._tls(self.site.certificates.far, NEAR_IDENTITY),
             "require_client_certificate": True,
+            "disable_stateless_session_resumption": True,
+            "disable_stateful_session_resumption": True,
         }
-        if not self._resume:
-            tls["disable_stateless_session_resumption"] = True
-            tls["disable_stateful_session_resumption"] = True
         return self._configured("far", self.tunnel_address, tls, self.site.app, None)
 
     def _tls(self, own: Files, peer: str) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     python -m bench.load requests 127.0.0.1:9100 --connections 64 --count 20000
 
 It warms the path, prints `ready`, waits for a line on standard input, does the measured work,
-prints its result and holds its connections until standard input ends. So `bench.rounds` can read the
-proxies' CPU time before and after exactly that work.
+prints its result and holds its connections until standard input ends. So `bench.rounds` can read
+the proxies' CPU time before and after exactly that work.
 
 Bare epoll and select: the generator shares a CPU with the app and must not be the bottleneck.
 """

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from bench.figures import PROXIES, Figure
 
 _FOOTNOTES = (
-    "Two proxies in the path, TLS 1.3, both sides verified. CPU is of whole processes, both proxies\n"
-    "  of a pair together; memory is the mean of the two.",
+    "Two proxies in the path, TLS 1.3, both sides verified. CPU is of whole processes, both\n"
+    "  proxies of a pair together; memory is the mean of the two.",
     "Medians of the rounds; +- is half the range of the rounds.",
     "Envoy and HAProxy make a full handshake for each new connection (tcp_proxy and TCP mode do not"
     " pool;\n  resumption is off); podlink takes an idle tunnel from its pool when one is there.",
