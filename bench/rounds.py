@@ -102,6 +102,9 @@ class Bench:
 
     def measure(self) -> Iterator[str]:
         """Run all rounds; yields a line of progress before each."""
+        yield "idle links"  # first: memory that an earlier load left behind would hide their cost
+        for proxy in self._proxies:
+            self._idle(proxy)
         for number in range(self._plan.rounds):
             yield f"round {number + 1} of {self._plan.rounds}"
             turn = number % len(self._proxies)
@@ -109,9 +112,6 @@ class Bench:
             for load in (self._requests, self._connections, self._bulk, self._latency):
                 for proxy in order:
                     load(proxy)
-        yield "idle links"
-        for proxy in self._proxies:
-            self._idle(proxy)
         self._add_latencies()
 
     def stop(self) -> None:
