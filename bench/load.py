@@ -11,6 +11,7 @@ Bare epoll and select: the generator shares a CPU with the app and must not be t
 
 import argparse
 import ctypes
+import inspect
 import json
 import select
 import socket
@@ -18,6 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from bench.app import RESPONSE, bulk_head
 
@@ -34,8 +36,8 @@ class PathBroken(SystemExit):
     """A connection ended or stalled in mid-load: the figures would mean nothing."""
 
 
-def _connect(address: Address) -> socket.socket:
-    connection = socket.create_connection(address, _GIVE_UP_S)
+def _connect(address: Address, held: ExitStack) -> socket.socket:
+    connection = held.enter_context(socket.create_connection(address, _GIVE_UP_S))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
@@ -61,11 +63,11 @@ def _received(connection: socket.socket) -> int:
     return len(data)
 
 
-def requests(address: Address, connections: int, count: int) -> Result:
+def requests(address: Address, held: ExitStack, *, connections: int, count: int) -> Result:
     """`count` small requests over kept-alive connections, each asking again once answered."""
-    epoll, peers, got = select.epoll(), {}, {}
+    epoll, peers, got = held.enter_context(select.epoll()), {}, {}
     for _ in range(connections):
-        connection = _connect(address)
+        connection = _connect(address, held)
         peers[connection.fileno()], got[connection.fileno()] = connection, 0
         epoll.register(connection.fileno(), select.EPOLLIN)
 
@@ -91,12 +93,12 @@ def requests(address: Address, connections: int, count: int) -> Result:
     return {"count": count, "seconds": time.monotonic() - began}
 
 
-def connections(address: Address, concurrency: int, count: int) -> Result:
+def connections(address: Address, held: ExitStack, *, concurrency: int, count: int) -> Result:
     """`count` connections, one request on each, `concurrency` at a time; this side closes first."""
-    epoll = select.epoll()
+    epoll = held.enter_context(select.epoll())
 
     def one(open_: dict[int, socket.socket]) -> None:
-        connection = _connect(address)
+        connection = _connect(address, ExitStack())  # closed by us, one by one
         connection.send(REQUEST)
         open_[connection.fileno()] = connection
         epoll.register(connection.fileno(), select.EPOLLIN)
@@ -124,9 +126,9 @@ def connections(address: Address, concurrency: int, count: int) -> Result:
     return {"count": count, "seconds": time.monotonic() - began}
 
 
-def bulk(address: Address, size_bytes: int) -> Result:
+def bulk(address: Address, held: ExitStack, *, size_bytes: int) -> Result:
     """One stream of `size_bytes` from the app, after a short one to warm the path."""
-    connection = _connect(address)
+    connection = _connect(address, held)
     buffer = bytearray(256 * 1024)
 
     def fetch(size: int) -> None:
@@ -144,7 +146,9 @@ def bulk(address: Address, size_bytes: int) -> Result:
     return {"bytes": size_bytes, "seconds": time.monotonic() - began}
 
 
-def latency(address: Address, connections: int, rate: int, count: int) -> Result:
+def latency(
+    address: Address, held: ExitStack, *, connections: int, rate: int, count: int
+) -> Result:
     """`count` requests at a fixed rate, each timed from the moment it was due to be sent.
 
     The schedule does not wait for answers: a request that finds every connection busy waits its
@@ -153,7 +157,7 @@ def latency(address: Address, connections: int, rate: int, count: int) -> Result
     """
     # The kernel may delay a timer by 50 us to save power; here that would count as latency.
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
-    idle = deque(_connect(address) for _ in range(connections))
+    idle = deque(_connect(address, held) for _ in range(connections))
 
     def go(total: int) -> list[float]:
         took: list[float] = []
@@ -194,51 +198,43 @@ def latency(address: Address, connections: int, rate: int, count: int) -> Result
     }
 
 
-def idle(address: Address, connections: int) -> Result:
+def idle(address: Address, held: ExitStack, *, connections: int) -> Result:
     """Open connections that have each been used once, and then lie idle."""
-    held = []
     for _ in range(connections):
-        connection = _connect(address)
+        connection = _connect(address, held)
         connection.send(REQUEST)
         left = len(RESPONSE)
         while left:
             left -= _received(connection)
-        held.append(connection)
     _barrier()
-    for connection in held:
-        connection.close()
     return {"count": connections}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.load", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    for name, options in _OPTIONS:
+    for name, run in _KINDS.items():
         kind = kinds.add_parser(name)
         kind.add_argument("address")
-        for option in options:
-            kind.add_argument(option, type=int, required=True)
-    args = parser.parse_args()
-    host, _, port = args.address.rpartition(":")
-    address = (host, int(port))
-    runs: dict[str, Callable[[], Result]] = {
-        "requests": lambda: requests(address, args.connections, args.count),
-        "connections": lambda: connections(address, args.concurrency, args.count),
-        "bulk": lambda: bulk(address, args.bytes),
-        "latency": lambda: latency(address, args.connections, args.rate, args.count),
-        "idle": lambda: idle(address, args.connections),
-    }
-    print(json.dumps(runs[args.kind]()), flush=True)
-    sys.stdin.read()
+        for parameter in inspect.signature(run).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                option = "--" + parameter.name.replace("_", "-")
+                kind.add_argument(option, type=int, required=True)
+    options = vars(parser.parse_args())
+    run = _KINDS[options.pop("kind")]
+    host, _, port = options.pop("address").rpartition(":")
+    with ExitStack() as held:
+        print(json.dumps(run((host, int(port)), held, **options)), flush=True)
+        sys.stdin.read()
 
 
-_OPTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("requests", ("--connections", "--count")),
-    ("connections", ("--concurrency", "--count")),
-    ("bulk", ("--bytes",)),
-    ("latency", ("--connections", "--rate", "--count")),
-    ("idle", ("--connections",)),
-)
+_KINDS: dict[str, Callable[..., Result]] = {
+    "requests": requests,
+    "connections": connections,
+    "bulk": bulk,
+    "latency": latency,
+    "idle": idle,
+}
 
 if __name__ == "__main__":
     main()
