@@ -17,6 +17,8 @@ class PodlinkPair(Proxy):
             *self._common("outbound", self.client_address),
             "--target",
             text(self.tunnel_address),
+            "--app",
+            text(self.site.app),
         ]
 
     def far_command(self) -> Sequence[str]:

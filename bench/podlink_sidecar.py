@@ -1,7 +1,7 @@
 """One podlink data plane for the bench: static certificates and resolver, all else real.
 
     python -m bench.podlink_sidecar \\
-        outbound --listen 127.0.0.1:P --target 127.0.0.1:Q --certs DIR --otlp 127.0.0.1:S
+        outbound --listen 127.0.0.1:P --target 127.0.0.1:Q --app 127.0.0.1:R --certs DIR --otlp 127.0.0.1:S
     python -m bench.podlink_sidecar \\
         inbound --listen 127.0.0.1:Q --app 127.0.0.1:R --certs DIR --otlp 127.0.0.1:S
 
@@ -9,13 +9,13 @@ What the bench expects of it:
 
 - One process, one event loop. It listens on exactly `--listen`, and only once it can serve: the
   bench takes the first connection accepted there as "ready".
-- `outbound` is the near sidecar. Whatever connects to P is a link to the pod 127.0.0.1, port Q, as
-  an entry of `upstreams` would make it. The static resolver answers: meshed, identity
+- `outbound` is the near sidecar. Whatever connects to P is a link to port R of the pod 127.0.0.1, as
+  an entry of `upstreams` would make it; the peer runs in `localhost` mode with Q for its inbound
+  port. The static resolver answers: meshed, identity
   `bench.certificates.FAR_IDENTITY`, the pod's IP 127.0.0.1 (it is among the leaf's IP SANs). A
   peer of any other identity or authority must get no byte of the app's.
-- `inbound` is the far sidecar. Whatever connects to Q handshakes or is refused, as in `redirect`
-  mode with `plaintext: deny`. OPEN names port Q (no capture here to translate it); the app is
-  reached at R.
+- `inbound` is the far sidecar. Whatever connects to Q handshakes or is refused, as with
+  `plaintext: deny`. OPEN names the app's port R.
 - DIR holds `ca.pem`, and for the own side `near.pem`/`near.key` or `far.pem`/`far.key` (PEM, chain
   and PKCS#8), loaded through the same `TlsMaterial` as a leaf from the authority.
 - Everything that costs in a pod is on: the SVID check of each handshake, `authorise` against one
@@ -27,6 +27,35 @@ What the bench expects of it:
 """
 
 import argparse
+import asyncio
+import gc
+import signal
+import socket
+from pathlib import Path
+
+import uvloop
+
+import sidecar.app  # noqa: F401 - so that the memory measured is that of a pod's sidecar
+import sidecar.dataplane.outbound
+from bench.certificates import FAR_IDENTITY, NEAR_IDENTITY
+from certs.client.ca import CaClient  # noqa: F401 - likewise
+from certs.trust.contexts import TlsMaterial
+from certs.trust.identity import WorkloadIdentity
+from certs.trust.svid import SvidChecker
+from kit.clock import monotonic
+from sidecar import sockets
+from sidecar.contract import ALPN
+from sidecar.dataplane.arrival import Arrivals
+from sidecar.dataplane.context import Plane, Trust
+from sidecar.dataplane.listener import Listener
+from sidecar.dataplane.outbound import OutboundLink
+from sidecar.dataplane.pool import Pool
+from sidecar.dataplane.watch import Watch
+from sidecar.directory import Answer, Found, Own, Workload
+from sidecar.policy.authorise import Policy, PolicySet, Rule, Source
+from sidecar.telemetry.config import TelemetryConfig
+from sidecar.telemetry.exporter import LinkExporter
+from sidecar.telemetry.resource import PodResource
 
 
 def arguments() -> argparse.Namespace:
@@ -38,14 +67,104 @@ def arguments() -> argparse.Namespace:
         role.add_argument("--listen", required=True)
         role.add_argument("--certs", required=True)
         role.add_argument("--otlp", required=True)
+        role.add_argument("--app", required=True)
     outbound.add_argument("--target", required=True)
-    inbound.add_argument("--app", required=True)
     return parser.parse_args()
 
 
+class StaticDirectory:
+    """Knows one pod: the far one."""
+
+    def __init__(self) -> None:
+        far = WorkloadIdentity.parse(FAR_IDENTITY)
+        self._far = Workload("far", "bench", "far", far, ("127.0.0.1",), tunnel_only=True)
+
+    def known(self, key: str) -> Found | None:
+        return self._far if key == "far.bench" else None
+
+    def ask(self, key: str, answer: Answer) -> None:
+        answer(None)
+
+
+POLICIES = PolicySet(
+    policies=(
+        Policy(
+            "bench/app",
+            allow=(
+                Rule("allow[0]", (Source("other", "one"), Source("other", "two"))),
+                Rule("allow[1]", (Source("bench", "near"),)),
+            ),
+            deny=(Rule("deny[0]", (Source("bench", "legacy"),)),),
+        ),
+    )
+)
+
+
+def address(text: str) -> tuple[str, int]:
+    ip, _, port = text.rpartition(":")
+    return ip, int(port)
+
+
+def trust(folder: Path, own: str, identity: str) -> Trust:
+    material = TlsMaterial(
+        (folder / f"{own}.key").read_bytes(),
+        (folder / f"{own}.pem").read_bytes(),
+        (folder / "ca.pem").read_bytes(),
+    )
+    return Trust(
+        material.server_context([ALPN]),
+        material.client_context([ALPN]),
+        identity,
+        monotonic() + 12 * 3600,
+    )
+
+
+async def run(args: argparse.Namespace) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    near = args.role == "outbound"
+    own, identity = ("near", NEAR_IDENTITY) if near else ("far", FAR_IDENTITY)
+    exporter = LinkExporter(
+        TelemetryConfig(
+            endpoint=args.otlp, plaintext=True, resource=PodResource(pod=own, namespace="bench")
+        )
+    )
+    plane = Plane(
+        loop=loop,
+        own=Own("bench", own, own, frozenset({"192.0.2.1"})),
+        directory=StaticDirectory(),
+        verify=SvidChecker("cluster.local"),
+        report=exporter.report,
+        pool=Pool(loop, monotonic),
+        trust=trust(Path(args.certs), own, identity),
+        policy=POLICIES,
+        tunnel_only=True,
+    )
+    arrivals = Arrivals(plane)
+    watch = Watch(plane, arrivals)
+    app_port = address(args.app)[1]
+
+    def accepted(sock: socket.socket, ip: str, port: int) -> None:
+        OutboundLink(plane, sock, ip, port).start_upstream("far.bench", app_port)
+
+    if near:
+        sidecar.dataplane.outbound.INBOUND_PORT = address(args.target)[1]
+    listener = Listener(
+        loop, sockets.listen(*address(args.listen)), accepted if near else arrivals.accepted
+    )
+    exporter.start()
+    await stopping.wait()
+    listener.close()
+    watch.close()
+    plane.pool.close()
+    arrivals.close()
+    await exporter.close()
+
+
 def main() -> None:
-    args = arguments()
-    raise SystemExit(f"bench.podlink_sidecar: the {args.role} data plane is not wired in yet")
+    gc.freeze()
+    uvloop.run(run(arguments()))
 
 
 if __name__ == "__main__":

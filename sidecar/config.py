@@ -113,7 +113,9 @@ def _networks(settings: Settings) -> tuple[ipaddress.IPv4Network | ipaddress.IPv
 def _upstreams(settings: Settings) -> tuple[Upstream, ...]:
     """`5432=db.prod:5432, 6379=redis-0.redis.prod:6379`."""
     found: dict[int, Upstream] = {}
-    for item in filter(None, map(str.strip, (settings.optional("PODLINK_UPSTREAMS") or "").split(","))):
+    for item in filter(
+        None, map(str.strip, (settings.optional("PODLINK_UPSTREAMS") or "").split(","))
+    ):
         match = _UPSTREAM.fullmatch(item)
         ports = [int(match[name]) for name in ("local", "port")] if match else []
         if match is None or not all(1 <= port <= 65535 for port in ports):

@@ -8,11 +8,12 @@ answered then, and such a destination is refused rather than guessed.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import grpc
 
+from certs.client.rpc import NoCertificate
 from kit.backoff import Backoff
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryStub
@@ -26,7 +27,8 @@ MAX_KEYS: Final = 8192
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _log = logging.getLogger(__name__)
 
-OpenChannel = Callable[[], Awaitable[grpc.aio.Channel]]
+GetChannel = Callable[[], grpc.aio.Channel]
+"""The channel for a stream that starts now; may raise NoCertificate."""
 
 
 class RegistryClient:
@@ -39,11 +41,11 @@ class RegistryClient:
         self,
         own: Own,
         trust_domain: str,
-        open_channel: OpenChannel,
+        get_channel: GetChannel,
         on_settings: Callable[[pb.PodSettings], None],
     ) -> None:
         self._own, self._trust_domain = own, trust_domain
-        self._open_channel, self._on_settings = open_channel, on_settings
+        self._get_channel, self._on_settings = get_channel, on_settings
         self._found: OrderedDict[str, Found] = OrderedDict()
         self._waiting: dict[str, list[Answer]] = {}
         self._to_send: asyncio.Queue[pb.DiscoverRequest] = asyncio.Queue()
@@ -78,8 +80,9 @@ class RegistryClient:
         backoff = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S)
         while True:
             try:
-                async with await self._open_channel() as channel:
-                    await self._converse(channel, backoff)
+                await self._converse(self._get_channel(), backoff)
+            except NoCertificate:
+                _log.warning("no certificate in force to show to the registry")
             except grpc.aio.AioRpcError as e:
                 _log.warning(
                     "registry stream broke",
@@ -134,6 +137,4 @@ class RegistryClient:
             answer(value)
         if len(self._found) > MAX_KEYS:
             oldest, _ = self._found.popitem(last=False)
-            self._to_send.put_nowait(
-                pb.DiscoverRequest(unsubscribe=pb.Unsubscribe(keys=[oldest]))
-            )
+            self._to_send.put_nowait(pb.DiscoverRequest(unsubscribe=pb.Unsubscribe(keys=[oldest])))

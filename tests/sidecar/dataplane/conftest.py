@@ -124,7 +124,9 @@ StartPair = Callable[[int], Pair]
 
 
 @pytest.fixture
-async def start_pair(make_side: MakeSide, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartPair]:
+async def start_pair(
+    make_side: MakeSide, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StartPair]:
     """Call it with the app's port: `pair = start_pair(port)`."""
     listeners: list[Listener] = []
     pairs: list[Pair] = []
