@@ -1,0 +1,64 @@
+# Every word sets up what it needs: a virtual environment in .venv, from requirements/*.lock.
+#   make demo     two commands from nothing to a linked shop, checked step by step
+#   make test     the whole suite, in minutes
+#   make check    format, lint, types, layers, generated code
+#   make bench    against Envoy and HAProxy in one run
+#   make threats  each row of the threat model with its tests
+#   make fuzz     the parsers under Hypothesis, longer
+#   make gen      code from proto/*.proto
+#   make docs     what is generated from the code: the table of reasons
+#   make lock     requirements/*.lock from pyproject.toml
+
+PY := .venv/bin/python
+READY := .venv/.ready
+BENCH_READY := .venv-bench/.ready
+SOURCES := kit certs proto registry sidecar injector traces local cli
+
+.PHONY: demo test check bench fuzz gen docs threats lock clean
+
+$(READY): requirements/dev.lock pyproject.toml scripts/venv.sh
+	@sh scripts/venv.sh .venv requirements/dev.lock
+	@touch $@
+
+$(BENCH_READY): requirements/bench.lock pyproject.toml scripts/venv.sh
+	@sh scripts/venv.sh .venv-bench requirements/bench.lock
+	@touch $@
+
+demo: $(READY)
+	@$(PY) scripts/needs.py demo
+	@.venv/bin/podlink demo
+
+test: $(READY)
+	@$(PY) scripts/needs.py test
+	$(PY) -m pytest $(ARGS)
+
+check: $(READY)
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/ruff check --quiet .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PY) scripts/gen.py --check
+	$(PY) -m tests.threats --quiet
+
+bench: $(BENCH_READY)
+	@.venv-bench/bin/python scripts/needs.py bench
+	.venv-bench/bin/python -m bench $(ARGS)
+
+fuzz: $(READY)
+	HYPOTHESIS_PROFILE=deep $(PY) -m pytest --timeout 1800 tests/sidecar/wire tests/sidecar/policy tests/certs/trust tests/injector $(ARGS)
+
+gen: $(READY)
+	$(PY) scripts/gen.py
+
+docs: $(READY)
+	$(PY) scripts/gen.py --docs
+
+threats: $(READY)
+	@$(PY) -m tests.threats
+
+lock: $(READY)
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements/dev.lock
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra bench -c requirements/dev.lock pyproject.toml -o requirements/bench.lock
+
+clean:
+	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
