@@ -91,10 +91,10 @@ def load_authority(
     roots_pem = files.ca_crt or chain[-1].public_bytes(Encoding.PEM)
     try:
         bundle = TrustBundle.from_pem(trust_domain, generation, roots_pem)
-        TrustBundle.of(trust_domain, generation, [c.public_bytes(Encoding.DER) for c in chain])
     except BundleRefused as e:
-        raise AuthorityRefused(f"tls.crt or ca.crt: {e}") from e
+        raise AuthorityRefused(f"ca.crt, or the end of tls.crt: {e}") from e
     for cert in chain:
+        _check_may_sign(cert)
         if not cert.not_valid_before_utc <= now < cert.not_valid_after_utc:
             raise AuthorityRefused(f"a certificate of tls.crt is not valid now: {_name(cert)}")
     intermediates = _lead_to_root(chain, bundle)
@@ -121,6 +121,16 @@ def _read_chain(pem: bytes) -> list[x509.Certificate]:
     if len(chain) > MAX_CHAIN:
         raise AuthorityRefused(f"tls.crt holds {len(chain)} certificates, at most {MAX_CHAIN}")
     return chain
+
+
+def _check_may_sign(cert: x509.Certificate) -> None:
+    try:
+        may = cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        usage = cert.extensions.get_extension_for_class(x509.KeyUsage).value
+    except (x509.ExtensionNotFound, ValueError) as e:
+        raise AuthorityRefused(f"in tls.crt, {_name(cert)} is no CA certificate: {e}") from e
+    if not (may and usage.key_cert_sign and cert.subject.rdns):
+        raise AuthorityRefused(f"in tls.crt, {_name(cert)!r} may not sign certificates")
 
 
 def _lead_to_root(chain: list[x509.Certificate], bundle: TrustBundle) -> tuple[bytes, ...]:

@@ -89,3 +89,7 @@ def _check_root(der: bytes) -> None:
             raise BundleRefused(f"a root with an RSA key of {key.key_size} bits")
     elif not isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
         raise BundleRefused(f"a root with a key of kind {type(key).__name__}")
+    try:
+        cert.verify_directly_issued_by(cert)
+    except Exception as e:  # TLS ends a chain at a self-signed certificate only
+        raise BundleRefused("an intermediate where a root belongs: not self-signed") from e

@@ -1,8 +1,12 @@
 """One forge for all tests of this package: making keys is the slow part."""
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
 import pytest
 
 from tests.certs.forge import BadLeaf, Forge, Pair
+from tests.certs.running_ca import RunningCa, running_ca
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,10 @@ def bad_leaves(forge: Forge) -> dict[str, BadLeaf]:
 @pytest.fixture(scope="session")
 def good_leaf(forge: Forge) -> Pair:
     return forge.leaf(ips=["10.0.0.7", "fd00::7"])
+
+
+@pytest.fixture
+async def ca(tmp_path: Path) -> AsyncIterator[RunningCa]:
+    """A whole CA on loopback; its API server is scripted through `ca.fake`."""
+    async with running_ca(tmp_path) as running:
+        yield running

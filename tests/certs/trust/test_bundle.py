@@ -45,6 +45,12 @@ def test_weak_or_nameless_roots_are_refused(forge: Forge) -> None:
         TrustBundle.of(TD, 1, [nameless.der])
 
 
+def test_an_intermediate_is_no_root(forge: Forge) -> None:
+    below = forge.leaf(ca=True, subject="below", usage=Usage(key_cert_sign=True))
+    with pytest.raises(BundleRefused, match="not self-signed"):
+        TrustBundle.of(TD, 1, [below.der])
+
+
 @pytest.mark.attack_row(31)
 def test_too_many_or_too_large_is_refused_before_it_is_parsed(forge: Forge) -> None:
     with pytest.raises(BundleRefused, match="at most"):
