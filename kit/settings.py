@@ -45,7 +45,9 @@ class Settings:
     def integer(self, name: str, default: int | None = None, *, low: int, high: int) -> int:
         value = self.text(name, None if default is None else str(default))
         if not re.fullmatch(r"-?[0-9]{1,18}", value) or not low <= int(value) <= high:
-            raise ConfigInvalid(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+            raise ConfigInvalid(
+                f"{name} must be a whole number from {low} to {high}, not {value!r}"
+            )
         return int(value)
 
     def port(self, name: str, default: int | None = None) -> int:
@@ -62,7 +64,9 @@ class Settings:
     def choice(self, name: str, default: str, choices: frozenset[str]) -> str:
         value = self.text(name, default)
         if value not in choices:
-            raise ConfigInvalid(f"{name} must be one of {', '.join(sorted(choices))}, not {value!r}")
+            raise ConfigInvalid(
+                f"{name} must be one of {', '.join(sorted(choices))}, not {value!r}"
+            )
         return value
 
     def path(self, name: str, default: str | None = None) -> Path:
