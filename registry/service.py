@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from ssl import PEM_cert_to_DER_cert
 
 import grpc
@@ -140,7 +140,7 @@ async def _write(subscription: Subscription, context: Context) -> None:
 
 
 def _leaf_der(context: Context) -> bytes:
-    shown: Sequence[bytes] = context.auth_context().get("x509_pem_cert", ())
+    shown = list(context.auth_context().get("x509_pem_cert", ()))
     if len(shown) != 1:
         raise HelloRefused("leaf_missing")
     return PEM_cert_to_DER_cert(shown[0].decode("ascii"))
