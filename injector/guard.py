@@ -99,6 +99,9 @@ def check_ours(spec: Raw, wanted: list[dict[str, Any]], volumes: list[dict[str, 
 def _check_container(where: str, container: Raw, mode: str) -> None:
     security = container.get("securityContext") or {}
     _check_ids(f"{where}.securityContext", security)
+    for mount in container.get("volumeMounts") or ():
+        if mount.get("name") in _OUR_VOLUMES:
+            raise PodRefused("volume_shared", f"{where} mounts the proxy's {mount['name']}")
     if mode != "redirect":
         return
     added = (security.get("capabilities") or {}).get("add") or ()
@@ -109,9 +112,6 @@ def _check_container(where: str, container: Raw, mode: str) -> None:
             raise PodRefused(
                 "capability", f"{where} adds {capability}: it could take the redirection away"
             )
-    for mount in container.get("volumeMounts") or ():
-        if mount.get("name") in _OUR_VOLUMES:
-            raise PodRefused("volume_shared", f"{where} mounts the proxy's {mount['name']}")
 
 
 def _check_ids(where: str, security: Raw) -> None:

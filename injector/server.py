@@ -1,0 +1,102 @@
+"""The HTTPS end that the API server calls: POST /mutate, and the health checks.
+
+Each handshake gets a fresh context from the present certificate, so a renewal needs no restart and
+no context is ever changed while in use.
+"""
+
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from injector.container import MeshSettings
+from injector.review import ReviewMalformed, answer, read_review, refuse
+from kit.kube import KubeError, Object
+
+MAX_BODY_BYTES = 8 << 20
+"""The API server sends the object, at most 1.5 MiB in etcd's terms, and perhaps the old one."""
+_log = logging.getLogger(__name__)
+
+
+class Webhook:
+    """Answers admission requests; `namespace_of` finds the raw Namespace by name.
+
+    `namespace_of` returns None for a namespace that does not exist and raises KubeError when it
+    cannot know: then the pod is refused, for a guess could let it in without its sidecar.
+    """
+
+    def __init__(
+        self,
+        mesh: MeshSettings,
+        namespace_of: Callable[[str], Any],
+        ready: Callable[[], bool],
+    ) -> None:
+        self._mesh, self._namespace_of, self._ready = mesh, namespace_of, ready
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.post("/mutate", self._mutate),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+            ]
+        )
+        return app
+
+    async def _mutate(self, request: web.Request) -> web.Response:
+        try:
+            question = read_review(await request.read())
+        except ReviewMalformed as malformed:
+            _log.warning("review refused", extra={"reason": malformed.reason, "error": malformed})
+            return web.json_response({"error": str(malformed)}, status=400)
+        try:
+            namespace: Object | None = await self._namespace_of(question.namespace)
+        except KubeError as error:
+            verdict = refuse(question.uid, "namespace_unknown", f"namespace unread: {error}", 503)
+        else:
+            if namespace is None:
+                text = f"namespace {question.namespace!r} does not exist"
+                verdict = refuse(question.uid, "namespace_unknown", text)
+            else:
+                verdict = answer(question, namespace, self._mesh)
+        fields: Mapping[str, Any] = {
+            "namespace": question.namespace,
+            "pod": question.pod_name,
+            "outcome": verdict.outcome,
+            "reason": verdict.reason,
+            "error": verdict.text,
+        }
+        level = logging.WARNING if verdict.outcome == "refused" else logging.INFO
+        _log.log(level, "pod reviewed", extra=dict(fields))
+        return web.json_response(verdict.response)
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if self._ready():
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="not ready\n")
+
+
+def renewing_context(current: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """A listener's context that asks `current` for the one to use, at every handshake.
+
+    Python calls the SNI callback for every ClientHello, with a name or without
+    (ssl.SSLContext.sni_callback).
+    """
+
+    def choose(handshake: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
+        try:
+            handshake.context = current()
+        except Exception:
+            _log.exception("no certificate for a handshake")
+            return int(ssl.ALERT_DESCRIPTION_INTERNAL_ERROR)
+        return None
+
+    context = current()
+    context.sni_callback = choose
+    return context
