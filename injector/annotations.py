@@ -26,10 +26,10 @@ _HOST = rf"({_LABEL}\.){{1,2}}{_LABEL}"
 _PORT_RANGE = re.compile(r"(?P<low>[0-9]{1,5})(-(?P<high>[0-9]{1,5}))?", re.ASCII)
 _UPSTREAM = re.compile(rf"(?P<near>[0-9]{{1,5}})=(?P<host>{_HOST}):(?P<far>[0-9]{{1,5}})", re.ASCII)
 _DURATION = re.compile(r"(?P<number>[0-9]{1,5})(?P<unit>s|m)", re.ASCII)
-_CPU = re.compile(r"(?P<number>[0-9]{1,6}(\.[0-9]{1,3})?)(?P<unit>m?)", re.ASCII)
+_CPU = re.compile(r"(?P<whole>[0-9]{1,6}(\.[0-9]{1,3})?)|(?P<milli>[0-9]{1,9})m", re.ASCII)
 _MEMORY = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>|k|M|G|Ki|Mi|Gi)", re.ASCII)
-_CPU_UNITS = {"": Decimal(1), "m": Decimal("0.001")}
-_MEMORY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+_DECIMAL_UNITS = ("", "k", "M", "G", "T", "P")
+_BINARY_UNITS = ("", "Ki", "Mi", "Gi", "Ti", "Pi")
 
 
 class AnnotationRefused(Exception):
@@ -186,31 +186,52 @@ def _grace(value: str) -> str:
     return value
 
 
-def _cpu(value: str) -> Decimal:
-    return _quantity(_CPU, value, _CPU_UNITS)
-
-
-def _memory(value: str) -> Decimal:
-    return _quantity(_MEMORY, value, {unit: Decimal(size) for unit, size in _MEMORY_UNITS.items()})
-
-
-def _quantity(form: re.Pattern[str], value: str, units: Mapping[str, Decimal]) -> Decimal:
-    found = form.fullmatch(value)
-    if found is None or Decimal(found["number"]) == 0:
+def _cpu(value: str) -> int:
+    """In thousandths of a CPU. Raises ValueError."""
+    found = _CPU.fullmatch(value)
+    if found is None:
         raise ValueError
-    return Decimal(found["number"]) * units[found["unit"]]
+    size = int(found["milli"]) if found["milli"] else int(Decimal(found["whole"]) * 1000)
+    if size == 0:
+        raise ValueError("nothing at all")
+    return size
 
 
-def _quantity_text(read: Callable[[str], Decimal]) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        read(value)
-        return value
+def _cpu_text(value: str) -> str:
+    whole, milli = divmod(_cpu(value), 1000)
+    return f"{whole * 1000 + milli}m" if milli else str(whole)
 
-    return check
+
+def _memory(value: str) -> int:
+    """In bytes. Raises ValueError."""
+    size, _, step, power = _memory_parts(value)
+    return int(size * step**power)
+
+
+def _memory_text(value: str) -> str:
+    """As the API server spells it: the largest unit of its family without a fraction.
+
+    (Kubernetes, "Quantity": canonical form.) The pod must look the same when it is seen again.
+    """
+    size, units, step, power = _memory_parts(value)
+    while size % step == 0 and power + 1 < len(units):
+        size, power = size // step, power + 1
+    return f"{size}{units[power]}"
+
+
+def _memory_parts(value: str) -> tuple[int, tuple[str, ...], int, int]:
+    found = _MEMORY.fullmatch(value)
+    if found is None:
+        raise ValueError
+    if int(found["number"]) == 0:
+        raise ValueError("nothing at all")
+    binary = found["unit"].endswith("i")
+    units, step = (_BINARY_UNITS, 1024) if binary else (_DECIMAL_UNITS, 1000)
+    return int(found["number"]), units, step, units.index(found["unit"])
 
 
 def _check_limit(
-    settings: PodSettings, what: str, read: Callable[[str], Decimal], origin: Mapping[str, str]
+    settings: PodSettings, what: str, read: Callable[[str], int], origin: Mapping[str, str]
 ) -> None:
     request = getattr(settings, f"proxy_{what}_request")
     limit = getattr(settings, f"proxy_{what}_limit")
@@ -232,10 +253,10 @@ _CHECKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "plaintext": _one_of("deny", "allow"),
     "external": _one_of("allow", "deny"),
     "http-ports": (_PORTS_FORM, _ports),
-    "proxy-cpu-request": (_CPU_FORM, _quantity_text(_cpu)),
-    "proxy-cpu-limit": (_CPU_FORM, _quantity_text(_cpu)),
-    "proxy-memory-request": (_MEMORY_FORM, _quantity_text(_memory)),
-    "proxy-memory-limit": (_MEMORY_FORM, _quantity_text(_memory)),
+    "proxy-cpu-request": (_CPU_FORM, _cpu_text),
+    "proxy-cpu-limit": (_CPU_FORM, _cpu_text),
+    "proxy-memory-request": (_MEMORY_FORM, _memory_text),
+    "proxy-memory-limit": (_MEMORY_FORM, _memory_text),
     "proxy-log-level": _one_of("debug", "info", "warning", "error"),
     "workers": (f"a whole number from 1 to {_MAX_WORKERS}", _workers),
     "shutdown-grace-period": (f"a duration such as 30s or 2m, at most {_MAX_GRACE_S}s", _grace),

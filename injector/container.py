@@ -149,7 +149,8 @@ def _proxy(mesh: MeshSettings, pod: PodSettings) -> Spec:
 
 
 def _plain(**values: str) -> list[Spec]:
-    return [{"name": name, "value": value} for name, value in values.items()]
+    # An empty value is left out, as the API server itself does: a second look must find the same.
+    return [{"name": n, "value": v} if v else {"name": n} for n, v in values.items()]
 
 
 def _resources(pod: PodSettings) -> Spec:

@@ -146,6 +146,8 @@ def _same(found: Any, own: Any, key: str = "") -> bool:
 
 
 def _may_be_added(key: str, name: str, value: Any) -> bool:
+    if name == "volumeMounts":
+        return _is_list(value) and all(_is_api_token(name, mount) for mount in value)
     if key in ("limits", "requests"):  # a LimitRange of the namespace
         return True
     return value in _DEFAULTS.get(name, ())

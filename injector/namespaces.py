@@ -12,12 +12,16 @@ def _trim(raw: Object) -> Object:
     return {"metadata": {"name": metadata["name"], **kept}}
 
 
+def _unheard(_key: str, _old: Object | None, _new: Object | None) -> None:
+    """Nobody waits for changes: whoever asks gets the present state."""
+
+
 class Namespaces:
     """The labels and annotations of every namespace."""
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._informer = Informer(kube, PATH, lambda key, old, new: None, _trim)
+        self._informer = Informer(kube, PATH, _unheard, _trim)
 
     @property
     def synced(self) -> bool:
@@ -26,12 +30,13 @@ class Namespaces:
     async def run(self) -> None:
         await self._informer.run()
 
-    async def get(self, name: str) -> Object | None:
+    async def get(self, name: str, fresh: bool = False) -> Object | None:
         """The namespace, or None if there is none. Raises KubeError when that cannot be known.
 
-        A namespace made a moment ago may not have reached the watch yet.
+        A namespace made or labelled a moment ago may not have reached the watch yet: one that is
+        not there is asked for, and `fresh` asks in any case.
         """
-        known = self._informer.items.get(f"/{name}")
+        known = None if fresh else self._informer.items.get(f"/{name}")
         if known is not None:
             return known
         try:

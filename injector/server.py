@@ -6,13 +6,13 @@ no context is ever changed while in use.
 
 import logging
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from injector.container import MeshSettings
-from injector.review import ReviewMalformed, answer, read_review, refuse
+from injector.review import Question, ReviewMalformed, Verdict, answer, read_review, refuse
 from kit.kube import KubeError, Object
 
 MAX_BODY_BYTES = 8 << 20
@@ -23,14 +23,15 @@ _log = logging.getLogger(__name__)
 class Webhook:
     """Answers admission requests; `namespace_of` finds the raw Namespace by name.
 
-    `namespace_of` returns None for a namespace that does not exist and raises KubeError when it
-    cannot know: then the pod is refused, for a guess could let it in without its sidecar.
+    It is told whether to ask the API server afresh, returns None for a namespace that does not
+    exist and raises KubeError when it cannot know: then the pod is refused, for a guess could let
+    it in without its sidecar.
     """
 
     def __init__(
         self,
         mesh: MeshSettings,
-        namespace_of: Callable[[str], Any],
+        namespace_of: Callable[[str, bool], Awaitable[Object | None]],
         ready: Callable[[], bool],
     ) -> None:
         self._mesh, self._namespace_of, self._ready = mesh, namespace_of, ready
@@ -52,16 +53,10 @@ class Webhook:
         except ReviewMalformed as malformed:
             _log.warning("review refused", extra={"reason": malformed.reason, "error": malformed})
             return web.json_response({"error": str(malformed)}, status=400)
-        try:
-            namespace: Object | None = await self._namespace_of(question.namespace)
-        except KubeError as error:
-            verdict = refuse(question.uid, "namespace_unknown", f"namespace unread: {error}", 503)
-        else:
-            if namespace is None:
-                text = f"namespace {question.namespace!r} does not exist"
-                verdict = refuse(question.uid, "namespace_unknown", text)
-            else:
-                verdict = answer(question, namespace, self._mesh)
+        verdict = await self._decide(question, fresh=False)
+        if verdict.reason == "not_enrolled":
+            # The API server's selectors chose this pod, so our view of the namespace may be old.
+            verdict = await self._decide(question, fresh=True)
         fields: Mapping[str, Any] = {
             "namespace": question.namespace,
             "pod": question.pod_name,
@@ -72,6 +67,16 @@ class Webhook:
         level = logging.WARNING if verdict.outcome == "refused" else logging.INFO
         _log.log(level, "pod reviewed", extra=dict(fields))
         return web.json_response(verdict.response)
+
+    async def _decide(self, question: Question, fresh: bool) -> Verdict:
+        try:
+            namespace = await self._namespace_of(question.namespace, fresh)
+        except KubeError as error:
+            return refuse(question.uid, "namespace_unknown", f"namespace unread: {error}", 503)
+        if namespace is None:
+            text = f"namespace {question.namespace!r} does not exist"
+            return refuse(question.uid, "namespace_unknown", text)
+        return answer(question, namespace, self._mesh)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -89,7 +94,7 @@ def renewing_context(current: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
     (ssl.SSLContext.sni_callback).
     """
 
-    def choose(handshake: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
+    def choose(handshake: ssl.SSLObject, _name: str | None, _: ssl.SSLContext) -> int | None:
         try:
             handshake.context = current()
         except Exception:
