@@ -1,1 +1,8 @@
-"""."""
+"""Who is who: workload certificates, from the key that signs to the check on the wire.
+
+- `trust`: the vocabulary (identity, leaf validator, bundle, TLS contexts). Holds no key of the CA.
+- `authority`: the code that holds the signing key. Only `server` may import it.
+- `server`: the CA as a program, `python -m certs.server`.
+- `client`: keeps one workload's certificate fresh, and makes gRPC credentials from it.
+- `names`: names shared with Kubernetes.
+"""

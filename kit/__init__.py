@@ -3,6 +3,7 @@
 - `backoff`: how long to wait before the next try.
 - `clock`: the only place that reads the wall clock.
 - `kube`: one small client for the Kubernetes API, raw JSON in and out.
+- `health`: `/healthz` and `/readyz` over HTTP (control plane only).
 - `informer`: list and watch one kind of object, and keep it (control plane only).
 - `logs`: one JSON line per log record.
 - `settings`: reads settings from the environment, once, with readable errors.

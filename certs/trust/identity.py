@@ -20,7 +20,7 @@ _MAX_SERVICE_ACCOUNT = 253
 
 
 class IdentityMalformed(ValueError):
-    """The text is no workload identity of ours. The message is escaped and cut to 256 characters."""
+    """The text is no workload identity of ours. The message is escaped and cut short."""
 
     def __init__(self, raw: str) -> None:
         super().__init__(f"not a workload identity: {raw[:256]!r}")
@@ -28,21 +28,24 @@ class IdentityMalformed(ValueError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class WorkloadIdentity:
+    """One workload's name. Its parts were checked, however it was made (IdentityMalformed)."""
+
     trust_domain: str
     namespace: str
     service_account: str
 
+    def __post_init__(self) -> None:
+        # Parts with a slash in them could be put together into somebody else's name.
+        if _read(str(self)) != (self.trust_domain, self.namespace, self.service_account):
+            raise IdentityMalformed(str(self))
+
     @classmethod
     def parse(cls, uri: str) -> Self:
         """Read a SPIFFE ID; raises IdentityMalformed for anything but exactly our form."""
-        found = _ID.fullmatch(uri) if len(uri) <= MAX_ID_BYTES else None
-        if (
-            found is None
-            or len(found["td"]) > MAX_TRUST_DOMAIN_BYTES
-            or len(found["sa"]) > _MAX_SERVICE_ACCOUNT
-        ):
+        parts = _read(uri)
+        if parts is None:
             raise IdentityMalformed(uri)
-        return cls(found["td"], found["ns"], found["sa"])
+        return cls(*parts)
 
     def __str__(self) -> str:
         return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
@@ -53,3 +56,14 @@ def check_trust_domain(name: str) -> str:
     if len(name) > MAX_TRUST_DOMAIN_BYTES or _TRUST_DOMAIN.fullmatch(name) is None:
         raise IdentityMalformed(name)
     return name
+
+
+def _read(uri: str) -> tuple[str, str, str] | None:
+    found = _ID.fullmatch(uri) if len(uri) <= MAX_ID_BYTES else None
+    if (
+        found is None
+        or len(found["td"]) > MAX_TRUST_DOMAIN_BYTES
+        or len(found["sa"]) > _MAX_SERVICE_ACCOUNT
+    ):
+        return None
+    return found["td"], found["ns"], found["sa"]

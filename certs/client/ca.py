@@ -1,0 +1,207 @@
+"""`CaClient`: the SvidSource that asks our CA.
+
+Two loops beside each other: one renews the leaf, with a new key each time; one watches the bundle.
+Both end in `_swap`, a single assignment, so nobody ever sees a key without its chain or a chain
+without its bundle. A failure keeps the old leaf until it expires; expired means gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from certs.client.answer import (
+    SKEW_WORTH_SAYING_S,
+    AnswerRefused,
+    judge_answer,
+    judge_bundle,
+    prove,
+    skew_s,
+)
+from certs.client.renewal import longest_pause_s, pause_s, renew_after_s
+from certs.client.source import Subscriber, Svid
+from certs.client.wire import SIGN_TIMEOUT_S, CaAddress, CaUnreachable
+from certs.trust.bundle import TrustBundle
+from certs.trust.contexts import TlsMaterial
+from certs.trust.facts import LeafFacts
+from kit.backoff import Backoff
+from kit.clock import Clock, Monotonic, monotonic, utcnow
+from kit.tasks import spawn, stop
+from proto import ca_pb2
+from proto.ca_pb2_grpc import CertificateAuthorityStub
+
+_log = logging.getLogger(__name__)
+_FAILURES = (AnswerRefused, CaUnreachable, grpc.aio.AioRpcError, TimeoutError)
+
+
+class CaClient:
+    """Keeps an Svid for the pod that the token at `token_path` belongs to.
+
+    `ca_address` is `name:port`; `server_name` only if the CA's certificate names something else.
+    `bundle_path` is the mounted ConfigMap's PEM file.
+    """
+
+    def __init__(
+        self,
+        ca_address: str,
+        token_path: Path,
+        bundle_path: Path,
+        trust_domain: str,
+        *,
+        server_name: str | None = None,
+        clock: Clock = utcnow,
+        monotonic: Monotonic = monotonic,
+    ) -> None:
+        self._ca = CaAddress(ca_address, token_path, bundle_path, trust_domain, server_name)
+        self._trust_domain = trust_domain
+        self._clock, self._monotonic = clock, monotonic
+        self._svid: Svid | None = None
+        self._bundle: TrustBundle | None = None
+        self._ready = asyncio.Event()
+        self._subscribers: list[Subscriber] = []
+        self.renewals = 0
+        self.failures = 0
+        """Counted since the start, for metrics."""
+
+    @property
+    def current(self) -> Svid | None:
+        """The Svid in force; None before the first and after the last has expired."""
+        svid = self._svid
+        if svid is None or self._monotonic() >= svid.deadline or self._clock() >= svid.expires_at:
+            return None
+        return svid
+
+    def subscribe(self, callback: Subscriber) -> None:
+        self._subscribers.append(callback)
+
+    async def wait_ready(self) -> None:
+        await self._ready.wait()
+
+    async def run(self) -> None:
+        """Renew and watch until cancelled."""
+        watching = spawn(self._watch_forever(), name="watch the trust bundle")
+        try:
+            await self._renew_forever()
+        finally:
+            await stop(watching)
+
+    async def _renew_forever(self) -> None:
+        lifetime_s = 300.0
+        backoff = Backoff(first_s=0.5, longest_s=longest_pause_s(lifetime_s))
+        while True:
+            asked_at = self._monotonic()
+            try:
+                lifetime_s = await self._renew(asked_at)
+            except _FAILURES as e:
+                self.failures += 1
+                wait_s = pause_s(backoff.next_s())
+                self._log_failure("certificate not renewed", e, wait_s)
+            else:
+                backoff = Backoff(first_s=0.5, longest_s=longest_pause_s(lifetime_s))
+                wait_s = renew_after_s(lifetime_s)
+            await asyncio.sleep(wait_s)
+
+    async def _renew(self, asked_at: float) -> float:
+        """One new key, one new leaf, in force; returns its life in seconds from `asked_at`."""
+        key_pem, csr_der = make_request()
+        answer = await self._sign(csr_der)
+        now = self._clock()
+        if abs(ahead_s := skew_s(answer.signed_at_unix_s, now)) >= SKEW_WORTH_SAYING_S:
+            _log.error("this node's clock differs from the CA's", extra={"ahead_s": ahead_s})
+        grant = judge_answer(answer, key_pem, trust_domain=self._trust_domain, now=now)
+        self.renewals += 1
+        self._swap(grant.material, grant.facts, grant.bundle, asked_at + grant.lifetime_s)
+        return grant.lifetime_s
+
+    async def _sign(self, csr_der: bytes) -> ca_pb2.SignResponse:
+        async with self._ca.channel(self._learnt_roots()) as channel:
+            return await CertificateAuthorityStub(channel).Sign(
+                ca_pb2.SignRequest(csr_der=csr_der),
+                metadata=self._ca.metadata(),
+                timeout=SIGN_TIMEOUT_S,
+            )
+
+    async def _watch_forever(self) -> None:
+        await self._ready.wait()
+        backoff = Backoff(first_s=0.5, longest_s=30.0)
+        while True:
+            try:
+                async for _ in self._watch():
+                    backoff.reset()
+                wait_s = pause_s(backoff.next_s())
+            except _FAILURES as e:
+                wait_s = pause_s(backoff.next_s())
+                self._log_failure("trust bundle not watched", e, wait_s)
+            await asyncio.sleep(wait_s)
+
+    async def _watch(self) -> AsyncIterator[TrustBundle]:
+        """Yield each bundle once it is in force and acknowledged; ends when the CA ends it."""
+        async with self._ca.channel(self._learnt_roots()) as channel:
+            call = CertificateAuthorityStub(channel).WatchBundle(metadata=self._ca.metadata())
+            async for message in call:
+                bundle = judge_bundle(message, self._trust_domain)
+                self._adopt(bundle)
+                await call.write(ca_pb2.BundleAck(generation=bundle.generation))
+                yield bundle
+
+    def _adopt(self, bundle: TrustBundle) -> None:
+        """Put `bundle` in force beside the present leaf; raises AnswerRefused if unfit."""
+        svid = self._svid
+        if svid is None or bundle == self._bundle:
+            return
+        old = svid.material
+        material = TlsMaterial(old.key_pem, old.chain_pem, bundle.to_pem())
+        prove(material)
+        self._swap(material, svid.facts, bundle, svid.deadline)
+        _log.info(
+            "trust bundle changed",
+            extra={"generation": bundle.generation, "roots": ",".join(bundle.fingerprints())},
+        )
+
+    def _swap(
+        self, material: TlsMaterial, facts: LeafFacts, bundle: TrustBundle, deadline: float
+    ) -> None:
+        self._bundle = bundle
+        self._svid = svid = Svid(
+            material=material,
+            facts=facts,
+            generation=self._svid.generation + 1 if self._svid else 1,
+            expires_at=facts.not_after,
+            deadline=deadline,
+            bundle_generation=bundle.generation,
+        )
+        self._ready.set()
+        for callback in self._subscribers:
+            try:
+                callback(svid)
+            except Exception:
+                _log.exception("a subscriber of the certificate failed")
+
+    def _learnt_roots(self) -> tuple[bytes, ...]:
+        return self._bundle.roots if self._bundle else ()
+
+    def _log_failure(self, text: str, error: BaseException, wait_s: float) -> None:
+        if isinstance(error, grpc.aio.AioRpcError):
+            said = f"{error.code().name}: {error.details()}"
+        else:
+            said = f"{type(error).__name__}: {error}"
+        left_s = self._svid.deadline - self._monotonic() if self._svid else None
+        _log.warning(
+            text, extra={"error": said, "retry_in_s": round(wait_s, 2), "leaf_left_s": left_s}
+        )
+
+
+def make_request() -> tuple[bytes, bytes]:
+    """A new P-256 key (PEM) and a CSR (DER) that proves we hold it and says nothing else."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder(subject_name=x509.Name([])).sign(
+        key, hashes.SHA256()
+    )
+    key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return key_pem, csr.public_bytes(Encoding.DER)

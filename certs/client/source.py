@@ -1,0 +1,47 @@
+"""What a program sees of its own certificate: the present one, and a call when it changes."""
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from certs.trust.contexts import TlsMaterial
+from certs.trust.facts import LeafFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Svid:
+    """One leaf with its key and the bundle to judge peers by, all of one moment.
+
+    Immutable: a renewal or a new bundle makes another one.
+    """
+
+    material: TlsMaterial
+    facts: LeafFacts
+    generation: int
+    """Grows by one with every Svid of a source: equal means nothing changed."""
+    expires_at: dt.datetime
+    """The leaf's end by the wall clock (UTC)."""
+    deadline: float
+    """The leaf's end by this process's monotonic clock, which nobody can set back."""
+    bundle_generation: int = 0
+    """The CA's number of the bundle in `material`."""
+
+
+Subscriber = Callable[[Svid], None]
+"""Called in the event loop with each new Svid. Must not block."""
+
+
+class SvidSource(Protocol):
+    @property
+    def current(self) -> Svid | None:
+        """The Svid to use now; None before the first, and again once it has expired."""
+
+    def subscribe(self, callback: Subscriber) -> None:
+        """Call `callback` with every later Svid. An error in it is logged and harms nobody else."""
+
+    async def wait_ready(self) -> None:
+        """Return once `current` is there."""
+
+    async def run(self) -> None:
+        """Keep `current` fresh until cancelled."""

@@ -1,0 +1,55 @@
+"""The CA's own TLS certificate, which it signs for itself and renews at half its life.
+
+gRPC asks for the certificate at each new connection, on a thread of its own; so the renewal happens
+there, under a lock, and there is no timer that could fail silently.
+"""
+
+import datetime as dt
+import threading
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from certs.authority.issue import Authority, Order
+from certs.names import CA_ACCOUNT, service_dns_names
+from certs.trust.identity import WorkloadIdentity
+from certs.trust.pem import to_pem
+from kit.clock import Clock, Monotonic
+
+
+class OwnLeaf:
+    def __init__(
+        self,
+        authority: Authority,
+        namespace: str,
+        lifetime: dt.timedelta,
+        clock: Clock,
+        monotonic: Monotonic,
+    ) -> None:
+        identity = WorkloadIdentity(authority.trust_domain, namespace, CA_ACCOUNT)
+        names = service_dns_names(CA_ACCOUNT, namespace)
+        self._order = Order(identity, frozenset(), names, lifetime)
+        self._authority, self._clock, self._monotonic = authority, clock, monotonic
+        self._lock = threading.Lock()
+        self._renew_at = 0.0
+        self._first = self._issue()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Server credentials that always show a fresh leaf, and ask the caller for none."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._first,
+            self._fetch,  # type: ignore[arg-type]  # the stub does not know None, the docs do
+        )
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """Called by gRPC at each handshake; None keeps the certificate in use."""
+        with self._lock:
+            return self._issue() if self._monotonic() >= self._renew_at else None
+
+    def _issue(self) -> grpc.ServerCertificateConfiguration:
+        key = ec.generate_private_key(ec.SECP256R1())
+        issued = self._authority.issue(self._order, key.public_key(), self._clock())
+        self._renew_at = self._monotonic() + issued.lifetime.total_seconds() / 2
+        key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return grpc.ssl_server_certificate_configuration([(key_pem, to_pem(issued.chain_der))])

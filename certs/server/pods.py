@@ -1,0 +1,89 @@
+"""Judges the caller's pod: is it the one the token names, and which addresses are its own? Pure.
+
+The pod comes from the API server by name, so its UID is compared: a pod that was replaced by one of
+the same name lends it nothing.
+"""
+
+import ipaddress
+import urllib.parse
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from certs.authority.issue import canonical_ips
+from certs.server.refusals import CallerForbidden
+from certs.server.review import Caller
+from certs.trust.svid import canonical_ip
+
+_FINISHED = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class PodSeen:
+    """What the API says of the caller's pod. `ips` is empty while the kubelet has not reported."""
+
+    node: str
+    host_network: bool
+    ips: frozenset[str]
+    host_ips: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The addresses for the leaf. `provisional`: the API did not know them, so not for long."""
+
+    ips: frozenset[str]
+    provisional: bool
+
+
+def read_pod(pod: Any, caller: Caller) -> PodSeen:
+    """Check that `pod` is the caller's and lives; raises CallerForbidden."""
+    try:
+        metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
+        uid, account = metadata["uid"], spec.get("serviceAccountName") or "default"
+        seen = PodSeen(
+            node=str(spec.get("nodeName") or ""),
+            host_network=bool(spec.get("hostNetwork")),
+            ips=_addresses(status, "podIPs", "podIP"),
+            host_ips=_addresses(status, "hostIPs", "hostIP"),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise CallerForbidden("pod_malformed", f"{type(e).__name__}: {e}") from e
+    if uid != caller.pod_uid:
+        raise CallerForbidden("pod_replaced", f"the pod has UID {uid}")
+    if account != caller.identity.service_account:
+        raise CallerForbidden("pod_account", f"the pod runs as {account}")
+    if status.get("phase") in _FINISHED:
+        raise CallerForbidden("pod_finished", str(status["phase"]))
+    return seen
+
+
+def choose_addresses(pod: PodSeen, source_ip: str) -> Addresses:
+    """Which addresses go into the leaf of a pod that called from `source_ip` (empty: unknown).
+
+    A pod on its node's network has none of its own. An address of the node is never taken for the
+    pod's: something in between rewrote the source.
+    """
+    if pod.host_network:
+        return Addresses(frozenset(), provisional=False)
+    if pod.ips:
+        return Addresses(pod.ips, provisional=False)
+    usable = source_ip and not ipaddress.ip_address(source_ip).is_loopback
+    if not usable or source_ip in pod.host_ips:
+        return Addresses(frozenset(), provisional=True)
+    return Addresses(frozenset({source_ip}), provisional=True)
+
+
+def read_peer(peer: str) -> str:
+    """The address in gRPC's name of a peer, such as `ipv6:[fd00::7]:52044`; "" if there is none."""
+    kind, _, rest = urllib.parse.unquote(peer).partition(":")
+    host = rest.rpartition(":")[0].strip("[]")
+    try:
+        return canonical_ip(ipaddress.ip_address(host)) if kind in ("ipv4", "ipv6") else ""
+    except ValueError:
+        return ""
+
+
+def _addresses(status: dict[str, Any], many: str, one: str) -> frozenset[str]:
+    listed: Iterable[str] = [entry["ip"] for entry in status.get(many) or ()]
+    return canonical_ips(list(listed) or [ip for ip in (status.get(one),) if ip])

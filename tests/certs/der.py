@@ -1,0 +1,60 @@
+"""Just enough DER to build what `cryptography` refuses to build: read and write one element."""
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+SEQUENCE, BIT_STRING, EXTENSIONS = 0x30, 0x03, 0xA3
+
+
+def element(tag: int, content: bytes) -> bytes:
+    """One DER element with a definite length."""
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(octets))) + octets + content
+
+
+def elements(der: bytes) -> list[tuple[int, bytes, bytes]]:
+    """Every element of `der`, one after the other, as (tag, content, whole)."""
+    found = []
+    while der:
+        tag, size, head = der[0], der[1], 2
+        if size & 0x80:
+            head += size & 0x7F
+            size = int.from_bytes(der[2:head], "big")
+        found.append((tag, der[head : head + size], der[: head + size]))
+        der = der[head + size :]
+    return found
+
+
+def with_extension_twice(
+    cert: x509.Certificate, oid: str, issuer: ec.EllipticCurvePrivateKey
+) -> bytes:
+    """The same certificate with one of its extensions repeated, signed anew by `issuer`."""
+    ((_, tbs, _),) = elements(cert.tbs_certificate_bytes)
+    fields = elements(tbs)
+    tag, content, _ = fields[-1]
+    assert tag == EXTENSIONS, "a version 3 certificate ends with its extensions"
+    ((_, listed, _),) = elements(content)
+    wanted = element(0x06, _oid(oid))
+    again = next(whole for _, body, whole in elements(listed) if body.startswith(wanted))
+    extensions = element(EXTENSIONS, element(SEQUENCE, listed + again))
+    new_tbs = element(SEQUENCE, b"".join(whole for _, _, whole in fields[:-1]) + extensions)
+    ((_, outer, _),) = elements(cert.public_bytes(Encoding.DER))
+    algorithm = elements(outer)[1][2]
+    signature = issuer.sign(new_tbs, ec.ECDSA(hashes.SHA256()))
+    return element(SEQUENCE, new_tbs + algorithm + element(BIT_STRING, b"\0" + signature))
+
+
+def _oid(dotted: str) -> bytes:
+    first, second, *rest = map(int, dotted.split("."))
+    out = bytearray((first * 40 + second,))
+    for arc in rest:
+        septets = [arc & 0x7F]
+        while arc := arc >> 7:
+            septets.append(0x80 | (arc & 0x7F))
+        out += bytes(reversed(septets))
+    return bytes(out)
