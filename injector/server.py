@@ -1,11 +1,9 @@
 """The HTTPS end that the API server calls: POST /mutate, and the health checks.
 
-Each handshake gets a fresh context from the present certificate, so a renewal needs no restart and
-no context is ever changed while in use.
+Its certificate follows the CA client's (`certs.client.web`), so a renewal needs no restart.
 """
 
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -85,23 +83,3 @@ class Webhook:
         if self._ready():
             return web.Response(text="ok\n")
         return web.Response(status=503, text="not ready\n")
-
-
-def renewing_context(current: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """A listener's context that asks `current` for the one to use, at every handshake.
-
-    Python calls the SNI callback for every ClientHello, with a name or without
-    (ssl.SSLContext.sni_callback).
-    """
-
-    def choose(handshake: ssl.SSLObject, _name: str | None, _: ssl.SSLContext) -> int | None:
-        try:
-            handshake.context = current()
-        except Exception:
-            _log.exception("no certificate for a handshake")
-            return int(ssl.ALERT_DESCRIPTION_INTERNAL_ERROR)
-        return None
-
-    context = current()
-    context.sni_callback = choose
-    return context

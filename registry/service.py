@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from ssl import PEM_cert_to_DER_cert
+from collections.abc import AsyncIterator
 
 import grpc
 from grpc import aio
 
+from certs.client.rpc import Verify, peer_facts
 from certs.trust.facts import LeafFacts
 from kit.clock import Clock, utcnow
 from kit.tasks import spawn, stop
@@ -39,7 +39,7 @@ class RegistryService(RegistryServicer):
         self,
         hub: Hub,
         model: Model,
-        verify: Callable[[bytes], LeafFacts],
+        verify: Verify,
         clock: Clock = utcnow,
     ) -> None:
         self._hub, self._model, self._verify, self._clock = hub, model, verify, clock
@@ -82,7 +82,7 @@ class RegistryService(RegistryServicer):
         self, requests: AsyncIterator[pb.DiscoverRequest], context: Context
     ) -> tuple[LeafFacts, PodFacts]:
         try:
-            leaf = self._verify(_leaf_der(context))
+            leaf = peer_facts(context, self._verify)
             hello = await _hello(requests)
             pod = await self._await_pod(hello.pod_uid)
             return leaf, admit(hello, leaf, _caller_ip(context), pod)
@@ -137,13 +137,6 @@ async def _read(
 async def _write(subscription: Subscription, context: Context) -> None:
     while (response := await subscription.take()) is not None:
         await context.write(response)
-
-
-def _leaf_der(context: Context) -> bytes:
-    shown = list(context.auth_context().get("x509_pem_cert", ()))
-    if len(shown) != 1:
-        raise HelloRefused("leaf_missing")
-    return PEM_cert_to_DER_cert(shown[0].decode("ascii"))
 
 
 def _caller_ip(context: Context) -> str:
