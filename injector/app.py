@@ -68,7 +68,10 @@ async def run(config: InjectorConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     source = CaClient(
-        config.ca_address, config.token_path, config.bundle_path, config.mesh.trust_domain
+        config.mesh.ca_address,
+        config.token_path,
+        config.bundle_path,
+        config.mesh.trust_domain,
     )
     async with Kube.in_cluster() as kube:
         server = InjectorServer(config, kube, source)

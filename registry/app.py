@@ -81,9 +81,7 @@ async def run(config: RegistryConfig) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    source = CaClient(
-        config.ca_address, config.token_path, config.bundle_path, config.trust_domain
-    )
+    source = CaClient(config.ca_address, config.token_path, config.bundle_path, config.trust_domain)
     async with Kube.in_cluster() as kube:
         server = RegistryServer(config, kube, source)
         health = await serve_health(config.health_port, lambda: server.ready)
@@ -91,9 +89,7 @@ async def run(config: RegistryConfig) -> None:
         serving = spawn(_serve(server, source), name="serve")
         stopping = spawn(told.wait(), name="wait for the signal")
         try:
-            await asyncio.wait(
-                {stopping, serving, renewing}, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({stopping, serving, renewing}, return_when=asyncio.FIRST_COMPLETED)
             for task in (serving, renewing):
                 if task.done():
                     task.result()

@@ -140,6 +140,11 @@ class Hub:
         self.listen(settings_topic(uid), subscription)
         return subscription
 
+    @property
+    def listeners(self) -> int:
+        """How many topics somebody listens to."""
+        return len(self._listeners)
+
     def changed(self, topics: Topics) -> None:
         self.answers.forget(topics)
         for topic in topics:
