@@ -50,7 +50,7 @@ class BundleKeeper:
         while True:
             self._changed.clear()
             try:
-                await self._write()
+                await self.write()
             except (KubeError, KeyError, TypeError) as error:
                 _log.warning("caBundle not written", extra={"error": str(error)})
                 await asyncio.sleep(self._backoff.next_s())
@@ -63,7 +63,8 @@ class BundleKeeper:
             except TimeoutError:
                 continue
 
-    async def _write(self) -> None:
+    async def write(self) -> None:
+        """Write the bundle now. Raises KubeError, and KeyError or TypeError for an odd object."""
         patch = bundle_patch(await self._kube.get(PATH), self._bundle_pem)
         if patch:
             await self._kube.patch(PATH, patch, JSON_PATCH)

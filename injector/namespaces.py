@@ -27,6 +27,9 @@ class Namespaces:
     def synced(self) -> bool:
         return self._informer.synced.is_set()
 
+    async def wait_synced(self) -> None:
+        await self._informer.synced.wait()
+
     async def run(self) -> None:
         await self._informer.run()
 
