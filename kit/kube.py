@@ -6,7 +6,7 @@ for 2,000 pods (docs/performance.md).
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -20,6 +20,7 @@ Object = dict[str, Any]
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
+_CONNECT_TIMEOUT_S = 5.0
 _MAX_MESSAGE = 256  # bodies of errors may hold what the caller sent, secrets included
 
 
@@ -48,20 +49,22 @@ class Kube:
     def in_cluster(cls) -> Self:
         """As the pod's own service account; raises ConfigException outside a pod."""
         configuration = Configuration()
-        kubernetes_config.load_incluster_config(client_configuration=configuration)
+        kubernetes_config.load_incluster_config(  # type: ignore[no-untyped-call]
+            client_configuration=configuration
+        )
         return cls(configuration)
 
     @classmethod
     async def from_kubeconfig(cls, path: str | None = None, context: str | None = None) -> Self:
         """As kubectl would: `path`, else $KUBECONFIG, else ~/.kube/config."""
         configuration = Configuration()
-        await kubernetes_config.load_kube_config(
+        await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
             config_file=path, context=context, client_configuration=configuration
         )
         return cls(configuration)
 
     async def close(self) -> None:
-        await self._api.close()
+        await self._api.close()  # type: ignore[no-untyped-call]
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,7 +89,7 @@ class Kube:
 
     async def watch(
         self, path: str, resource_version: str, timeout_s: float = 300.0, **query: str
-    ) -> AsyncIterator[Object]:
+    ) -> AsyncGenerator[Object, None]:
         """Yield watch events ({"type": ..., "object": ...}) until the server ends the stream.
 
         An ERROR event is raised as the KubeError that its status describes, so 410 has one form.
@@ -100,15 +103,7 @@ class Kube:
         }
         async with self._request("GET", path, asked, timeout_s=timeout_s + 30) as response:
             async for line in response.content:
-                event: Object = json.loads(line)
-                if event["type"] == "ERROR":
-                    status = event["object"]
-                    raise KubeError(
-                        int(status.get("code", 500)),
-                        str(status.get("reason", "Unknown")),
-                        str(status.get("message", "")),
-                    )
-                yield event
+                yield _event(line)
 
     async def request_raw(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, **query: str
@@ -126,7 +121,9 @@ class Kube:
         content_type: str = "application/json",
     ) -> Object:
         async with self._request(method, path, query, body, content_type) as response:
-            answer: Object = json.loads(await response.read())
+            answer = json.loads(await response.read())
+            if not isinstance(answer, dict):
+                raise ValueError("no JSON object")
             return answer
 
     @asynccontextmanager
@@ -145,8 +142,8 @@ class Kube:
         response = None
         try:
             await self._authorise(sent)
-            answer = await self._api.rest_client.request(
-                method, url, headers=sent, body=body, _request_timeout=timeout_s
+            answer = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
+                method, url, headers=sent, body=body, _request_timeout=_timeout(timeout_s)
             )
             response = answer.response
             if response.status >= 400:
@@ -154,13 +151,35 @@ class Kube:
             yield response
         except (aiohttp.ClientError, OSError, TimeoutError) as e:
             raise KubeError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
+        except ValueError as e:  # no JSON, or a line longer than the client's buffer
+            raise KubeError(0, "Malformed", f"{type(e).__name__}: {e}") from e
         finally:
             if response is not None:
                 response.release()
 
     async def _authorise(self, headers: dict[str, str]) -> None:
-        if (auth := (await self._configuration.auth_settings()).get("BearerToken")) is not None:
-            headers[auth["key"]] = str(auth["value"])
+        auth = (await self._configuration.auth_settings()).get("BearerToken")
+        if auth is not None and auth["value"] is not None:
+            headers[auth["key"]] = auth["value"]
+
+
+def _timeout(total_s: float) -> aiohttp.ClientTimeout:
+    """A whole request may take `total_s`; a server that does not even accept is given up sooner."""
+    return aiohttp.ClientTimeout(total=total_s, sock_connect=min(total_s, _CONNECT_TIMEOUT_S))
+
+
+def _event(line: bytes) -> Object:
+    event = json.loads(line)
+    if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
+        raise ValueError("no watch event")
+    if event.get("type") == "ERROR":
+        status = event["object"]
+        raise KubeError(
+            int(status.get("code", 500)),
+            str(status.get("reason", "Unknown")),
+            str(status.get("message", "")),
+        )
+    return event
 
 
 def _error(status: int, body: bytes, headers: Mapping[str, str]) -> KubeError:
@@ -168,8 +187,9 @@ def _error(status: int, body: bytes, headers: Mapping[str, str]) -> KubeError:
     retry_after_s = float(after) if after.isdigit() else None
     try:
         said = json.loads(body)
-        return KubeError(
-            status, str(said.get("reason", "")), str(said.get("message", "")), retry_after_s
-        )
     except ValueError:
+        said = None
+    if not isinstance(said, dict):  # a proxy or load balancer in between answered for the server
         return KubeError(status, "Unknown", body.decode("utf-8", "replace"), retry_after_s)
+    reason, message = str(said.get("reason", "")), str(said.get("message", ""))
+    return KubeError(status, reason, message, retry_after_s)

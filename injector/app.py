@@ -1,0 +1,93 @@
+"""Puts the injector together and runs it until it is told to stop."""
+
+import asyncio
+import logging
+import signal
+
+from aiohttp import web
+
+from certs.client.ca import CaClient
+from certs.client.source import Svid, SvidSource
+from certs.client.web import following_context
+from injector.bundle import BundleKeeper
+from injector.config import InjectorConfig
+from injector.namespaces import Namespaces
+from injector.server import Webhook
+from kit.kube import Kube
+from kit.tasks import spawn, stop
+
+GRACE_S = 3.0
+_log = logging.getLogger(__name__)
+
+
+class InjectorServer:
+    """The webhook with everything behind it. `port` is known once `start` has returned."""
+
+    def __init__(self, config: InjectorConfig, kube: Kube, source: SvidSource) -> None:
+        self._config, self._source = config, source
+        self.namespaces = Namespaces(kube)
+        self.bundle = BundleKeeper(kube)
+        webhook = Webhook(config.mesh, self.namespaces.get, lambda: self.ready)
+        self._runner = web.AppRunner(webhook.app(), access_log=None, shutdown_timeout=GRACE_S)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.port = 0
+
+    @property
+    def ready(self) -> bool:
+        """It can answer, and the API server can know its certificate."""
+        has_certificate = self._source.current is not None
+        return self.namespaces.synced and self.bundle.written.is_set() and has_certificate
+
+    async def start(self) -> None:
+        """Listen once there is a certificate. Raises OSError if the port is taken."""
+        self._tasks.append(spawn(self.namespaces.run(), name="watch namespaces"))
+        await self._source.wait_ready()
+        self._source.subscribe(self._use)
+        if (svid := self._source.current) is not None:
+            self._use(svid)
+        self._tasks.append(spawn(self.bundle.run(), name="keep the caBundle"))
+        await self._runner.setup()
+        host, _, port = self._config.listen.rpartition(":")
+        context = following_context(self._source)
+        site = web.TCPSite(self._runner, host.strip("[]"), int(port), ssl_context=context)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        _log.info("listening", extra={"port": self.port})
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+        await stop(*self._tasks)
+
+    def _use(self, svid: Svid) -> None:
+        self.bundle.use(svid.material.bundle_pem)
+
+
+async def run(config: InjectorConfig) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    source = CaClient(
+        config.mesh.ca_address,
+        config.token_path,
+        config.bundle_path,
+        config.mesh.trust_domain,
+    )
+    async with Kube.in_cluster() as kube:
+        server = InjectorServer(config, kube, source)
+        renewing = spawn(source.run(), name="renew the certificate")
+        starting = spawn(server.start(), name="start")
+        stopping = spawn(told.wait(), name="wait for the signal")
+        try:
+            waited = {stopping, starting, renewing}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await asyncio.wait({stopping, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            if renewing.done():
+                renewing.result()
+                raise RuntimeError("the certificate is no longer renewed")
+        finally:
+            await stop(starting, stopping)
+            await server.stop()
+            await stop(renewing)

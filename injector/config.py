@@ -1,0 +1,66 @@
+"""Settings of the injector, read once at start."""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from certs.trust.identity import IdentityMalformed, check_trust_domain
+from injector.container import MeshSettings
+from kit.settings import ConfigInvalid, Settings
+from sidecar import contract
+
+_CLUSTER_CIDRS = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InjectorConfig:
+    mesh: MeshSettings
+    """What goes into every injected pod."""
+    system_namespace: str
+    token_path: Path
+    bundle_path: Path
+    listen: str
+    """`host:port` for the API server, HTTPS."""
+    log_level: str
+
+    @classmethod
+    def from_env(cls, settings: Settings) -> Self:
+        """Raises ConfigInvalid naming the variable."""
+        namespace = settings.text("PODLINK_SYSTEM_NAMESPACE", contract.SYSTEM_NAMESPACE)
+        domain = settings.text("PODLINK_TRUST_DOMAIN", contract.DEFAULT_TRUST_DOMAIN)
+        try:
+            check_trust_domain(domain)
+        except IdentityMalformed as error:
+            raise ConfigInvalid(f"PODLINK_TRUST_DOMAIN: {error}") from error
+        mesh = MeshSettings(
+            image=settings.text("PODLINK_IMAGE", f"podlink/podlink:{contract.VERSION}"),
+            trust_domain=domain,
+            ca_address=settings.text(
+                "PODLINK_CA_ADDRESS", f"podlink-ca.{namespace}.svc:{contract.CA_PORT}"
+            ),
+            registry_address=settings.text(
+                "PODLINK_REGISTRY_ADDRESS",
+                f"podlink-registry.{namespace}.svc:{contract.REGISTRY_PORT}",
+            ),
+            otlp_endpoint=settings.optional("PODLINK_OTLP_ENDPOINT") or "",
+            cluster_cidrs=_cidrs(settings.text("PODLINK_CLUSTER_CIDRS", _CLUSTER_CIDRS)),
+            exempt_by=settings.choice("PODLINK_EXEMPT_BY", "uid", frozenset({"uid", "mark"})),
+        )
+        return cls(
+            mesh=mesh,
+            system_namespace=namespace,
+            token_path=settings.path("PODLINK_TOKEN_PATH", contract.TOKEN_PATH),
+            bundle_path=settings.path("PODLINK_BUNDLE_PATH", contract.BUNDLE_PATH),
+            listen=settings.text("PODLINK_INJECTOR_LISTEN", f"[::]:{contract.INJECTOR_PORT}"),
+            log_level=settings.choice(
+                "PODLINK_LOG_LEVEL", "info", frozenset({"debug", "info", "warning", "error"})
+            ),
+        )
+
+
+def _cidrs(text: str) -> str:
+    try:
+        return ",".join(str(ipaddress.ip_network(one.strip())) for one in text.split(","))
+    except ValueError as error:
+        raise ConfigInvalid(f"PODLINK_CLUSTER_CIDRS: {error}") from error

@@ -1,0 +1,161 @@
+"""The specs of what is put into a pod: two containers and three volumes. Pure.
+
+Everything here is podlink's own but the few values of `PodSettings`, which were checked. In a pod
+this runs as: `podlink-capture`, root with NET_ADMIN and nothing else, once; then `podlink-proxy`,
+its own UID without any capability, for the pod's life (Kubernetes "Sidecar containers":
+an init container with restartPolicy Always).
+"""
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from injector.annotations import PodSettings
+from sidecar import contract
+
+Spec = dict[str, Any]
+
+TOKEN_LIFETIME_S = 3600
+TOKEN_VOLUME, BUNDLE_VOLUME, RUN_VOLUME = "podlink-token", "podlink-bundle", "podlink-run"
+_TOKEN, _BUNDLE = PurePosixPath(contract.TOKEN_PATH), PurePosixPath(contract.BUNDLE_PATH)
+_RUN = PurePosixPath(contract.ADMIN_SOCKET).parent
+_DOWNWARD = (
+    ("POD_NAME", "metadata.name"),
+    ("POD_NAMESPACE", "metadata.namespace"),
+    ("POD_UID", "metadata.uid"),
+    ("POD_IPS", "status.podIPs"),
+    ("NODE_NAME", "spec.nodeName"),
+    ("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshSettings:
+    """What every injected pod of a mesh shares; only the operator sets it, never an annotation."""
+
+    image: str
+    trust_domain: str
+    ca_address: str
+    registry_address: str
+    otlp_endpoint: str
+    cluster_cidrs: str
+    exempt_by: str
+    """`uid`, or `mark` where only one UID exists: then the proxy needs NET_ADMIN for SO_MARK."""
+
+
+def sidecar_containers(mesh: MeshSettings, pod: PodSettings) -> list[Spec]:
+    """The init containers in the order in which they go before the pod's own."""
+    proxy = _proxy(mesh, pod)
+    return [_capture(mesh, pod), proxy] if pod.mode == "redirect" else [proxy]
+
+
+def sidecar_volumes() -> list[Spec]:
+    token = {
+        "audience": contract.TOKEN_AUDIENCE,
+        "expirationSeconds": TOKEN_LIFETIME_S,
+        "path": _TOKEN.name,
+    }
+    return [
+        {"name": TOKEN_VOLUME, "projected": {"sources": [{"serviceAccountToken": token}]}},
+        {
+            "name": BUNDLE_VOLUME,
+            "configMap": {
+                "name": contract.BUNDLE_CONFIG_MAP,
+                "items": [{"key": contract.BUNDLE_KEY, "path": _BUNDLE.name}],
+            },
+        },
+        {"name": RUN_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+    ]
+
+
+def _capture(mesh: MeshSettings, pod: PodSettings) -> Spec:
+    return {
+        "name": contract.CAPTURE_CONTAINER,
+        "image": mesh.image,
+        "command": ["python", "-m", "sidecar.capture"],
+        "env": _plain(
+            PODLINK_EXEMPT_BY=mesh.exempt_by,
+            PODLINK_SKIP_INBOUND_PORTS=pod.skip_inbound_ports,
+            PODLINK_SKIP_OUTBOUND_PORTS=pod.skip_outbound_ports,
+            PODLINK_SKIP_SUBNETS=pod.skip_subnets,
+        ),
+        "resources": _resources(pod),
+        "securityContext": {
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "runAsNonRoot": False,
+            "privileged": False,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def _proxy(mesh: MeshSettings, pod: PodSettings) -> Spec:
+    env = _plain(
+        PODLINK_TRUST_DOMAIN=mesh.trust_domain,
+        PODLINK_CA_ADDRESS=mesh.ca_address,
+        PODLINK_REGISTRY_ADDRESS=mesh.registry_address,
+        PODLINK_OTLP_ENDPOINT=mesh.otlp_endpoint,
+        PODLINK_CLUSTER_CIDRS=mesh.cluster_cidrs,
+        PODLINK_MODE=pod.mode,
+        PODLINK_UPSTREAMS=pod.upstreams,
+        PODLINK_PLAINTEXT=pod.plaintext,
+        PODLINK_EXTERNAL=pod.external,
+        PODLINK_EXEMPT_BY=mesh.exempt_by,
+        PODLINK_SKIP_INBOUND_PORTS=pod.skip_inbound_ports,
+        PODLINK_LOG_LEVEL=pod.proxy_log_level,
+    )
+    asked = {
+        "PODLINK_HTTP_PORTS": pod.http_ports,
+        "PODLINK_WORKERS": pod.workers,
+        "PODLINK_SHUTDOWN_GRACE_PERIOD": pod.shutdown_grace_period,
+    }
+    env += _plain(**{name: value for name, value in asked.items() if value})
+    env += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": p}}} for name, p in _DOWNWARD]
+    capabilities: Spec = {"drop": ["ALL"]}
+    if mesh.exempt_by == "mark":
+        capabilities["add"] = ["NET_ADMIN"]
+    return {
+        "name": contract.PROXY_CONTAINER,
+        "image": mesh.image,
+        "command": ["python", "-m", "sidecar"],
+        "restartPolicy": "Always",
+        "env": env,
+        "startupProbe": {
+            "httpGet": {"path": "/startup", "port": contract.HEALTH_PORT},
+            "periodSeconds": 1,
+            "failureThreshold": 120,
+        },
+        "resources": _resources(pod),
+        "securityContext": {
+            "runAsUser": contract.PROXY_UID,
+            "runAsGroup": contract.PROXY_GID,
+            "runAsNonRoot": True,
+            "privileged": False,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": capabilities,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [
+            {"name": TOKEN_VOLUME, "mountPath": str(_TOKEN.parent), "readOnly": True},
+            {"name": BUNDLE_VOLUME, "mountPath": str(_BUNDLE.parent), "readOnly": True},
+            {"name": RUN_VOLUME, "mountPath": str(_RUN)},
+        ],
+    }
+
+
+def _plain(**values: str) -> list[Spec]:
+    # An empty value is left out, as the API server itself does: a second look must find the same.
+    return [{"name": n, "value": v} if v else {"name": n} for n, v in values.items()]
+
+
+def _resources(pod: PodSettings) -> Spec:
+    limits = {"cpu": pod.proxy_cpu_limit, "memory": pod.proxy_memory_limit}
+    return {
+        "requests": {"cpu": pod.proxy_cpu_request, "memory": pod.proxy_memory_request},
+        "limits": {name: value for name, value in limits.items() if value},
+    }

@@ -1,0 +1,85 @@
+"""The HTTPS end that the API server calls: POST /mutate, and the health checks.
+
+Its certificate follows the CA client's (`certs.client.web`), so a renewal needs no restart.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from injector.container import MeshSettings
+from injector.review import Question, ReviewMalformed, Verdict, answer, read_review, refuse
+from kit.kube import KubeError, Object
+
+MAX_BODY_BYTES = 8 << 20
+"""The API server sends the object, at most 1.5 MiB in etcd's terms, and perhaps the old one."""
+_log = logging.getLogger(__name__)
+
+
+class Webhook:
+    """Answers admission requests; `namespace_of` finds the raw Namespace by name.
+
+    It is told whether to ask the API server afresh, returns None for a namespace that does not
+    exist and raises KubeError when it cannot know: then the pod is refused, for a guess could let
+    it in without its sidecar.
+    """
+
+    def __init__(
+        self,
+        mesh: MeshSettings,
+        namespace_of: Callable[[str, bool], Awaitable[Object | None]],
+        ready: Callable[[], bool],
+    ) -> None:
+        self._mesh, self._namespace_of, self._ready = mesh, namespace_of, ready
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.post("/mutate", self._mutate),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+            ]
+        )
+        return app
+
+    async def _mutate(self, request: web.Request) -> web.Response:
+        try:
+            question = read_review(await request.read())
+        except ReviewMalformed as malformed:
+            _log.warning("review refused", extra={"reason": malformed.reason, "error": malformed})
+            return web.json_response({"error": str(malformed)}, status=400)
+        verdict = await self._decide(question, fresh=False)
+        if verdict.reason == "not_enrolled":
+            # The API server's selectors chose this pod, so our view of the namespace may be old.
+            verdict = await self._decide(question, fresh=True)
+        fields: Mapping[str, Any] = {
+            "namespace": question.namespace,
+            "pod": question.pod_name,
+            "outcome": verdict.outcome,
+            "reason": verdict.reason,
+            "error": verdict.text,
+        }
+        level = logging.WARNING if verdict.outcome == "refused" else logging.INFO
+        _log.log(level, "pod reviewed", extra=dict(fields))
+        return web.json_response(verdict.response)
+
+    async def _decide(self, question: Question, fresh: bool) -> Verdict:
+        try:
+            namespace = await self._namespace_of(question.namespace, fresh)
+        except KubeError as error:
+            return refuse(question.uid, "namespace_unknown", f"namespace unread: {error}", 503)
+        if namespace is None:
+            text = f"namespace {question.namespace!r} does not exist"
+            return refuse(question.uid, "namespace_unknown", text)
+        return answer(question, namespace, self._mesh)
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if self._ready():
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="not ready\n")

@@ -1,0 +1,111 @@
+"""The model's answers as messages of `proto/registry.proto`. Pure but for its memory of answers.
+
+An answer that many sidecars ask for is made once and kept until one of its topics changes.
+"""
+
+from collections.abc import Iterable
+
+from proto import registry_pb2 as pb
+from registry.endpoints import EndpointView
+from registry.facts import PodFacts
+from registry.keys import Key
+from registry.model import Found, Model, NodeView, ServiceView
+from registry.settings import pod_settings
+
+
+class Answers:
+    """Asks `model`; `mesh_default` is what PodSettings say for pods that no policy selects."""
+
+    def __init__(self, model: Model, mesh_default: str) -> None:
+        self._model, self._mesh_default = model, mesh_default
+        self._entries: dict[str, dict[str, pb.Entry]] = {}
+
+    def entry(self, key: Key) -> pb.Entry:
+        """The answer to `key`. The same object until it may have changed; never to be modified."""
+        of_topic = self._entries.get(key.topic, {})
+        entry = of_topic.get(key.text)
+        if entry is None:
+            found = self._find(key)
+            entry = _entry(key.text, found)
+            if found is not None:  # what is external is not kept: there may be any number of it
+                self._entries.setdefault(key.topic, of_topic)[key.text] = entry
+        return entry
+
+    def settings(self, uid: str) -> pb.PodSettings | None:
+        """What concerns the pod itself, or None if there is no such pod any more."""
+        pod = self._model.pod(uid)
+        if pod is None:
+            return None
+        return pod_settings(pod, self._model.namespace(pod.namespace), self._mesh_default)
+
+    def forget(self, topics: Iterable[str]) -> None:
+        """Make the answers about `topics` anew when they are next asked for."""
+        for topic in topics:
+            self._entries.pop(topic, None)
+
+    def _find(self, key: Key) -> Found:
+        if key.is_ip:
+            return self._model.at_ip(key.topic)
+        if key.pod:
+            return self._model.service_pod(key.pod, key.topic)
+        return self._model.service(key.topic)
+
+
+def _entry(key: str, found: Found) -> pb.Entry:
+    match found:
+        case PodFacts():
+            return pb.Entry(key=key, workload=_workload(found, found.zone))
+        case ServiceView():
+            return pb.Entry(key=key, service=_service(found))
+        case NodeView():
+            return pb.Entry(key=key, workload=pb.Workload(ips=[found.ip], host_network=True))
+        case None:
+            return pb.Entry(key=key, external=True)
+
+
+def _workload(pod: PodFacts, zone: str) -> pb.Workload:
+    return pb.Workload(
+        uid=pod.uid,
+        namespace=pod.namespace,
+        name=pod.name,
+        service_account=pod.service_account,
+        node=pod.node,
+        zone=zone,
+        ips=pod.ips,
+        meshed=pod.meshed,
+        host_network=pod.host_network,
+        mode=pod.mode,
+        skip_inbound_ports=pod.skip_inbound,
+        skip_outbound_ports=pod.skip_outbound,
+        terminating=pod.terminating,
+        labels=dict(pod.labels),
+    )
+
+
+def _service(view: ServiceView) -> pb.Service:
+    service = view.service
+    return pb.Service(
+        namespace=service.namespace,
+        name=service.name,
+        cluster_ips=service.cluster_ips,
+        ports=[
+            pb.ServicePort(name=port.name, port=port.port, app_protocol=port.app_protocol)
+            for port in service.ports
+        ],
+        endpoints=[_endpoint(endpoint) for endpoint in view.endpoints],
+        affinity_timeout_s=service.affinity_timeout_s,
+        balance=service.balance,
+        traffic_distribution=service.traffic_distribution,
+        publish_not_ready=service.publish_not_ready,
+    )
+
+
+def _endpoint(view: EndpointView) -> pb.Endpoint:
+    return pb.Endpoint(
+        ip=view.ip,
+        ports=dict(view.ports),
+        ready=view.ready,
+        serving=view.serving,
+        terminating=view.terminating,
+        workload=None if view.pod is None else _workload(view.pod, view.zone),
+    )

@@ -1,0 +1,107 @@
+"""Puts the registry together and runs it until it is told to stop."""
+
+import asyncio
+import logging
+import signal
+
+import grpc
+
+from certs.client.ca import CaClient
+from certs.client.rpc import server_credentials
+from certs.client.source import SvidSource
+from certs.trust.svid import SvidChecker
+from kit.health import serve_health
+from kit.kube import Kube
+from kit.tasks import spawn, stop
+from proto.registry_pb2_grpc import add_RegistryServicer_to_server
+from registry.answers import Answers
+from registry.config import RegistryConfig
+from registry.hub import Hub
+from registry.model import Model
+from registry.service import MAX_STREAMS, RegistryService
+from registry.watch import ClusterWatch, log_dropped
+
+MAX_MESSAGE_BYTES = 256 * 1024
+"""Of a question; 10,000 keys fit."""
+GRACE_S = 3.0
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 16),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 3),
+    ("grpc.so_reuseport", 0),
+]
+_log = logging.getLogger(__name__)
+
+
+class RegistryServer:
+    """The model, its watches and the gRPC server. `port` is known once `start` has returned.
+
+    `source` must be ready: callers are judged against its bundle.
+    """
+
+    def __init__(self, config: RegistryConfig, kube: Kube, source: SvidSource) -> None:
+        self._config, self._source = config, source
+        self.model = Model(on_drop=log_dropped)
+        self.hub = Hub(Answers(self.model, config.mesh_default))
+        self.watch = ClusterWatch(kube, self.model, self.hub, config.proxy_image)
+        self._service = RegistryService(self.hub, self.model, SvidChecker(config.trust_domain))
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_STREAMS)
+        self._watching: asyncio.Task[None] | None = None
+        self.port = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.watch.synced and self.port != 0 and self._source.current is not None
+
+    async def start(self) -> None:
+        """List the cluster, then listen: an early answer could call a pod external.
+
+        Raises RuntimeError if the port is taken.
+        """
+        self._watching = spawn(self.watch.run(), name="watch the cluster")
+        await self.watch.wait_synced()
+        add_RegistryServicer_to_server(self._service, self._server)
+        credentials = server_credentials(self._source)
+        port = self._server.add_secure_port(self._config.listen, credentials)
+        await self._server.start()
+        self.port = port
+        _log.info("listening", extra={"port": port})
+
+    async def stop(self, grace_s: float = GRACE_S) -> None:
+        await self._server.stop(grace_s)
+        await stop(self._watching)
+
+
+async def run(config: RegistryConfig) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    source = CaClient(config.ca_address, config.token_path, config.bundle_path, config.trust_domain)
+    async with Kube.in_cluster() as kube:
+        server = RegistryServer(config, kube, source)
+        health = await serve_health(config.health_port, lambda: server.ready)
+        renewing = spawn(source.run(), name="renew the certificate")
+        serving = spawn(_serve(server, source), name="serve")
+        stopping = spawn(told.wait(), name="wait for the signal")
+        try:
+            await asyncio.wait({stopping, serving, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (serving, renewing):
+                if task.done():
+                    task.result()
+                    raise RuntimeError(f"{task.get_name()} ended")
+        finally:
+            await stop(serving, stopping)
+            await server.stop()
+            await stop(renewing)
+            await health.cleanup()
+
+
+async def _serve(server: RegistryServer, source: SvidSource) -> None:
+    await source.wait_ready()
+    await server.start()
+    await asyncio.Event().wait()

@@ -1,0 +1,53 @@
+"""Settings of the registry, read once at start."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from certs.trust.identity import IdentityMalformed, check_trust_domain
+from kit.settings import ConfigInvalid, Settings
+from sidecar import contract
+
+_MESH_DEFAULTS = frozenset({"allow-meshed", "deny", "allow-all"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    trust_domain: str
+    system_namespace: str
+    ca_address: str
+    token_path: Path
+    bundle_path: Path
+    listen: str
+    """`host:port` for sidecars, mutual TLS."""
+    mesh_default: str
+    health_port: int
+    proxy_image: str
+    """A pod is meshed if its proxy container runs this image, whatever the tag."""
+    log_level: str
+
+    @classmethod
+    def from_env(cls, settings: Settings) -> Self:
+        """Raises ConfigInvalid naming the variable."""
+        namespace = settings.text("PODLINK_SYSTEM_NAMESPACE", contract.SYSTEM_NAMESPACE)
+        domain = settings.text("PODLINK_TRUST_DOMAIN", contract.DEFAULT_TRUST_DOMAIN)
+        try:
+            check_trust_domain(domain)
+        except IdentityMalformed as error:
+            raise ConfigInvalid(f"PODLINK_TRUST_DOMAIN: {error}") from error
+        return cls(
+            trust_domain=domain,
+            system_namespace=namespace,
+            ca_address=settings.text(
+                "PODLINK_CA_ADDRESS", f"podlink-ca.{namespace}.svc:{contract.CA_PORT}"
+            ),
+            token_path=settings.path("PODLINK_TOKEN_PATH", contract.TOKEN_PATH),
+            bundle_path=settings.path("PODLINK_BUNDLE_PATH", contract.BUNDLE_PATH),
+            listen=settings.text("PODLINK_REGISTRY_LISTEN", f"[::]:{contract.REGISTRY_PORT}"),
+            mesh_default=settings.choice("PODLINK_MESH_DEFAULT", "allow-meshed", _MESH_DEFAULTS),
+            health_port=settings.port("PODLINK_HEALTH_PORT", 8080),
+            proxy_image=settings.text("PODLINK_IMAGE", f"podlink/podlink:{contract.VERSION}"),
+            log_level=settings.choice(
+                "PODLINK_LOG_LEVEL", "info", frozenset({"debug", "info", "warning", "error"})
+            ),
+        )

@@ -1,0 +1,225 @@
+"""The state of the cluster as the registry knows it: changed fact by fact, asked by key. Pure.
+
+Every change returns the topics whose answers may now differ. A topic is an IP, a Service
+("name.namespace"), or a pod's own settings ("pod/<uid>").
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from registry.endpoints import Dropped, EndpointView, join, named
+from registry.facts import NamespaceFacts, PodFacts, ServiceFacts, SliceFacts
+
+Topics = set[str]
+_NOBODY: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    service: ServiceFacts
+    endpoints: tuple[EndpointView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """An address of a node: whatever answers there is on the host's network, without an identity
+    that its address could prove.
+    """
+
+    ip: str
+
+
+Found = PodFacts | ServiceView | NodeView | None
+"""None: neither a pod nor a Service nor a node, so external."""
+
+
+def settings_topic(uid: str) -> str:
+    return f"pod/{uid}"
+
+
+class Model:
+    """Implements `endpoints.World`. `on_drop(service, dropped)` hears of each Service's refused
+    addresses when the set of them changes.
+    """
+
+    def __init__(self, on_drop: Callable[[str, list[Dropped]], None] | None = None) -> None:
+        self._on_drop = on_drop
+        self._pods: dict[str, PodFacts] = {}
+        self._pods_at: defaultdict[str, set[str]] = defaultdict(set)
+        self._host_pods_at: defaultdict[str, set[str]] = defaultdict(set)
+        self._pods_in: defaultdict[str, set[str]] = defaultdict(set)
+        self._nodes: Counter[str] = Counter()
+        self._services: dict[str, ServiceFacts] = {}
+        self._services_at: defaultdict[str, set[str]] = defaultdict(set)
+        self._slices: dict[str, SliceFacts] = {}
+        self._slices_of: defaultdict[str, set[str]] = defaultdict(set)
+        self._services_naming: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._namespaces: dict[str, NamespaceFacts] = {}
+        self._views: dict[str, ServiceView] = {}
+        self._dropped: dict[str, list[Dropped]] = {}
+
+    # What is known of an address.
+
+    def pod_at(self, ip: str) -> PodFacts | None:
+        """The pod that holds `ip`: a living one before a terminating one, then the newest.
+
+        Addresses are used again, sometimes before the last holder's object is gone.
+        """
+        uids = self._pods_at.get(ip, _NOBODY)
+        if not uids:
+            return None
+        return max((self._pods[uid] for uid in uids), key=_claim)
+
+    def host_pod_at(self, ip: str, uid: str) -> PodFacts | None:
+        return self._pods[uid] if uid in self._host_pods_at.get(ip, _NOBODY) else None
+
+    def is_node(self, ip: str) -> bool:
+        return self._nodes[ip] > 0
+
+    def is_cluster_ip(self, ip: str) -> bool:
+        return bool(self._services_at.get(ip))
+
+    # Questions.
+
+    def pod(self, uid: str) -> PodFacts | None:
+        return self._pods.get(uid)
+
+    def namespace(self, name: str) -> NamespaceFacts | None:
+        return self._namespaces.get(name)
+
+    def at_ip(self, ip: str) -> Found:
+        """Who is at `ip`, in canonical text."""
+        if services := self._services_at.get(ip):
+            newest = max(services, key=lambda name: (self._services[name].created, name))
+            return self.service(newest)
+        return self.pod_at(ip) or (NodeView(ip) if self.is_node(ip) else None)
+
+    def service(self, name: str) -> ServiceView | None:
+        """The Service called "name.namespace", with its endpoints."""
+        facts = self._services.get(name)
+        if facts is None:
+            return None
+        view = self._views.get(name)
+        if view is None:
+            slices = [self._slices[key] for key in sorted(self._slices_of.get(name, _NOBODY))]
+            endpoints, dropped = join(facts, slices, self)
+            view = self._views[name] = ServiceView(facts, tuple(endpoints))
+            if dropped != self._dropped.get(name, []):
+                self._dropped[name] = dropped
+                if self._on_drop is not None:
+                    self._on_drop(name, dropped)
+        return view
+
+    def service_pod(self, pod: str, service: str) -> PodFacts | None:
+        """The pod that the headless Service "name.namespace" calls `pod` in DNS."""
+        view = self.service(service)
+        endpoint = named(view.endpoints, pod) if view is not None else None
+        return endpoint.pod if endpoint is not None else None
+
+    # Changes. `old` and `new` are as an informer tells them: None for not there.
+
+    def change_pod(self, old: PodFacts | None, new: PodFacts | None) -> Topics:
+        changed: Topics = set()
+        if old is not None:
+            self._forget_pod(old, changed)
+        if new is not None:
+            self._learn_pod(new, changed)
+        return self._spread(changed)
+
+    def change_service(self, old: ServiceFacts | None, new: ServiceFacts | None) -> Topics:
+        changed: Topics = set()
+        for facts, present in ((old, False), (new, True)):
+            if facts is None:
+                continue
+            name = f"{facts.name}.{facts.namespace}"
+            changed.add(name)
+            changed.update(facts.cluster_ips)
+            for ip in facts.cluster_ips:
+                _keep(self._services_at, ip, name, present)
+            if present:
+                self._services[name] = facts
+            else:
+                del self._services[name]
+                self._dropped.pop(name, None)
+        return self._spread(changed)
+
+    def change_slice(self, key: str, old: SliceFacts | None, new: SliceFacts | None) -> Topics:
+        changed: Topics = set()
+        for facts, step in ((old, -1), (new, 1)):
+            if facts is None:
+                continue
+            service = f"{facts.service}.{facts.namespace}"
+            changed.add(service)
+            _keep(self._slices_of, service, key, step > 0)
+            for ip in {endpoint.claimed_ip for endpoint in facts.endpoints}:
+                naming = self._services_naming[ip]
+                naming[service] += step
+                if not naming[service]:
+                    del naming[service]
+                if not naming:
+                    del self._services_naming[ip]
+            if step > 0:
+                self._slices[key] = facts
+            else:
+                del self._slices[key]
+        return self._spread(changed)
+
+    def change_namespace(self, old: NamespaceFacts | None, new: NamespaceFacts | None) -> Topics:
+        facts = new or old
+        assert facts is not None
+        if new is not None:
+            self._namespaces[new.name] = new
+        else:
+            self._namespaces.pop(facts.name, None)
+        return {settings_topic(uid) for uid in self._pods_in.get(facts.name, _NOBODY)}
+
+    def _learn_pod(self, pod: PodFacts, changed: Topics) -> None:
+        self._pods[pod.uid] = pod
+        self._pods_in[pod.namespace].add(pod.uid)
+        changed.add(settings_topic(pod.uid))
+        self._place(pod, True, changed)
+
+    def _forget_pod(self, pod: PodFacts, changed: Topics) -> None:
+        self._place(pod, False, changed)
+        changed.add(settings_topic(pod.uid))
+        _keep(self._pods_in, pod.namespace, pod.uid, False)
+        del self._pods[pod.uid]
+
+    def _place(self, pod: PodFacts, present: bool, changed: Topics) -> None:
+        for ip in pod.node_ips:
+            self._nodes[ip] += 1 if present else -1
+            if self._nodes[ip] == (1 if present else 0):
+                changed.add(ip)
+            if not self._nodes[ip]:
+                del self._nodes[ip]
+        if pod.finished:  # its address is free for the next pod
+            return
+        held = self._host_pods_at if pod.host_network else self._pods_at
+        for ip in pod.ips:
+            _keep(held, ip, pod.uid, present)
+            changed.add(ip)
+
+    def _spread(self, changed: Topics) -> Topics:
+        """Add the Services that name a changed address, and forget their joined endpoints."""
+        for topic in list(changed):
+            if services := self._services_naming.get(topic):
+                changed.update(services)
+        for topic in list(changed):
+            self._views.pop(topic, None)
+            if (facts := self._services.get(topic)) is not None:
+                changed.update(facts.cluster_ips)
+        return changed
+
+
+def _claim(pod: PodFacts) -> tuple[bool, str, str]:
+    return (not pod.terminating, pod.created, pod.uid)
+
+
+def _keep(index: defaultdict[str, set[str]], key: str, member: str, present: bool) -> None:
+    if present:
+        index[key].add(member)
+    elif key in index:
+        index[key].discard(member)
+        if not index[key]:
+            del index[key]

@@ -1,0 +1,149 @@
+"""The gRPC service of `proto/registry.proto`: one stream per sidecar, for as long as it lives."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc import aio
+
+from certs.client.rpc import Verify, peer_facts
+from certs.trust.facts import LeafFacts
+from kit.clock import Clock, utcnow
+from kit.tasks import spawn, stop
+from proto import registry_pb2 as pb
+from proto.registry_pb2_grpc import RegistryServicer
+from registry.admit import HelloRefused, admit
+from registry.facts import PodFacts, canonical_ip
+from registry.hub import Hub, KeysExhausted, Subscription
+from registry.keys import Key, KeyMalformed
+from registry.model import Model
+
+Context = aio.ServicerContext[pb.DiscoverRequest, pb.DiscoverResponse]
+
+HELLO_TIMEOUT_S = 5.0
+POD_TIMEOUT_S = 5.0
+"""How long a pod may be unknown to us after its sidecar calls: the watch may lag behind it."""
+_POD_POLL_S = 0.1
+MAX_STREAMS = 20_000
+_log = logging.getLogger(__name__)
+
+
+class RegistryService(RegistryServicer):
+    """Answers sidecars out of `hub`.
+
+    `verify` judges a DER leaf (`certs.trust.svid`), raising an exception with a `reason`.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        model: Model,
+        verify: Verify,
+        clock: Clock = utcnow,
+    ) -> None:
+        self._hub, self._model, self._verify, self._clock = hub, model, verify, clock
+        self.streams = 0
+
+    # The generated base class describes the synchronous form of the method too.
+    async def Discover(  # type: ignore[override]  # noqa: N802 - the name is the proto's
+        self, request_iterator: AsyncIterator[pb.DiscoverRequest], context: Context
+    ) -> None:
+        if self.streams >= MAX_STREAMS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
+        self.streams += 1
+        try:
+            await self._serve(request_iterator, context)
+        finally:
+            self.streams -= 1
+
+    async def _serve(self, requests: AsyncIterator[pb.DiscoverRequest], context: Context) -> None:
+        leaf, pod = await self._admit(requests, context)
+        lifetime_s = (leaf.not_after - self._clock()).total_seconds()
+        subscription = self._hub.open(pod.uid)
+        reader = spawn(_read(requests, subscription), name=f"discover {pod.namespace}/{pod.name}")
+        writer = spawn(_write(subscription, context), name=f"push {pod.namespace}/{pod.name}")
+        try:
+            # A stream lives no longer than the leaf that opened it.
+            done, _ = await asyncio.wait(
+                {reader, writer}, timeout=lifetime_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            subscription.close()
+            await stop(reader, writer)
+        if not done:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "leaf_expired")
+        if subscription.pod_gone:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "pod_unknown")
+        if reader in done and (refused := reader.result()) is not None:
+            await context.abort(*refused)
+
+    async def _admit(
+        self, requests: AsyncIterator[pb.DiscoverRequest], context: Context
+    ) -> tuple[LeafFacts, PodFacts]:
+        try:
+            leaf = peer_facts(context, self._verify)
+            hello = await _hello(requests)
+            pod = await self._await_pod(hello.pod_uid)
+            return leaf, admit(hello, leaf, _caller_ip(context), pod)
+        except Exception as error:
+            # A refusal carries its slug; anything else is refused too, and says no more outside.
+            reason = str(getattr(error, "reason", "hello_malformed"))
+            _log.warning(
+                "sidecar refused",
+                extra={"reason": reason, "error": str(error), "caller": context.peer()},
+            )
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
+            raise AssertionError("abort always raises") from error
+
+    async def _await_pod(self, uid: str) -> PodFacts | None:
+        waited_s = 0.0
+        while (pod := self._model.pod(uid)) is None and waited_s < POD_TIMEOUT_S:
+            await asyncio.sleep(_POD_POLL_S)
+            waited_s += _POD_POLL_S
+        return pod
+
+
+async def _hello(requests: AsyncIterator[pb.DiscoverRequest]) -> pb.Hello:
+    async with asyncio.timeout(HELLO_TIMEOUT_S):
+        first = await anext(aiter(requests))
+    if first.WhichOneof("request") != "hello":
+        raise HelloRefused("hello_missing")
+    return first.hello
+
+
+async def _read(
+    requests: AsyncIterator[pb.DiscoverRequest], subscription: Subscription
+) -> tuple[grpc.StatusCode, str] | None:
+    """Take the stream's questions until it ends; returns why it must be ended from here, if so."""
+    async for request in requests:
+        try:
+            match request.WhichOneof("request"):
+                case "subscribe":
+                    subscription.ask([Key.parse(text) for text in request.subscribe.keys])
+                case "unsubscribe":
+                    subscription.drop(request.unsubscribe.keys)
+                case "ack":
+                    subscription.acked = max(subscription.acked, request.ack.version)
+                case _:
+                    return grpc.StatusCode.INVALID_ARGUMENT, "request_unexpected"
+        except KeyMalformed as error:
+            return grpc.StatusCode.INVALID_ARGUMENT, f"{error.reason}: {error}"
+        except KeysExhausted as error:
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, error.reason
+    return None
+
+
+async def _write(subscription: Subscription, context: Context) -> None:
+    while (response := await subscription.take()) is not None:
+        await context.write(response)
+
+
+def _caller_ip(context: Context) -> str:
+    """The address of a gRPC peer, such as "ipv4:10.0.0.7:1234" or "ipv6:%5Bfd00::7%5D:1234"."""
+    peer = context.peer().replace("%5B", "[").replace("%5D", "]")
+    family, _, rest = peer.partition(":")
+    host = rest.rpartition(":")[0].strip("[]")
+    if family not in ("ipv4", "ipv6"):
+        raise HelloRefused("caller_address_unknown", peer)
+    return canonical_ip(host)

@@ -1,0 +1,88 @@
+"""Feeds the model: one informer per kind, each change handed on to the hub.
+
+The registry watches on behalf of every sidecar, so that the API server has one client more and not
+one per pod.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from kit.informer import Informer
+from kit.kube import Kube
+from kit.tasks import spawn, stop
+from registry.endpoints import Dropped
+from registry.facts import (
+    NamespaceFacts,
+    PodFacts,
+    ServiceFacts,
+    SliceFacts,
+    pod_reader,
+    read_namespace,
+    read_service,
+    read_slice,
+)
+from registry.hub import Hub
+from registry.model import Model
+
+PODS = "/api/v1/pods"
+SERVICES = "/api/v1/services"
+SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
+NAMESPACES = "/api/v1/namespaces"
+
+_QUIET = frozenset({"stale_target"})  # each pod's end passes through it
+_MAX_LOGGED = 5
+_log = logging.getLogger(__name__)
+
+
+class ClusterWatch:
+    """Keeps `model` equal to the cluster, and tells `hub` what changed."""
+
+    def __init__(self, kube: Kube, model: Model, hub: Hub, proxy_image: str) -> None:
+        self._model, self._hub = model, hub
+        self._informers: list[Informer[Any]] = [
+            Informer(kube, NAMESPACES, self._namespace, read_namespace),
+            Informer(kube, PODS, self._pod, pod_reader(proxy_image)),
+            Informer(kube, SERVICES, self._service, read_service),
+            Informer(kube, SLICES, self._slice, read_slice),
+        ]
+
+    @property
+    def synced(self) -> bool:
+        """Every kind has been listed once; before that an answer could be wrong."""
+        return all(informer.synced.is_set() for informer in self._informers)
+
+    async def wait_synced(self) -> None:
+        await asyncio.gather(*(informer.synced.wait() for informer in self._informers))
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        tasks = [
+            spawn(informer.run(), name=f"informer {number}")
+            for number, informer in enumerate(self._informers)
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            await stop(*tasks)
+
+    def _pod(self, _: str, old: PodFacts | None, new: PodFacts | None) -> None:
+        self._hub.changed(self._model.change_pod(old, new))
+
+    def _service(self, _: str, old: ServiceFacts | None, new: ServiceFacts | None) -> None:
+        self._hub.changed(self._model.change_service(old, new))
+
+    def _slice(self, key: str, old: SliceFacts | None, new: SliceFacts | None) -> None:
+        self._hub.changed(self._model.change_slice(key, old, new))
+
+    def _namespace(self, _: str, old: NamespaceFacts | None, new: NamespaceFacts | None) -> None:
+        self._hub.changed(self._model.change_namespace(old, new))
+
+
+def log_dropped(service: str, dropped: list[Dropped]) -> None:
+    """One line per Service whose refused addresses changed, with a few of them."""
+    worth = [one for one in dropped if one.reason not in _QUIET]
+    if worth:
+        shown = ", ".join(f"{one.claimed_ip!r} {one.reason}" for one in worth[:_MAX_LOGGED])
+        extra = {"service": service, "count": len(worth), "addresses": shown}
+        _log.warning("endpoint addresses refused", extra=extra)

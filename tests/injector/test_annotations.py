@@ -1,0 +1,144 @@
+"""Every annotation: what it allows, and a table of what it refuses."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from injector.annotations import AnnotationRefused, PodSettings, read_settings
+from sidecar.contract import CONFIG_PREFIX, OWN_PORTS
+
+PORTS = (
+    "*", "0", "65536", "-1", "1-", "-5", "5-4", "1-65535", "1000-9000", "1-3000,4001-6000",
+    "80;81", "80 81", "http", "0x50", "٣", "80,", "24101", "24000-24200", "24103", "8e2",
+    ",".join("1" for _ in range(65)), "9" * 5000, "80\n81",
+)  # fmt: skip
+CPU = ("", "0", "0m", "-1", "1G", "1.0000", "100 m", "1e3", "lots", "0.0", "9999999")
+MEMORY = ("", "0", "-1Mi", "1.5Gi", "64mb", "64 Mi", "1Ti", "Mi", "٣Mi", "1e3")
+BAD = {
+    "skip-inbound-ports": PORTS,
+    "skip-outbound-ports": PORTS,
+    "http-ports": PORTS,
+    "skip-subnets": (
+        "*", "0.0.0.0/0", "::/0", "10.0.0.0/7", "2001::/15", "10.0.0.1/8", "10.0.0/8",
+        "10.0.0.0/33", "host", "10.0.0.0/8;11.0.0.0/8", "fe80::%eth0/64", "10.0.0.0/-1",
+    ),
+    "upstreams": (
+        "5432", "5432=db", "5432=db.prod", "db.prod:5432", "5432=db.prod:0", "0=db.prod:1",
+        "5432=db.prod:65536", "1=a.b:1,1=c.d:1", "24102=db.prod:5432", "1=*.prod:1",
+        "1=a.b.c.d:1", "1=10.0.0.1:80", "1=DB.prod:1", "1=db..prod:1", "1=db.prod:1 # x",
+        "1=db_.prod:1", "1=-db.prod:1", "65536=db.prod:1",
+    ),
+    "mode": ("", "Redirect", "tproxy", "redirect,localhost", "redirect "+"x"),
+    "plaintext": ("", "Allow", "true", "permissive", "*"),
+    "external": ("", "DENY", "false", "none"),
+    "proxy-cpu-request": CPU,
+    "proxy-cpu-limit": CPU,
+    "proxy-memory-request": MEMORY,
+    "proxy-memory-limit": (*MEMORY, "1Mi"),
+    "proxy-log-level": ("", "INFO", "trace", "info,debug"),
+    "workers": ("", "0", "17", "-1", "1.5", "auto", "٣", "1 2"),
+    "shutdown-grace-period": ("", "30", "-1s", "2h", "61m", "3601s", "1.5m", "forever"),
+}  # fmt: skip
+UNKNOWN = (
+    "image", "proxy-image", "command", "args", "capabilities", "user-volume", "proxy-uid", "env",
+    "otlp-endpoint", "ca-address", "trust-domain", "exempt-by", "Mode", "skip_inbound_ports", "",
+    "balance", "proxy-log-level ", "../mode",
+)  # fmt: skip
+
+
+def read(key: str, value: str, near: dict[str, str] | None = None) -> PodSettings:
+    return read_settings({CONFIG_PREFIX + key: value}, near or {})
+
+
+@pytest.mark.attack_row(34)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (key, bad)
+        for key, all_ in BAD.items()
+        for bad in all_
+        if bad or not key.startswith(("skip", "up", "http"))
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name_and_with_the_allowed_form(key: str, value: str) -> None:
+    with pytest.raises(AnnotationRefused) as caught:
+        read(key, value)
+    text = str(caught.value)
+    assert text.startswith(f"pod annotation {CONFIG_PREFIX}{key}: must be ")
+    assert "\n" not in text.replace("\\n", "")
+    assert len(text) < 700
+
+
+def test_the_table_covers_every_annotation() -> None:
+    names = {name.replace("_", "-") for name in PodSettings.__dataclass_fields__}
+    assert set(BAD) == names
+
+
+@pytest.mark.attack_row(34)
+@pytest.mark.parametrize("key", UNKNOWN)
+def test_an_unknown_annotation_is_refused_on_pod_and_namespace(key: str) -> None:
+    for pod, near in (({CONFIG_PREFIX + key: "x"}, {}), ({}, {CONFIG_PREFIX + key: "x"})):
+        with pytest.raises(AnnotationRefused, match="unknown"):
+            read_settings(pod, near)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "canonical"),
+    [
+        ("skip-inbound-ports", " 5432 , 9000-9010,7-7 ", "5432,9000-9010,7"),
+        ("skip-outbound-ports", "25", "25"),
+        ("skip-outbound-ports", "", ""),
+        ("skip-subnets", "192.0.2.0/24, 2001:DB8::/32", "192.0.2.0/24,2001:db8::/32"),
+        ("upstreams", "5432=db.prod:5432, 6379=redis-0.redis.prod:6379",
+         "5432=db.prod:5432,6379=redis-0.redis.prod:6379"),
+        ("mode", "localhost", "localhost"),
+        ("plaintext", "allow", "allow"),
+        ("external", "deny", "deny"),
+        ("http-ports", "80,8080", "80,8080"),
+        ("proxy-cpu-request", "0.25", "250m"),
+        ("proxy-cpu-request", "2000m", "2"),
+        ("proxy-cpu-limit", "100m", "100m"),
+        ("proxy-memory-request", "64Mi", "64Mi"),
+        ("proxy-memory-limit", "1Gi", "1Gi"),
+        ("proxy-memory-limit", "1024Mi", "1Gi"),
+        ("proxy-memory-limit", "100000000", "100M"),
+        ("proxy-memory-limit", "1536Mi", "1536Mi"),
+        ("proxy-log-level", "debug", "debug"),
+        ("workers", "2", "2"),
+        ("shutdown-grace-period", "2m", "2m"),
+    ],
+)  # fmt: skip
+def test_a_good_value_is_read_in_canonical_form(key: str, value: str, canonical: str) -> None:
+    assert getattr(read(key, value), key.replace("-", "_")) == canonical
+
+
+def test_the_pods_own_annotation_wins_over_its_namespaces() -> None:
+    near = {CONFIG_PREFIX + "mode": "localhost", CONFIG_PREFIX + "plaintext": "allow"}
+    settings = read("mode", "redirect", near)
+    assert (settings.mode, settings.plaintext) == ("redirect", "allow")
+
+
+def test_a_namespaces_bad_annotation_is_refused_even_where_the_pod_has_its_own() -> None:
+    with pytest.raises(AnnotationRefused, match="namespace annotation"):
+        read("mode", "redirect", {CONFIG_PREFIX + "mode": "off"})
+
+
+def test_a_limit_under_the_request_is_refused() -> None:
+    with pytest.raises(AnnotationRefused, match="at least the request, 10m"):
+        read("proxy-cpu-limit", "5m")
+
+
+def test_annotations_of_others_are_left_alone() -> None:
+    assert read_settings({"example.com/image": "x"}, {"a": "b"}) == PodSettings()
+
+
+@given(st.text(max_size=40))
+def test_whatever_is_written_skips_none_of_our_ports_and_never_everything(value: str) -> None:
+    try:
+        ports = read("skip-inbound-ports", value).skip_inbound_ports
+    except AnnotationRefused:
+        return
+    ranges = [part.partition("-") for part in ports.split(",") if part]
+    covered = {p for low, _, high in ranges for p in range(int(low), int(high or low) + 1)}
+    assert not covered & OWN_PORTS
+    assert len(covered) <= 4096

@@ -1,0 +1,138 @@
+"""AdmissionReview in and out, by well-formed and hostile requests."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from injector.review import ReviewMalformed, answer, read_review
+from tests.injector.pods import MESH, Raw, annotated, changed, injected, namespace, pod
+
+
+def review(raw: Raw, **request: Any) -> bytes:
+    asked = {
+        "uid": "u-1",
+        "namespace": "shop",
+        "operation": "CREATE",
+        "resource": {"group": "", "version": "v1", "resource": "pods"},
+        "object": raw,
+        **request,
+    }
+    whole = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": asked}
+    return json.dumps(whole).encode()
+
+
+def answered(body: bytes, near: Raw | None = None) -> dict[str, Any]:
+    response = answer(read_review(body), near or namespace(), MESH).response
+    assert response["kind"] == "AdmissionReview"
+    assert response["response"]["uid"] == "u-1"
+    inner = response["response"]
+    assert isinstance(inner, dict)
+    return inner
+
+
+def test_a_pod_is_allowed_with_its_patch() -> None:
+    response = answered(review(pod()))
+    assert response["allowed"] is True
+    assert response["patchType"] == "JSONPatch"
+    assert json.loads(base64.b64decode(response["patch"])) == changed(pod()).patch
+
+
+def test_a_pod_that_needs_no_change_is_allowed_without_a_patch() -> None:
+    response = answered(review(injected(pod())))
+    assert response == {"uid": "u-1", "allowed": True}
+
+
+def test_a_warning_reaches_whoever_applied_the_pod() -> None:
+    response = answered(review(pod(hostNetwork=True)))
+    assert response["allowed"] is True
+    assert response["warnings"][0].startswith("podlink: no sidecar")
+
+
+@pytest.mark.attack_row(34)
+def test_a_refused_pod_gets_one_line_that_names_the_annotation() -> None:
+    response = answered(review(annotated(proxy_image="evil:1")))
+    assert response["allowed"] is False
+    assert response["status"]["code"] == 403
+    assert "config.podlink.dev/proxy-image: unknown" in response["status"]["message"]
+
+
+@pytest.mark.parametrize("operation", ["UPDATE", "DELETE", "CONNECT"])
+def test_only_the_creation_of_pods_is_patched(operation: str) -> None:
+    assert "patch" not in answered(review(pod(), operation=operation))
+
+
+@pytest.mark.attack_row(36)
+def test_a_debug_container_as_the_proxy_is_refused_in_a_meshed_pod_only() -> None:
+    debug = [{"name": "d", "securityContext": {"runAsUser": 24100}}]
+    for raw, allowed in ((injected(pod()), False), (pod(), True)):
+        raw["spec"]["ephemeralContainers"] = debug
+        body = review(raw, operation="UPDATE", subResource="ephemeralcontainers")
+        assert answered(body)["allowed"] is allowed
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"containers": "x"},
+        {"containers": [7]},
+        {"containers": [{"image": "nameless"}], "initContainers": [{"image": "x"}]},
+        {"containers": [], "volumes": [7]},
+        {"containers": [{"name": "a", "securityContext": "x"}]},
+        {"containers": [{"name": "a", "securityContext": {"runAsUser": [1]}}]},
+    ],
+)
+def test_a_pod_that_cannot_be_read_is_never_let_in_by_an_exception(spec: Any) -> None:
+    raw = pod()
+    raw["spec"] = spec
+    response = answered(review(raw))
+    assert isinstance(response["allowed"], bool)
+
+
+@pytest.mark.parametrize("raw", [{}, {"spec": None}, {"spec": []}, {"metadata": 1, "spec": {}}])
+def test_a_pod_without_a_spec_is_refused(raw: Raw) -> None:
+    assert answered(review(raw))["allowed"] is False
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview"}',
+        b'{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}',
+        b'{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":7}',
+        review(pod(), resource={"group": "apps", "resource": "deployments"}),
+        review(pod(), object=None),
+        review(pod(), object=[]),
+        review(pod(), uid=7),
+        review(pod(), namespace=["shop"]),
+    ],
+)
+def test_what_is_no_review_of_a_pod_is_malformed(body: bytes) -> None:
+    with pytest.raises(ReviewMalformed):
+        read_review(body)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["name", "containers", "initContainers", "volumes", "securityContext",
+                         "metadata", "labels", "annotations", "hostNetwork", "os", "image",
+                         "capabilities", "add", "volumeMounts"]), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(junk, junk)
+def test_no_pod_whatever_makes_the_injector_fail(metadata: Any, spec: Any) -> None:
+    response = answered(review({"metadata": metadata, "spec": spec}))
+    assert isinstance(response["allowed"], bool)

@@ -1,0 +1,150 @@
+"""How raw objects are read: what counts as meshed, and what each default is."""
+
+from typing import Any
+
+import pytest
+
+from registry.facts import canonical_ip, image_repository, pod_reader, read_service, read_slice
+from tests.registry.cluster import read_pod
+from tests.registry.objects import IMAGE, endpoint, pod, service, slice_of
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [("10.0.0.7", "10.0.0.7"), ("FD00:0::7", "fd00::7"), ("::ffff:10.0.0.7", "10.0.0.7")],
+)
+def test_an_address_has_one_spelling(text: str, canonical: str) -> None:
+    assert canonical_ip(text) == canonical
+
+
+@pytest.mark.parametrize("text", ["", "10.0.0", "010.0.0.7", "fe80::1%eth0", "10.0.0.7/32", "a"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        canonical_ip(text)
+
+
+@pytest.mark.parametrize(
+    ("image", "repository"),
+    [
+        ("podlink/podlink:0.1.0", "podlink/podlink"),
+        ("podlink/podlink", "podlink/podlink"),
+        ("reg:5000/podlink/podlink:1@sha256:ab", "reg:5000/podlink/podlink"),
+        ("reg:5000/podlink", "reg:5000/podlink"),
+    ],
+)
+def test_the_repository_of_an_image_has_no_tag_and_no_digest(image: str, repository: str) -> None:
+    assert image_repository(image) == repository
+
+
+@pytest.mark.parametrize("image", [IMAGE, "podlink/podlink:0.2.0", "podlink/podlink@sha256:00"])
+def test_a_pod_with_our_container_is_meshed_in_any_version(image: str) -> None:
+    assert read_pod(pod("a", image=image)).meshed
+
+
+@pytest.mark.attack_row(35)
+@pytest.mark.parametrize("image", ["evil/podlink:0.1.0", "podlink/podlink-evil:1", "podlink"])
+def test_a_container_of_our_name_with_another_image_is_not_meshed(image: str) -> None:
+    assert not read_pod(pod("a", image=image)).meshed
+
+
+@pytest.mark.attack_row(35)
+def test_a_label_does_not_make_a_pod_meshed() -> None:
+    assert not read_pod(pod("a", meshed=False, labels={"podlink.dev/injected": "true"})).meshed
+
+
+def test_a_pod_on_the_hosts_network_is_never_meshed() -> None:
+    assert not read_pod(pod("a", "192.0.2.1", host_network=True)).meshed
+
+
+def test_what_the_proxy_does_is_read_from_its_spec_and_not_from_annotations() -> None:
+    env = {
+        "PODLINK_MODE": "redirect",
+        "PODLINK_SKIP_INBOUND_PORTS": "9100, 9200-9300",
+        "PODLINK_SKIP_OUTBOUND_PORTS": "25",
+    }
+    read = read_pod(pod("a", env=env, annotations={"skip_inbound_ports": "5432"}))
+    assert (read.mode, read.skip_inbound, read.skip_outbound) == (
+        "redirect",
+        ("9100", "9200-9300"),
+        ("25",),
+    )
+
+
+def test_two_reads_of_a_pod_whose_status_only_ticks_are_equal() -> None:
+    before, after = pod("a", "10.0.0.1"), pod("a", "10.0.0.1")
+    after["status"]["conditions"] = [{"type": "Ready", "lastProbeTime": "later"}]
+    assert read_pod(before) == read_pod(after)
+
+
+def test_a_pod_that_cannot_be_read_is_an_error_and_not_an_empty_pod() -> None:
+    broken = pod("a", "not an ip")
+    with pytest.raises(ValueError, match="not an ip"):
+        pod_reader(IMAGE)(broken)
+
+
+def test_a_service_without_anything_has_plain_defaults() -> None:
+    read = read_service(service("db", "10.96.0.1"))
+    assert (read.affinity_timeout_s, read.balance, read.traffic_distribution) == (0, "", "")
+    assert [(port.name, port.port) for port in read.ports] == [("db", 5432)]
+
+
+def test_a_service_says_how_it_wants_to_be_balanced() -> None:
+    raw = service(
+        "db",
+        "10.96.0.1",
+        "fd00::1",
+        annotations={"config.podlink.dev/balance": "source-hash"},
+        sessionAffinity="ClientIP",
+        sessionAffinityConfig={"clientIP": {"timeoutSeconds": 60}},
+        trafficDistribution="PreferClose",
+        publishNotReadyAddresses=True,
+    )
+    read = read_service(raw)
+    assert (read.affinity_timeout_s, read.balance) == (60, "source-hash")
+    assert (read.traffic_distribution, read.publish_not_ready) == ("PreferSameZone", True)
+    assert read.cluster_ips == ("10.96.0.1", "fd00::1")
+
+
+def test_affinity_without_a_timeout_lasts_three_hours() -> None:
+    assert read_service(service("db", sessionAffinity="ClientIP")).affinity_timeout_s == 10800
+
+
+def test_a_balance_nobody_knows_is_no_balance() -> None:
+    raw = service("db", annotations={"config.podlink.dev/balance": "psychic"})
+    assert read_service(raw).balance == ""
+
+
+def test_only_tcp_ports_of_a_service_count() -> None:
+    ports = ({"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53})
+    assert [port.name for port in read_service(service("dns", ports=ports)).ports] == ["dns-tcp"]
+
+
+@pytest.mark.attack_row(39)
+@pytest.mark.parametrize("spec", [{"type": "ExternalName", "externalName": "evil.example"}, {}])
+def test_external_names_and_headless_services_have_no_address(spec: Any) -> None:
+    assert read_service(service("db", **spec)).cluster_ips == ()
+
+
+@pytest.mark.parametrize(
+    ("conditions", "wanted"),
+    [
+        ({}, (True, True, False)),
+        ({"ready": False}, (False, False, False)),
+        ({"ready": False, "serving": True, "terminating": True}, (False, True, True)),
+        ({"ready": None, "serving": None}, (True, True, False)),
+    ],
+)
+def test_unset_conditions_mean_what_the_api_says(
+    conditions: dict[str, bool], wanted: tuple[bool, bool, bool]
+) -> None:
+    one = endpoint("10.0.0.1")
+    one["conditions"] = conditions
+    (read,) = read_slice(slice_of("db", one)).endpoints
+    assert (read.ready, read.serving, read.terminating) == wanted
+
+
+def test_a_slice_of_names_or_without_a_service_has_no_endpoints() -> None:
+    assert read_slice(slice_of("db", endpoint("a.example"), family="FQDN")).endpoints == ()
+    stray = slice_of("db", endpoint("10.0.0.1"))
+    stray["metadata"]["labels"] = {}
+    assert read_slice(stray).endpoints == ()

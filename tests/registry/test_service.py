@@ -1,0 +1,338 @@
+"""The registry as it runs: a real API server stand-in behind it, real mutual TLS before it."""
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from kit.kube import Object
+from kit.settings import Settings
+from proto import registry_pb2 as pb
+from proto.registry_pb2_grpc import RegistryStub
+from registry.app import RegistryServer
+from registry.config import RegistryConfig
+from registry.hub import MAX_KEYS
+from registry.watch import NAMESPACES, PODS, SERVICES, SLICES
+from tests.certs.forge import Forge, Pair
+from tests.kit.live_api import LiveApi, live_api
+from tests.registry.fixed_source import FixedSource
+from tests.registry.objects import endpoint, namespace_object, pod, service, slice_of
+
+FORGE = Forge()
+HOST = "podlink-registry.podlink-system.svc"
+OWN = FORGE.leaf("spiffe://cluster.local/ns/podlink-system/sa/podlink-registry", dns=[HOST])
+WEB = FORGE.leaf("spiffe://cluster.local/ns/shop/sa/web", ips=["127.0.0.1"])
+HELLO = pb.Hello(pod_uid="shop-web", namespace="shop", pod_name="web", version="0.1.0")
+WEB_POD = pod("web", "127.0.0.1")
+
+
+class Registry:
+    def __init__(self, api: LiveApi, server: RegistryServer) -> None:
+        self.api, self.server = api, server
+
+    def channel(self, pair: Pair | None = WEB, forge: Forge = FORGE) -> grpc.aio.Channel:
+        credentials = grpc.ssl_channel_credentials(
+            FORGE.root_pem, pair and pair.key_pem, pair and pair.chain_pem
+        )
+        options = [("grpc.ssl_target_name_override", HOST), ("grpc.enable_http_proxy", 0)]
+        address = f"127.0.0.1:{self.server.port}"
+        return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+class Stream:
+    """One sidecar's stream, and what it knows."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self.entries: dict[str, pb.Entry] = {}
+        self.settings: pb.PodSettings | None = None
+        self.messages: list[pb.DiscoverResponse] = []
+
+    async def say(self, **request: Any) -> None:
+        await self.call.write(pb.DiscoverRequest(**request))
+
+    async def ask(self, *keys: str) -> None:
+        await self.say(subscribe=pb.Subscribe(keys=keys))
+
+    async def hear(self) -> pb.DiscoverResponse:
+        async with asyncio.timeout(5):
+            response = await self.call.read()
+        assert isinstance(response, pb.DiscoverResponse)
+        self.messages.append(response)
+        self.entries |= {entry.key: entry for entry in response.entries}
+        if response.HasField("settings"):
+            self.settings = response.settings
+        return response
+
+    async def entry(self, key: str, found: str) -> pb.Entry:
+        while key not in self.entries or self.entries[key].WhichOneof("found") != found:
+            await self.hear()
+        return self.entries[key]
+
+
+@asynccontextmanager
+async def registry(*pods: Object, config: dict[str, str] | None = None) -> AsyncIterator[Registry]:
+    settings = Settings({"PODLINK_REGISTRY_LISTEN": "127.0.0.1:0", **(config or {})})
+    async with live_api() as (api, kube):
+        api.put(NAMESPACES, namespace_object("shop"))
+        api.put(PODS, *pods)
+        server = RegistryServer(RegistryConfig.from_env(settings), kube, FixedSource(FORGE, OWN))
+        async with asyncio.timeout(5):
+            await server.start()
+        assert server.ready
+        try:
+            yield Registry(api, server)
+        finally:
+            await server.stop(grace_s=0)
+
+
+@asynccontextmanager
+async def stream(
+    it: Registry, hello: pb.Hello = HELLO, pair: Pair | None = WEB
+) -> AsyncIterator[Stream]:
+    async with it.channel(pair) as channel:
+        opened = Stream(RegistryStub(channel).Discover())
+        await opened.say(hello=hello)
+        yield opened
+        opened.call.cancel()
+
+
+async def refusal(it: Registry, hello: pb.Hello = HELLO, pair: Pair | None = WEB) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async with stream(it, hello, pair) as opened:
+            await opened.hear()
+    assert caught.value.code() in (
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAVAILABLE,
+    )
+    return caught.value.details() or ""
+
+
+async def test_settings_come_first_and_are_the_defaults() -> None:
+    async with registry(WEB_POD) as it, stream(it) as sidecar:
+        first = await sidecar.hear()
+        assert first.version == 1
+        assert sidecar.settings == pb.PodSettings(
+            mesh_default="allow-meshed", plaintext="deny", external="allow"
+        )
+
+
+async def test_a_pod_a_service_and_a_stranger_are_answered_at_once() -> None:
+    async with registry(WEB_POD, pod("db-0", "10.0.0.9", account="db")) as it:
+        it.api.put(SERVICES, service("db", "10.96.0.1"))
+        it.api.put(SLICES, slice_of("db", endpoint("10.0.0.9", pod("db-0"))))
+        async with stream(it) as sidecar:
+            await sidecar.ask("10.0.0.9", "203.0.113.9", "db.shop", "10.96.0.1", "db-0.db.shop")
+            workload = (await sidecar.entry("10.0.0.9", "workload")).workload
+            assert (workload.namespace, workload.service_account) == ("shop", "db")
+            assert workload.meshed
+            assert workload.mode == "redirect"
+            assert (await sidecar.entry("203.0.113.9", "external")).external
+            by_name = (await sidecar.entry("db.shop", "service")).service
+            by_ip = (await sidecar.entry("10.96.0.1", "service")).service
+            assert by_name == by_ip
+            (one,) = by_ip.endpoints
+            assert (one.ip, dict(one.ports), one.ready) == ("10.0.0.9", {5432: 15432}, True)
+            assert one.workload == workload
+            named = (await sidecar.entry("db-0.db.shop", "workload")).workload
+            assert named == workload
+
+
+async def test_an_address_that_was_external_and_becomes_a_pod_is_pushed() -> None:
+    async with registry(WEB_POD) as it, stream(it) as sidecar:
+        await sidecar.ask("10.0.0.9")
+        await sidecar.entry("10.0.0.9", "external")
+        it.api.put(PODS, pod("late", "10.0.0.9"))
+        assert (await sidecar.entry("10.0.0.9", "workload")).workload.name == "late"
+        it.api.remove(PODS, pod("late"))
+        await sidecar.entry("10.0.0.9", "external")
+
+
+async def test_only_what_was_asked_for_is_pushed_and_no_more_after_unsubscribing() -> None:
+    async with registry(WEB_POD) as it, stream(it) as sidecar:
+        await sidecar.ask("10.0.0.8", "10.0.0.9")
+        await sidecar.entry("10.0.0.9", "external")
+        await sidecar.say(unsubscribe=pb.Unsubscribe(keys=["10.0.0.9"]))
+        await sidecar.ask("10.0.0.7")
+        await sidecar.entry("10.0.0.7", "external")  # so the registry has read both
+        it.api.put(PODS, pod("a", "10.0.0.9"), pod("b", "10.0.0.10"), pod("c", "10.0.0.8"))
+        await sidecar.entry("10.0.0.8", "workload")
+        assert sidecar.entries["10.0.0.9"].external
+        assert "10.0.0.10" not in sidecar.entries
+
+
+async def test_versions_grow_and_a_burst_of_changes_is_few_messages() -> None:
+    async with registry(WEB_POD) as it, stream(it) as sidecar:
+        await sidecar.ask("10.0.0.9")
+        await sidecar.entry("10.0.0.9", "external")
+        before = len(sidecar.messages)
+        for number in range(200):
+            it.api.put(PODS, pod("a", "10.0.0.9", labels={"version": str(number)}))
+        while sidecar.entries["10.0.0.9"].workload.labels.get("version") != "199":
+            await sidecar.hear()
+        assert len(sidecar.messages) - before < 100
+        versions = [message.version for message in sidecar.messages]
+        assert versions == list(range(1, len(versions) + 1))
+
+
+async def test_annotations_of_the_pod_then_of_its_namespace_are_pushed_as_settings() -> None:
+    async with registry(WEB_POD) as it, stream(it) as sidecar:
+        await sidecar.hear()
+        it.api.put(NAMESPACES, namespace_object("shop", plaintext="allow", external="deny"))
+        await sidecar.hear()
+        assert sidecar.settings is not None
+        assert (sidecar.settings.plaintext, sidecar.settings.external) == ("allow", "deny")
+        it.api.put(PODS, pod("web", "127.0.0.1", annotations={"plaintext": "deny"}))
+        await sidecar.hear()
+        assert (sidecar.settings.plaintext, sidecar.settings.external) == ("deny", "deny")
+        it.api.put(PODS, pod("web", "127.0.0.1", annotations={"external": "perhaps"}))
+        await sidecar.hear()
+        assert (sidecar.settings.plaintext, sidecar.settings.external) == ("allow", "deny")
+
+
+def hello(**changed: str) -> pb.Hello:
+    made = pb.Hello()
+    made.CopyFrom(HELLO)
+    for field, value in changed.items():
+        setattr(made, field, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (hello(namespace="prod"), "namespace_differs"),
+        (hello(pod_name="other"), "pod_differs"),
+        (hello(pod_uid="prod-api"), "pod_differs"),
+        (hello(pod_uid="shop-db"), "pod_differs"),
+    ],
+)
+async def test_a_caller_may_speak_for_no_pod_but_its_own(said: pb.Hello, reason: str) -> None:
+    pods = (WEB_POD, pod("api", "10.0.0.2", namespace="prod"), pod("db", "10.0.0.3", account="db"))
+    async with registry(*pods) as it:
+        assert await refusal(it, said) == reason
+
+
+async def test_a_pod_with_another_service_account_is_refused() -> None:
+    said = pb.Hello(pod_uid="shop-db", namespace="shop", pod_name="db")
+    async with registry(pod("db", "127.0.0.1", account="db")) as it:
+        assert await refusal(it, said) == "service_account_differs"
+
+
+async def test_a_leaf_shown_from_another_address_is_refused() -> None:
+    stolen = FORGE.leaf("spiffe://cluster.local/ns/shop/sa/web", ips=["10.0.0.7"])
+    async with registry(WEB_POD) as it:
+        assert await refusal(it, pair=stolen) == "caller_not_in_leaf"
+
+
+async def test_a_call_from_an_address_that_is_not_the_pods_is_refused() -> None:
+    async with registry(pod("web", "10.0.0.7")) as it:
+        assert await refusal(it) == "caller_not_the_pod"
+
+
+async def test_a_pod_whose_address_is_not_reported_yet_is_known_by_its_leaf() -> None:
+    async with registry(pod("web")) as it, stream(it) as sidecar:
+        assert (await sidecar.hear()).HasField("settings")
+
+
+async def test_a_pod_that_the_watch_learns_of_a_moment_later_is_let_in() -> None:
+    async with registry() as it, stream(it) as sidecar:
+        await asyncio.sleep(0.2)
+        it.api.put(PODS, WEB_POD)
+        assert (await sidecar.hear()).HasField("settings")
+
+
+async def test_a_pod_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.service.POD_TIMEOUT_S", 0.2)
+    async with registry() as it:
+        assert await refusal(it) == "pod_unknown"
+
+
+async def test_a_stream_ends_when_its_pod_is_gone() -> None:
+    async with registry(WEB_POD) as it, stream(it) as sidecar:
+        await sidecar.hear()
+        it.api.remove(PODS, WEB_POD)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await sidecar.hear()
+        assert caught.value.details() == "pod_unknown"
+
+
+async def test_a_stream_ends_with_the_leaf_that_opened_it() -> None:
+    soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=2)
+    brief = FORGE.leaf("spiffe://cluster.local/ns/shop/sa/web", ips=["127.0.0.1"], not_after=soon)
+    async with registry(WEB_POD) as it, stream(it, pair=brief) as sidecar:
+        await sidecar.hear()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await sidecar.hear()
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.attack_row(2)
+async def test_a_caller_without_a_certificate_gets_nowhere() -> None:
+    async with registry(WEB_POD) as it:
+        assert await refusal(it, pair=None)
+
+
+@pytest.mark.attack_row(3)
+@pytest.mark.parametrize("name", ["another root", "podlink test root"])
+async def test_a_leaf_of_an_unknown_root_gets_nowhere(name: str) -> None:
+    other = Forge(name=name).leaf("spiffe://cluster.local/ns/shop/sa/web", ips=["127.0.0.1"])
+    async with registry(WEB_POD) as it:
+        assert await refusal(it, pair=other)
+
+
+@pytest.mark.parametrize("name", ["two URI SANs", "CA:TRUE"])
+async def test_a_leaf_that_verifies_but_is_no_svid_is_refused_by_its_reason(name: str) -> None:
+    uri = "spiffe://cluster.local/ns/shop/sa/web"
+    pair = (
+        FORGE.leaf(uris=[uri, uri + "2"], ips=["127.0.0.1"])
+        if name == "two URI SANs"
+        else FORGE.leaf(uri, ca=True, ips=["127.0.0.1"])
+    )
+    async with registry(WEB_POD) as it:
+        assert await refusal(it, pair=pair)
+        async with stream(it) as sidecar:  # the positive control
+            assert await sidecar.hear()
+
+
+@pytest.mark.parametrize("key", ["", "*", "db", "a.b.c.d", "DB.shop", "10.0.0.1/8", "x" * 300])
+async def test_a_key_of_no_form_ends_the_stream_with_its_reason(key: str) -> None:
+    async with registry(WEB_POD) as it, stream(it) as sidecar:
+        await sidecar.hear()
+        await sidecar.ask(key)
+        with pytest.raises(grpc.aio.AioRpcError, match="key_malformed"):
+            await sidecar.hear()
+
+
+async def test_a_stream_may_not_ask_for_ever_more_keys() -> None:
+    async with registry(WEB_POD) as it, stream(it) as sidecar:
+        for block in range(0, MAX_KEYS + 1, 1001):
+            await sidecar.ask(
+                *(f"203.{n // 250 % 250}.{n % 250}.1" for n in range(block, block + 1001))
+            )
+        with pytest.raises(grpc.aio.AioRpcError, match="too_many_keys"):
+            while True:
+                await sidecar.hear()
+
+
+async def test_a_first_message_that_is_no_hello_is_refused() -> None:
+    async with registry(WEB_POD) as it, it.channel() as channel:
+        call = RegistryStub(channel).Discover()
+        await call.write(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=["10.0.0.1"])))
+        with pytest.raises(grpc.aio.AioRpcError, match="hello_missing"):
+            await call.read()
+
+
+async def test_the_registry_forgets_a_stream_that_ended() -> None:
+    async with registry(WEB_POD) as it:
+        for _ in range(3):
+            async with stream(it) as sidecar:
+                await sidecar.ask("10.0.0.9")
+                await sidecar.entry("10.0.0.9", "external")
+        async with asyncio.timeout(5):
+            while it.server.hub.listeners:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
