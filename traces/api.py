@@ -45,13 +45,14 @@ def review_app(config: TracesConfig, reader: Reader) -> web.Application:
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Nothing but /healthz without the token; every answer in JSON, none to be kept by a cache."""
     if request.path != "/healthz" and not _holds_token(request):
-        return _error(401, f"send the token of the Secret podlink-traces-token as {TOKEN_HEADER}")
+        said = f"send the token of the Secret podlink-traces-token as {TOKEN_HEADER}"
+        return _error(401, "token_refused", said)
     try:
         response = await handler(request)
     except QueryMalformed as e:
-        return _error(400, str(e))
-    except QueryTooSlow:
-        return _error(503, "the question takes too long; ask for a shorter time or a namespace")
+        return _error(400, e.reason, str(e))
+    except QueryTooSlow as e:
+        return _error(503, e.reason, "this takes too long; ask for a shorter time or a namespace")
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
@@ -83,7 +84,7 @@ async def _trace(http: web.Request) -> web.Response:
         raise QueryMalformed("a trace id is 32 lower-case hex digits")
     spans = await http.app[_READER].trace(bytes.fromhex(trace_id))
     if not spans:
-        return _error(404, "no span of this trace is kept")
+        return _error(404, "trace_unknown", "no span of this trace is kept")
     return web.json_response({"spans": spans})
 
 
@@ -115,5 +116,6 @@ def _number(name: str, raw: str, *, high: int) -> int:
     return int(raw)
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": message}, status=status)
+def _error(status: int, reason: str, message: str) -> web.Response:
+    """In two words of a Kubernetes Status, since the CLI hears us through the API server."""
+    return web.json_response({"reason": reason, "message": message}, status=status)
