@@ -138,21 +138,25 @@ def _fits(item: Item, wanted: LinkFilter) -> bool:
 def _link_spans(db: sqlite3.Connection, traces: set[bytes]) -> Iterator[LinkSpan]:
     for trace_id in traces:
         rows = db.execute(
-            "SELECT name, span FROM spans WHERE trace_id = ? AND is_link ORDER BY id LIMIT ?",
+            "SELECT span FROM spans WHERE trace_id = ? AND is_link ORDER BY id LIMIT ?",
             (trace_id, MAX_SPANS_OF_TRACE),
         )
         for row in rows:
-            span = Span.FromString(row["span"])
-            opened = span.name == LINK_OPENED
-            yield LinkSpan(
-                trace_id=span.trace_id.hex(),
-                link_id=(span.parent_span_id if opened else span.span_id).hex(),
-                parent_id="" if opened else span.parent_span_id.hex(),
-                name=span.name,
-                start_ns=span.start_time_unix_nano,
-                end_ns=span.end_time_unix_nano,
-                attributes=plain_attributes(span.attributes),
-            )
+            yield link_span(Span.FromString(row["span"]))
+
+
+def link_span(span: Span) -> LinkSpan:
+    """A stored span of a link. `link opened` is the child of the span that it foretells."""
+    opened = span.name == LINK_OPENED
+    return LinkSpan(
+        trace_id=span.trace_id.hex(),
+        link_id=(span.parent_span_id if opened else span.span_id).hex(),
+        parent_id="" if opened else span.parent_span_id.hex(),
+        name=span.name,
+        start_ns=span.start_time_unix_nano,
+        end_ns=span.end_time_unix_nano,
+        attributes=plain_attributes(span.attributes),
+    )
 
 
 def _trace(db: sqlite3.Connection, trace_id: bytes) -> list[Item]:

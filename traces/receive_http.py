@@ -64,9 +64,11 @@ def parse_protobuf(body: bytes) -> ExportTraceServiceRequest:
 def parse_json(body: bytes) -> ExportTraceServiceRequest:
     try:
         raw = _with_base64_ids(json.loads(body), _MAX_DEPTH)
+        if not isinstance(raw, dict):
+            raise RequestMalformed("not a JSON object")
         request = ExportTraceServiceRequest()
         json_format.ParseDict(raw, request, ignore_unknown_fields=True)
-    except (ValueError, TypeError, RecursionError, json_format.ParseError) as e:
+    except (ValueError, TypeError, ArithmeticError, RecursionError, json_format.ParseError) as e:
         raise RequestMalformed("not an ExportTraceServiceRequest in JSON") from e
     return request
 

@@ -58,6 +58,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA cache_size = -8192")
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found not in (0, VERSION):
+            db.close()
             raise StoreUnusable(f"{path} was written by another version (schema {found})")
         db.executescript(_TABLES)
         db.execute(f"PRAGMA user_version = {VERSION}")
