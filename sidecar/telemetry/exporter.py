@@ -21,12 +21,12 @@ from kit.tasks import spawn, stop
 from sidecar.report import LinkRecord
 from sidecar.telemetry import attributes as a
 from sidecar.telemetry.config import TelemetryConfig
-from sidecar.telemetry.encode import SpanEncoder, encode_drops, export_request
+from sidecar.telemetry.encode import SpanEncoder, encode_drops, export_request, framed
 from sidecar.telemetry.queues import RecordQueues, is_ordinary
 
 _EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-_SLICE = 64
-"""Records encoded before other work of the loop has its turn: well under a millisecond."""
+_SLICE = 32
+"""Records encoded before other work of the loop has its turn: half a millisecond at worst."""
 _MAX_REQUEST_BYTES = 1 << 20
 """A quarter of what a gRPC server takes by default."""
 _REDIAL_AFTER = 3
@@ -193,7 +193,7 @@ class LinkExporter:
             if record is None:
                 break
             try:
-                spans.append(self._encoder.encode(record))
+                spans.append(framed(self._encoder.encode(record)))
                 size_bytes += len(spans[-1])
             except Exception:
                 self._unencodable += 1
@@ -202,7 +202,7 @@ class LinkExporter:
                 await asyncio.sleep(0)
         count, drops, told = len(spans), self._drops(), []
         if drops != self._told and any(drops.values()):
-            told = [encode_drops(drops, self._started_ns, self._clock_ns())]
+            told = [framed(encode_drops(drops, self._started_ns, self._clock_ns()))]
         elif not spans:
             return None
         self._spans = []

@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from sidecar.report import LinkRecord
-from sidecar.telemetry.encode import SpanEncoder, export_request
+from sidecar.telemetry.encode import SpanEncoder, export_request, framed
 from sidecar.telemetry.resource import PodResource
 from tests.traces.process import StoreProcess
 
@@ -20,7 +20,7 @@ EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 def payload_of(*records: LinkRecord) -> bytes:
     encoder = SpanEncoder()
-    return export_request(RESOURCE, [encoder.encode(record) for record in records])
+    return export_request(RESOURCE, [framed(encoder.encode(record)) for record in records])
 
 
 def request_of(*records: LinkRecord) -> ExportTraceServiceRequest:

@@ -8,7 +8,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from sidecar.report import LinkRecord
 from sidecar.telemetry import attributes as a
-from sidecar.telemetry.encode import SpanEncoder, encode_drops, export_request
+from sidecar.telemetry.encode import SpanEncoder, encode_drops, export_request, framed
 from sidecar.telemetry.resource import PodResource
 from sidecar.telemetry.wire import MAX_TEXT
 from tests.sidecar.telemetry.records import API, DB, denied, inbound_of, outbound
@@ -212,9 +212,8 @@ def test_a_request_carries_the_resource_and_every_span() -> None:
     encoder = SpanEncoder()
     resource = PodResource(pod="api-1", namespace="shop", service_account="api").encode()
     drops = encode_drops({a.DROPPED_DENIED: 3}, 1, 2)
-    payload = export_request(
-        resource, [encoder.encode(outbound()), encoder.encode(denied()), drops]
-    )
+    spans = [encoder.encode(outbound()), encoder.encode(denied()), drops]
+    payload = export_request(resource, [framed(span) for span in spans])
     [resource_spans] = ExportTraceServiceRequest.FromString(payload).resource_spans
     [scope_spans] = resource_spans.scope_spans
     assert scope_spans.scope.name == "podlink"
