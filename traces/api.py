@@ -11,9 +11,11 @@ from aiohttp.typedefs import Handler
 
 from traces.config import TracesConfig
 from traces.query import MAX_LINKS, LinkFilter, QueryTooSlow, Reader
+from traces.writer import Writer
 
 TOKEN_HEADER = "X-Podlink-Token"  # noqa: S105 - the name of a header
 _READER = web.AppKey("reader", Reader)
+_WRITER = web.AppKey("writer", Writer)
 _TOKEN_PATH = web.AppKey("token_path", Path)
 _CHOICES = {
     "verdict": frozenset({"allowed", "denied", "audited", "failed"}),
@@ -32,9 +34,9 @@ class QueryMalformed(ValueError):
     reason = "query_malformed"
 
 
-def review_app(config: TracesConfig, reader: Reader) -> web.Application:
+def review_app(config: TracesConfig, reader: Reader, writer: Writer) -> web.Application:
     app = web.Application(middlewares=[_guard])
-    app[_READER], app[_TOKEN_PATH] = reader, config.token_path
+    app[_READER], app[_TOKEN_PATH], app[_WRITER] = reader, config.token_path, writer
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/api/links", _links)
     app.router.add_get("/api/traces/{trace_id}", _trace)
@@ -69,7 +71,9 @@ def _holds_token(http: web.Request) -> bool:
     return bool(token) and hmac.compare_digest(token, said)
 
 
-async def _healthz(_: web.Request) -> web.Response:
+async def _healthz(http: web.Request) -> web.Response:
+    if not http.app[_WRITER].is_running:
+        return _error(503, "store_failed", "the writer has ended")
     return web.json_response({"status": "ok"})
 
 

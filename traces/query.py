@@ -49,8 +49,14 @@ class LinkFilter:
 
 
 class Reader:
-    def __init__(self, path: Path, *, clock_ns: Callable[[], int] = unix_ns) -> None:
-        self._path, self._clock_ns = path, clock_ns
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock_ns: Callable[[], int] = unix_ns,
+        deadline_s: float = _DEADLINE_S,
+    ) -> None:
+        self._path, self._clock_ns, self._deadline_s = path, clock_ns, deadline_s
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def links(self, wanted: LinkFilter) -> list[Item]:
@@ -63,7 +69,7 @@ class Reader:
 
     async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         def answer() -> T:
-            with _reading(self._path) as db:
+            with _reading(self._path, self._deadline_s) as db:
                 return question(db)
 
         async with self._turns:
@@ -71,8 +77,8 @@ class Reader:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    deadline = monotonic() + _DEADLINE_S
+def _reading(path: Path, deadline_s: float) -> Iterator[sqlite3.Connection]:
+    deadline = monotonic() + deadline_s
     db = open_for_reading(path)
     db.set_progress_handler(lambda: int(monotonic() > deadline), 10_000)
     try:

@@ -70,6 +70,10 @@ class Writer:
         self._resources_stale = True
         self.written = 0
 
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
     def start(self) -> None:
         self._thread.start()
 

@@ -42,7 +42,25 @@ class StoreProcess:
     def db(self) -> Path:
         return self.folder / "traces.db"
 
+    def start_and_fail(self) -> str:
+        """Start it with a mistake in its settings; returns the one line that it leaves."""
+        process = self._launch()
+        assert process.wait(15) == 1
+        [line] = self.log().splitlines()
+        return line
+
     def start(self) -> None:
+        process = self._launch()
+        deadline = time.monotonic() + 15
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(self.url("/healthz"), timeout=1).close()
+                socket.create_connection(("127.0.0.1", self.grpc_port), 1).close()
+                return
+            assert process.poll() is None and time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
         token = self.folder / "token"
         token.write_text(TOKEN + "\n")
         env = {
@@ -59,14 +77,7 @@ class StoreProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "traces"], cwd=ROOT, env=env, stderr=log
             )
-        deadline = time.monotonic() + 15
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(self.url("/healthz"), timeout=1).close()
-                socket.create_connection(("127.0.0.1", self.grpc_port), 1).close()
-                return
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log()
-            time.sleep(0.05)
+        return self.process
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and return the exit status."""

@@ -5,9 +5,12 @@ import contextlib
 import gzip
 import json
 import signal
+import socket
 import sqlite3
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import pytest
@@ -212,3 +215,36 @@ def test_a_new_token_counts_at_once_and_no_token_means_nobody(store: StoreProces
 def test_an_unknown_trace_is_404_and_no_trace_id_400(store: StoreProcess) -> None:
     assert store.ask("/api/traces/" + "ab" * 16)[0] == 404
     assert store.ask("/api/traces/nonsense")[0] == 400
+
+
+def test_a_second_store_on_a_taken_port_ends_in_one_line(store: StoreProcess) -> None:
+    second = replace(store, folder=store.folder / "second", process=None)
+    second.folder.mkdir()
+    assert "cannot listen" in second.start_and_fail()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PODLINK_TRACES_DB", "/proc/nowhere/t.db"),
+        ("PODLINK_TRACES_TOKEN_FILE", "/nowhere/token"),
+        ("PODLINK_TRACES_KEEP", "forever"),
+        ("PODLINK_TRACES_MAX_MIB", "0"),
+    ],
+)
+def test_a_wrong_setting_ends_in_one_line_that_names_it(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    wrong = StoreProcess(tmp_path, {name: value})
+    assert name in wrong.start_and_fail()
+
+
+def test_by_default_it_listens_on_both_families(tmp_path: Path) -> None:
+    everywhere = StoreProcess(tmp_path, {"PODLINK_TRACES_HOST": ""})
+    everywhere.start()
+    try:
+        for host in ("127.0.0.1", "::1"):
+            for port in (everywhere.grpc_port, everywhere.http_port, everywhere.review_port):
+                socket.create_connection((host, port), 2).close()
+    finally:
+        everywhere.stop()

@@ -13,6 +13,7 @@ import pytest
 from tests.sidecar.telemetry.records import denied, outbound
 from tests.traces.spans import request_of
 from traces.config import TracesConfig
+from traces.query import LinkFilter, QueryTooSlow, Reader
 from traces.schema import StoreUnusable, open_for_writing
 from traces.writer import StoreBusy, StoreFailed, Writer
 
@@ -108,3 +109,12 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreUnusable, match="another version"):
         open_for_writing(tmp_path / "newer.db")
+
+
+async def test_a_question_that_takes_too_long_is_cut_off(config: TracesConfig) -> None:
+    async with writing(config, Hand()) as writer:
+        await writer.write(request_of(*(outbound() for _ in range(2000))))
+        wanted = LinkFilter(namespace="nowhere")
+        assert await Reader(config.db_path).links(wanted) == []
+        with pytest.raises(QueryTooSlow):
+            await Reader(config.db_path, deadline_s=-1.0).links(wanted)
