@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sidecar.report import LinkRecord
 from sidecar.telemetry.config import TelemetryConfig
-from sidecar.telemetry.encode import SpanEncoder, export_request
+from sidecar.telemetry.encode import SpanEncoder, export_request, framed
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.telemetry.resource import PodResource
 
@@ -47,8 +47,8 @@ def microseconds_each(work: Callable[[], object]) -> float:
 
 def encode_all(records: Sequence[LinkRecord], resource: bytes) -> int:
     encoder, size = SpanEncoder(), 0
-    for first in range(0, len(records), 512):
-        spans = [encoder.encode(record) for record in records[first : first + 512]]
+    for first in range(0, len(records), 256):
+        spans = [framed(encoder.encode(record)) for record in records[first : first + 256]]
         size += len(export_request(resource, spans))
     return size
 

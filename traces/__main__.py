@@ -1,6 +1,7 @@
 """`python -m traces`: the trace store, until SIGTERM."""
 
 import asyncio
+import os
 import signal
 
 import uvloop
@@ -24,6 +25,7 @@ async def serve(config: TracesConfig) -> None:
 def main() -> None:
     config = TracesConfig.from_settings(Settings())
     start_logging(config.log_level)
+    os.umask(0o077)  # who talked to whom is nobody else's business
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config))
 

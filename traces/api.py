@@ -11,9 +11,11 @@ from aiohttp.typedefs import Handler
 
 from traces.config import TracesConfig
 from traces.query import MAX_LINKS, LinkFilter, QueryTooSlow, Reader
+from traces.writer import Writer
 
 TOKEN_HEADER = "X-Podlink-Token"  # noqa: S105 - the name of a header
 _READER = web.AppKey("reader", Reader)
+_WRITER = web.AppKey("writer", Writer)
 _TOKEN_PATH = web.AppKey("token_path", Path)
 _CHOICES = {
     "verdict": frozenset({"allowed", "denied", "audited", "failed"}),
@@ -32,9 +34,9 @@ class QueryMalformed(ValueError):
     reason = "query_malformed"
 
 
-def review_app(config: TracesConfig, reader: Reader) -> web.Application:
+def review_app(config: TracesConfig, reader: Reader, writer: Writer) -> web.Application:
     app = web.Application(middlewares=[_guard])
-    app[_READER], app[_TOKEN_PATH] = reader, config.token_path
+    app[_READER], app[_TOKEN_PATH], app[_WRITER] = reader, config.token_path, writer
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/api/links", _links)
     app.router.add_get("/api/traces/{trace_id}", _trace)
@@ -45,13 +47,14 @@ def review_app(config: TracesConfig, reader: Reader) -> web.Application:
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Nothing but /healthz without the token; every answer in JSON, none to be kept by a cache."""
     if request.path != "/healthz" and not _holds_token(request):
-        return _error(401, f"send the token of the Secret podlink-traces-token as {TOKEN_HEADER}")
+        said = f"send the token of the Secret podlink-traces-token as {TOKEN_HEADER}"
+        return _error(401, "token_refused", said)
     try:
         response = await handler(request)
     except QueryMalformed as e:
-        return _error(400, str(e))
-    except QueryTooSlow:
-        return _error(503, "the question takes too long; ask for a shorter time or a namespace")
+        return _error(400, e.reason, str(e))
+    except QueryTooSlow as e:
+        return _error(503, e.reason, "this takes too long; ask for a shorter time or a namespace")
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
@@ -68,7 +71,9 @@ def _holds_token(http: web.Request) -> bool:
     return bool(token) and hmac.compare_digest(token, said)
 
 
-async def _healthz(_: web.Request) -> web.Response:
+async def _healthz(http: web.Request) -> web.Response:
+    if not http.app[_WRITER].is_running:
+        return _error(503, "store_failed", "the writer has ended")
     return web.json_response({"status": "ok"})
 
 
@@ -83,7 +88,7 @@ async def _trace(http: web.Request) -> web.Response:
         raise QueryMalformed("a trace id is 32 lower-case hex digits")
     spans = await http.app[_READER].trace(bytes.fromhex(trace_id))
     if not spans:
-        return _error(404, "no span of this trace is kept")
+        return _error(404, "trace_unknown", "no span of this trace is kept")
     return web.json_response({"spans": spans})
 
 
@@ -115,5 +120,6 @@ def _number(name: str, raw: str, *, high: int) -> int:
     return int(raw)
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": message}, status=status)
+def _error(status: int, reason: str, message: str) -> web.Response:
+    """In two words of a Kubernetes Status, since the CLI hears us through the API server."""
+    return web.json_response({"reason": reason, "message": message}, status=status)

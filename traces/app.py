@@ -32,7 +32,7 @@ class TraceStore:
 
     @classmethod
     async def start(cls, config: TracesConfig) -> Self:
-        """Raises ConfigInvalid if the file or the token is unusable, OSError for a taken port."""
+        """Raises ConfigInvalid if the file, the token or a port is unusable."""
         try:
             if not config.token_path.read_bytes().strip():
                 raise ConfigInvalid(f"PODLINK_TRACES_TOKEN_FILE {config.token_path} is empty")
@@ -42,9 +42,17 @@ class TraceStore:
         except StoreUnusable as e:
             raise ConfigInvalid(f"PODLINK_TRACES_DB: {e}") from e
         writer.start()
+        try:
+            return await cls._listen(config, writer)
+        except (OSError, RuntimeError) as e:  # gRPC says RuntimeError for a taken port
+            await writer.stop()
+            raise ConfigInvalid(f"cannot listen: {e}") from e
+
+    @classmethod
+    async def _listen(cls, config: TracesConfig, writer: Writer) -> Self:
         receiver, http_port = await _listen(receiver_app(config, writer), config, config.http_port)
         reviewer, review_port = await _listen(
-            review_app(config, Reader(config.db_path)), config, config.review_port
+            review_app(config, Reader(config.db_path), writer), config, config.review_port
         )
         grpc_server, grpc_port = await start_grpc(config, writer)
         _log.info(
@@ -66,5 +74,6 @@ async def _listen(
 ) -> tuple[web.AppRunner, int]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
-    await web.TCPSite(runner, config.host, port).start()
+    # None, not "::": asyncio makes an IPv6 socket deaf to IPv4.
+    await web.TCPSite(runner, config.host or None, port).start()
     return runner, int(runner.addresses[0][1])

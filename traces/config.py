@@ -17,7 +17,8 @@ class TracesConfig:
     db_path: Path
     token_path: Path
     """The review API's shared token. Read at each request, so that a new one counts at once."""
-    host: str = "::"
+    host: str = ""
+    """One address to listen on; empty: all, of both families."""
     grpc_port: int = OTLP_GRPC_PORT
     http_port: int = OTLP_HTTP_PORT
     review_port: int = REVIEW_PORT
@@ -36,7 +37,7 @@ class TracesConfig:
         return cls(
             db_path=settings.path("PODLINK_TRACES_DB"),
             token_path=settings.path("PODLINK_TRACES_TOKEN_FILE"),
-            host=settings.text("PODLINK_TRACES_HOST", cls.host),
+            host=settings.optional("PODLINK_TRACES_HOST") or "",
             grpc_port=settings.port("PODLINK_TRACES_GRPC_PORT", OTLP_GRPC_PORT),
             http_port=settings.port("PODLINK_TRACES_HTTP_PORT", OTLP_HTTP_PORT),
             review_port=settings.port("PODLINK_TRACES_REVIEW_PORT", REVIEW_PORT),

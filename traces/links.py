@@ -8,7 +8,7 @@ contradict each other the link says so (`disagreements`) and shows the worse of 
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from traces.rows import LINK_OPENED
@@ -45,10 +45,14 @@ class LinkSpan:
 def join(spans: Iterable[LinkSpan]) -> list[Item]:
     """One item per link, newest first. Spans of one link must all be given at once."""
     sides: dict[tuple[str, str], LinkSpan] = {}
+    twins: set[tuple[str, str]] = set()
     for span in spans:
         key = (span.trace_id, span.link_id)
         known = sides.get(key)
-        if known is None or known.name == LINK_OPENED:  # the ended link knows more
+        if known is not None and LINK_OPENED not in (known.name, span.name):
+            twins.add(key)  # one of the two is forged: show the worse and say so
+            sides[key] = min(known, span, key=_severity)
+        elif known is None or known.name == LINK_OPENED:  # the ended link knows more
             sides[key] = span
     inbound: dict[tuple[str, str], list[LinkSpan]] = defaultdict(list)
     for span in sides.values():
@@ -59,9 +63,9 @@ def join(spans: Iterable[LinkSpan]) -> list[Item]:
         if span.direction == "outbound":
             answered = inbound.pop((trace_id, link_id), [])
             last = max(answered, key=lambda s: s.start_ns, default=None)
-            found.append((span.start_ns, _item(span, last)))
+            found.append((span.start_ns, _item(span, last, twins)))
     for alone in inbound.values():
-        found.extend((span.start_ns, _item(None, span)) for span in alone)
+        found.extend((span.start_ns, _item(None, span, twins)) for span in alone)
     return [item for _, item in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
@@ -74,7 +78,12 @@ def _outbound_id(span: LinkSpan, sides: Mapping[tuple[str, str], LinkSpan]) -> s
     return same[0] if len(same) == 1 else span.link_id
 
 
-def _item(outbound: LinkSpan | None, inbound: LinkSpan | None) -> Item:
+def _severity(span: LinkSpan) -> int:
+    verdict = span.attributes.get("podlink.verdict")
+    return _VERDICTS.index(str(verdict)) if verdict in _VERDICTS else len(_VERDICTS)
+
+
+def _item(outbound: LinkSpan | None, inbound: LinkSpan | None, twins: Set[tuple[str, str]]) -> Item:
     sides = [side for side in (outbound, inbound) if side is not None]
     first = sides[0]
     # Most of what is known comes from the outbound side, the rest from whoever knows it.
@@ -135,7 +144,8 @@ def _item(outbound: LinkSpan | None, inbound: LinkSpan | None) -> Item:
         "attempts": both.get("podlink.attempts"),
         "pooled": both.get("podlink.pooled"),
         "direct": sides[-1].attributes.get("podlink.direct"),
-        "disagreements": _disagreements(outbound, inbound),
+        "disagreements": _disagreements(outbound, inbound)
+        + ["span_id"] * any((side.trace_id, side.link_id) in twins for side in sides),
     }
 
 

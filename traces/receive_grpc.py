@@ -49,7 +49,8 @@ async def start_grpc(config: TracesConfig, writer: Writer) -> tuple[grpc.aio.Ser
     )
     add = service.add_TraceServiceServicer_to_server
     add(TraceService(writer), server)  # type: ignore[no-untyped-call]  # generated
-    host = f"[{config.host}]" if ":" in config.host else config.host
+    host = config.host or "::"  # the wildcard means both families to gRPC
+    host = f"[{host}]" if ":" in host else host
     port = server.add_insecure_port(f"{host}:{config.grpc_port}")
     await server.start()
     return server, port

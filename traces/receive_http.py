@@ -3,6 +3,7 @@
 JSON is protobuf's own mapping with one exception: ids are hex, not base64.
 """
 
+import asyncio
 import base64
 import binascii
 import json
@@ -42,7 +43,10 @@ async def _export(http: web.Request) -> web.Response:
         return _refusal(http, 415, f"content type must be {_PROTOBUF} or {_JSON}")
     body = await http.read()  # raises 413 past client_max_size, also for what gzip unpacks to
     try:
-        request = parse_json(body) if kind == _JSON else parse_protobuf(body)
+        if kind == _JSON:  # slow to parse: the loop has other senders to hear
+            request = await asyncio.to_thread(parse_json, body)
+        else:
+            request = parse_protobuf(body)
     except RequestMalformed as e:
         return _refusal(http, 400, str(e))
     try:
@@ -64,9 +68,11 @@ def parse_protobuf(body: bytes) -> ExportTraceServiceRequest:
 def parse_json(body: bytes) -> ExportTraceServiceRequest:
     try:
         raw = _with_base64_ids(json.loads(body), _MAX_DEPTH)
+        if not isinstance(raw, dict):
+            raise RequestMalformed("not a JSON object")
         request = ExportTraceServiceRequest()
         json_format.ParseDict(raw, request, ignore_unknown_fields=True)
-    except (ValueError, TypeError, RecursionError, json_format.ParseError) as e:
+    except (ValueError, TypeError, ArithmeticError, RecursionError, json_format.ParseError) as e:
         raise RequestMalformed("not an ExportTraceServiceRequest in JSON") from e
     return request
 

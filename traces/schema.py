@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS spans (
 );
 CREATE INDEX IF NOT EXISTS spans_by_trace ON spans (trace_id);
 CREATE INDEX IF NOT EXISTS spans_by_age ON spans (received_ns);
-CREATE INDEX IF NOT EXISTS links_to_review ON spans (received_ns) WHERE is_link AND NOT is_ordinary;
+CREATE INDEX IF NOT EXISTS links_to_review ON spans (id) WHERE is_link AND NOT is_ordinary;
 CREATE INDEX IF NOT EXISTS ordinary_by_id ON spans (id) WHERE is_ordinary;
 """
 
@@ -56,8 +56,10 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA journal_size_limit = {64 << 20}")
         db.execute("PRAGMA cache_size = -8192")
+        db.execute("PRAGMA temp_store = MEMORY")  # the root filesystem may be read-only
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found not in (0, VERSION):
+            db.close()
             raise StoreUnusable(f"{path} was written by another version (schema {found})")
         db.executescript(_TABLES)
         db.execute(f"PRAGMA user_version = {VERSION}")
@@ -69,4 +71,5 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 def open_for_reading(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
     db.row_factory = sqlite3.Row
+    db.execute("PRAGMA temp_store = MEMORY")
     return db

@@ -54,8 +54,14 @@ class _Job:
 class Writer:
     """`start` it, `await write(...)` from the loop, `stop` it at the end."""
 
-    def __init__(self, config: TracesConfig, *, clock_ns: Callable[[], int] = unix_ns) -> None:
-        self._config, self._clock_ns = config, clock_ns
+    def __init__(
+        self,
+        config: TracesConfig,
+        *,
+        clock_ns: Callable[[], int] = unix_ns,
+        sweep_every_s: float = _SWEEP_EVERY_S,
+    ) -> None:
+        self._config, self._clock_ns, self._sweep_every_s = config, clock_ns, sweep_every_s
         self._db = open_for_writing(config.db_path)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting_bytes = 0  # touched by the loop's thread only
@@ -63,6 +69,10 @@ class Writer:
         self._next_sweep = 0.0
         self._resources_stale = True
         self.written = 0
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
 
     def start(self) -> None:
         self._thread.start()
@@ -96,7 +106,7 @@ class Writer:
             if group:
                 self._write_group(group)
             if monotonic() >= self._next_sweep:
-                self._next_sweep = monotonic() + _SWEEP_EVERY_S
+                self._next_sweep = monotonic() + self._sweep_every_s
                 self._sweep()
         self._db.close()
 

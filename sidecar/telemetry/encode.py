@@ -7,6 +7,7 @@ and the byte counts are encoded each time.
 
 import datetime as dt
 import secrets
+from functools import lru_cache
 from operator import attrgetter
 
 from sidecar.contract import ALPN, VERSION
@@ -62,11 +63,6 @@ _repeating = attrgetter(
 )
 
 
-def _is_long(value: object) -> bool:
-    """True for text that is cut when sent; remembering the whole of it would cost memory."""
-    return isinstance(value, str) and len(value) > wire.MAX_TEXT
-
-
 def span_attribute(name: str, value: str | int | bool) -> bytes:
     return wire.length_delimited(_ATTRIBUTES, wire.key_value(name, value))
 
@@ -94,10 +90,10 @@ class SpanEncoder:
         values = _repeating(record)
         repeated = self._links.get(values)
         if repeated is None:
-            repeated = self._encode_repeating(record)
+            repeated, worth_remembering = self._encode_repeating(record)
             if len(self._links) >= _REMEMBERED_LINKS:
                 self._links.clear()
-            if not any(_is_long(value) for value in values):
+            if worth_remembering:
                 self._links[values] = repeated
         port_key, sent_key, received_key = _LEN_KEY
         own = (
@@ -114,7 +110,9 @@ class SpanEncoder:
             own += _claimed_link(record.claimed_traceparent)
         return own
 
-    def _encode_repeating(self, record: LinkRecord) -> bytes:
+    def _encode_repeating(self, record: LinkRecord) -> tuple[bytes, bool]:
+        """The bytes, and whether every text is short enough to be remembered with them."""
+        short = True
         known = self._attributes
         if len(known) >= _REMEMBERED_ATTRIBUTES:
             known.clear()
@@ -126,13 +124,15 @@ class SpanEncoder:
                 if value is None or value == "":
                     continue
                 part = span_attribute(name, value)
-                if not _is_long(value):
-                    known[name, value] = part
+                if isinstance(value, str) and len(value) > wire.MAX_TEXT:
+                    short = False
+                else:
+                    known[item] = part  # type: ignore[index]  # its value is not None
             parts.append(part)
         if record.verdict in ("denied", "failed"):
             message = wire.text(2, record.error or record.reason) + wire.integer(3, _STATUS_ERROR)
             parts.append(wire.length_delimited(_STATUS, message))
-        return b"".join(parts)
+        return b"".join(parts), short
 
 
 _OPENED = wire.text(_NAME, a.LINK_OPENED) + wire.integer(_KIND, _KIND_INTERNAL)
@@ -228,6 +228,7 @@ def _attributes(r: LinkRecord) -> dict[str, str | int | bool | None]:
     return found
 
 
+@lru_cache(maxsize=64)
 def _utc(unix_s: int) -> str:
     try:
         return dt.datetime.fromtimestamp(unix_s, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -254,7 +255,19 @@ def encode_drops(counts: dict[str, int], start_ns: int, end_ns: int) -> bytes:
 _SCOPE_FIELD = wire.length_delimited(1, wire.text(1, a.SCOPE) + wire.text(2, VERSION))
 
 
-def export_request(resource: bytes, spans: list[bytes]) -> bytes:
-    """An ExportTraceServiceRequest of one resource and one scope; `resource` from `resource.py`."""
-    scope_spans = _SCOPE_FIELD + b"".join(wire.length_delimited(2, span) for span in spans)
-    return wire.length_delimited(1, resource + wire.length_delimited(2, scope_spans))
+_SCOPE_SPANS_TAG, _RESOURCE_SPANS_TAG = wire.tag(2, 2), wire.tag(1, 2)
+
+
+def framed(span: bytes) -> bytes:
+    """The span as a field of ScopeSpans, as export_request wants it."""
+    return wire.length_delimited(2, span)
+
+
+def export_request(resource: bytes, framed_spans: list[bytes]) -> bytes:
+    """An ExportTraceServiceRequest of one resource (from `resource.py`) and one scope. The spans
+    are framed beforehand, so that this, which nothing can interrupt, only joins bytes."""
+    scope_size = len(_SCOPE_FIELD) + sum(map(len, framed_spans))
+    scope_head = _SCOPE_SPANS_TAG + wire.varint(scope_size) + _SCOPE_FIELD
+    whole_size = len(resource) + len(scope_head) - len(_SCOPE_FIELD) + scope_size
+    head = (_RESOURCE_SPANS_TAG, wire.varint(whole_size), resource, scope_head)
+    return b"".join((*head, *framed_spans))

@@ -21,12 +21,12 @@ from kit.tasks import spawn, stop
 from sidecar.report import LinkRecord
 from sidecar.telemetry import attributes as a
 from sidecar.telemetry.config import TelemetryConfig
-from sidecar.telemetry.encode import SpanEncoder, encode_drops, export_request
+from sidecar.telemetry.encode import SpanEncoder, encode_drops, export_request, framed
 from sidecar.telemetry.queues import RecordQueues, is_ordinary
 
 _EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-_SLICE = 64
-"""Records encoded before other work of the loop has its turn: well under a millisecond."""
+_SLICE = 32
+"""Records encoded before other work of the loop has its turn: half a millisecond at worst."""
 _MAX_REQUEST_BYTES = 1 << 20
 """A quarter of what a gRPC server takes by default."""
 _REDIAL_AFTER = 3
@@ -76,6 +76,7 @@ class LinkExporter:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._channel: grpc.aio.Channel | None = None
+        self._spans: list[bytes] = []
         self._pending: _Batch | None = None
         self._timeouts = 0
         self._started_ns = 0
@@ -137,17 +138,24 @@ class LinkExporter:
             if self._pending is not None:
                 self._dropped_export += self._pending.spans
                 self._pending = None
+            self._dropped_export += len(self._spans)
+            self._spans = []
             self._queues.drop_all()
             channel, self._channel = self._channel, None
             if channel is not None:
                 await channel.close(None)
+
+    @property
+    def encoding(self) -> int:
+        """Spans encoded for a batch that is not whole yet."""
+        return len(self._spans)
 
     def stats(self) -> dict[str, int]:
         """Counts since the start; `queued` is of now. Every reported record is in one of them."""
         queues = self._queues
         return {
             "reported": self.reported,
-            "queued": len(queues) + (self._pending.spans if self._pending else 0),
+            "queued": len(queues) + self.encoding + (self._pending.spans if self._pending else 0),
             "sampled_out": self._sampled_out,
             "exported": self._exported,
             "export_failures": self._export_failures,
@@ -178,28 +186,27 @@ class LinkExporter:
         return self._pending
 
     async def _encode_batch(self) -> _Batch | None:
-        spans: list[bytes] = []
-        size_bytes = 0
-        drops = self._drops()
-        if drops != self._told and any(drops.values()):
-            spans.append(encode_drops(drops, self._started_ns, self._clock_ns()))
-        else:
-            drops = {}
+        spans = self._spans  # what was encoded before a cancellation is here still
+        size_bytes = sum(map(len, spans))
         while len(spans) < self._config.batch_size and size_bytes < _MAX_REQUEST_BYTES:
             record = self._queues.pop()
             if record is None:
                 break
             try:
-                spans.append(self._encoder.encode(record))
+                spans.append(framed(self._encoder.encode(record)))
                 size_bytes += len(spans[-1])
             except Exception:
                 self._unencodable += 1
                 _log.exception("link record cannot be encoded")
             if len(spans) % _SLICE == 0:
                 await asyncio.sleep(0)
-        if not spans:
+        count, drops, told = len(spans), self._drops(), []
+        if drops != self._told and any(drops.values()):
+            told = [framed(encode_drops(drops, self._started_ns, self._clock_ns()))]
+        elif not spans:
             return None
-        return _Batch(export_request(self._resource, spans), len(spans) - bool(drops), drops)
+        self._spans = []
+        return _Batch(export_request(self._resource, spans + told), count, drops if told else {})
 
     def _drops(self) -> dict[str, int]:
         return {
@@ -212,7 +219,12 @@ class LinkExporter:
     async def _attempt(self, batch: _Batch) -> bool:
         """Send once. True if the batch is done with: taken, or refused for good."""
         if self._channel is None:
-            self._channel = await _connect(self._config)
+            try:
+                self._channel = await _connect(self._config)
+            except OSError as e:
+                self._export_failures += 1
+                _log.warning("cannot read the collector's CA file", extra={"error": str(e)})
+                return False
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(_EXPORT)
         try:
             answer = await call(

@@ -1,0 +1,123 @@
+"""Asks the trace store, through the API server's service proxy, as the operator's kubeconfig may.
+
+No port-forward and no address of the store: whoever may read the token's Secret and use the proxy
+may review links, and RBAC says who that is.
+"""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from kubernetes.aio.config import ConfigException
+
+from kit.kube import Kube, KubeError
+from sidecar.contract import REVIEW_PORT, SYSTEM_NAMESPACE
+
+SERVICE = "podlink-traces"
+SECRET = "podlink-traces-token"  # noqa: S105 - the name of a Secret
+TOKEN_HEADER = "X-Podlink-Token"  # noqa: S105 - the name of a header
+Item = dict[str, Any]
+
+
+class TracesUnavailable(Exception):
+    """The store cannot be asked; one line that says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracesClient:
+    """Which cluster to ask: as kubectl would choose, unless told."""
+
+    kubeconfig: str | None = None
+    context: str | None = None
+    system_namespace: str = SYSTEM_NAMESPACE
+
+    async def links(self, **query: str) -> list[Item]:
+        """Links, newest first; the parameters are those of GET /api/links, none may be empty."""
+        answer = await self._ask("/api/links", query)
+        return [item for item in answer.get("links", ()) if isinstance(item, dict)]
+
+    async def trace(self, trace_id: str) -> list[Item]:
+        """The spans of one trace."""
+        answer = await self._ask(f"/api/traces/{trace_id}", {})
+        return [item for item in answer.get("spans", ()) if isinstance(item, dict)]
+
+    async def _ask(self, path: str, query: dict[str, str]) -> Item:
+        async with await self._connect() as kube:
+            token = await self._token(kube)
+            proxied = (
+                f"/api/v1/namespaces/{self.system_namespace}/services/"
+                f"{SERVICE}:{REVIEW_PORT}/proxy{path}"
+            )
+            try:
+                body = await kube.request_raw("GET", proxied, {TOKEN_HEADER: token}, **query)
+            except KubeError as e:
+                raise self._explained(e) from e
+        try:
+            answer = json.loads(body)
+        except ValueError as e:
+            raise TracesUnavailable(f"{SERVICE} gave an answer that is not JSON") from e
+        if not isinstance(answer, dict):
+            raise TracesUnavailable(f"{SERVICE} gave an answer of an unknown form")
+        return answer
+
+    async def _connect(self) -> Kube:
+        try:
+            return await Kube.from_kubeconfig(self.kubeconfig, self.context)
+        except (ConfigException, OSError, yaml.YAMLError, TypeError, KeyError, ValueError) as e:
+            raise TracesUnavailable(
+                f"no usable kubeconfig ({e}); pass --kubeconfig, or set KUBECONFIG"
+            ) from e
+
+    async def _token(self, kube: Kube) -> str:
+        in_namespace = f"/api/v1/namespaces/{self.system_namespace}"
+        try:
+            secret = await kube.get(f"{in_namespace}/secrets/{SECRET}")
+        except KubeError as e:
+            if e.status == 404 and not await self._is_installed(kube):
+                raise TracesUnavailable(
+                    f"the trace store is not installed: namespace {self.system_namespace} "
+                    f"has no Service {SERVICE}"
+                ) from e
+            if e.status == 404:
+                raise TracesUnavailable(
+                    f"Secret {self.system_namespace}/{SECRET} is missing; install podlink again"
+                ) from e
+            raise self._explained(e) from e
+        try:
+            return base64.b64decode(secret["data"]["token"], validate=True).decode("ascii").strip()
+        except (KeyError, TypeError, binascii.Error, UnicodeDecodeError) as e:
+            raise TracesUnavailable(
+                f"Secret {self.system_namespace}/{SECRET} has no usable key `token`"
+            ) from e
+
+    async def _is_installed(self, kube: Kube) -> bool:
+        try:
+            await kube.get(f"/api/v1/namespaces/{self.system_namespace}/services/{SERVICE}")
+        except KubeError as e:
+            return e.status != 404
+        return True
+
+    def _explained(self, error: KubeError) -> TracesUnavailable:
+        namespace = self.system_namespace
+        if error.status == 0:
+            return TracesUnavailable(f"the API server cannot be reached ({error})")
+        if error.reason == "token_refused":
+            return TracesUnavailable(
+                f"{SERVICE} refused the token of Secret {namespace}/{SECRET}; "
+                f"if it was just changed, try again in a minute"
+            )
+        if error.reason in ("query_malformed", "query_too_slow", "trace_unknown"):
+            return TracesUnavailable(str(error).partition(": ")[2])
+        if error.status == 401:
+            return TracesUnavailable("the API server does not know you; renew your credentials")
+        if error.status == 403:
+            return TracesUnavailable(
+                f"you may not ask the trace store; it takes `get` on Secret {SECRET} and on "
+                f"services/proxy in namespace {namespace} ({error})"
+            )
+        return TracesUnavailable(
+            f"{SERVICE} does not answer ({error}); see kubectl -n {namespace} get pods"
+        )
