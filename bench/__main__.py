@@ -23,6 +23,7 @@ from bench.podlink import PodlinkPair
 from bench.processes import Child, Cpus, wait_until
 from bench.proxies import NoProxy, Proxy, Site, free_address, text
 from bench.rounds import Bench, Plan
+from bench.sink import exported_spans
 from bench.syscalls import count_syscalls, strace_works
 from bench.table import render
 
@@ -63,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             bench.stop()
             app.stop()
             sink.stop()
+        spans = exported_spans(folder / "sink.log") if "podlink" in args.proxies else None
+    if spans is not None and spans < plan.least_spans:
+        raise SystemExit(
+            f"bench: podlink exported {spans} spans of at least {plan.least_spans}:"
+            " its figures would leave work out"
+        )
     measured = figures(bench.samples)
     print(render(measured))
     OUT.parent.mkdir(exist_ok=True)
@@ -70,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "figures": [figure.as_json() for figure in measured],
         "plan": vars(plan),
         "machine": {"kernel": platform.release(), "python": platform.python_version()},
+        "spans": spans,
         "samples": bench.samples,
         "seconds": round(time.monotonic() - began),
     }

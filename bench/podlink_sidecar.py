@@ -27,9 +27,10 @@ What the bench expects of it:
 """
 
 import argparse
+from collections.abc import Sequence
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line that `bench.podlink` writes."""
     parser = argparse.ArgumentParser(prog="bench.podlink_sidecar")
     roles = parser.add_subparsers(dest="role", required=True)
@@ -40,7 +41,7 @@ def arguments() -> argparse.Namespace:
         role.add_argument("--otlp", required=True)
     outbound.add_argument("--target", required=True)
     inbound.add_argument("--app", required=True)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main() -> None:

@@ -21,8 +21,6 @@ from bench.processes import Cpus, cpu_seconds, memory, on, wait_until
 from bench.proxies import Proxy, text
 
 _SETTLE_S = 0.1
-_SETTLE_CONNECTIONS_S = 1.5
-"""After short links podlink exports their spans, once a second: that is part of their cost."""
 _READY_S = 20.0
 
 
@@ -45,6 +43,13 @@ class Plan:
     concurrency: int = 16
     rate: int = 1000
     latency_connections: int = 16
+    settle_s: float = 1.5
+    """After short links podlink exports their spans, once a second: that is part of their cost."""
+
+    @property
+    def least_spans(self) -> int:
+        """What podlink must at least export: two spans for each link of the connections load."""
+        return 2 * self.rounds * self.connections
 
     @classmethod
     def full(cls, rounds: int) -> "Plan":
@@ -110,7 +115,7 @@ class Bench:
             yield f"round {number + 1} of {self._plan.rounds}"
             turn = number % len(self._proxies)
             order = [*self._proxies[turn:], *self._proxies[:turn]]
-            # A tail is at the mercy of one hiccup of the machine: many short runs, and their median.
+            # One hiccup of the machine spoils a tail: many short runs, and their median.
             latencies = [self._latency] * self._plan.latency_runs
             for load in (self._requests, self._connections, self._bulk, *latencies):
                 for proxy in order:
@@ -132,7 +137,7 @@ class Bench:
     def _connections(self, proxy: Proxy) -> None:
         plan = self._plan
         options = ("--concurrency", plan.concurrency, "--count", plan.connections)
-        result, cpu = self._run(proxy, _SETTLE_CONNECTIONS_S, "connections", *options)
+        result, cpu = self._run(proxy, plan.settle_s, "connections", *options)
         self._note("connections_per_second", proxy, plan.connections / result["seconds"])
         if cpu is not None:
             self._note("cpu_per_connection", proxy, 1e6 * cpu / plan.connections)
