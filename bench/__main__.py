@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         app = _end("app", site, "bench.app", text(site.app))
         sink = _end("sink", site, "bench.sink", text(site.sink))
         proxies = [_KINDS[kind](site) for kind in PROXIES if kind in args.proxies]
-        bench = Bench(proxies, plan, cpus)
+        bench = Bench(proxies, plan, cpus, app_pid=app.pid)
         try:
             wait_until(lambda: mutual.answers(site.app), "the app", timeout_s=10, child=app)
             bench.start()
@@ -72,12 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     measured = figures(bench.samples)
     print(render(measured))
+    if not bench.undisturbed:
+        print("* Not run as root: other programs of the machine are part of the latencies.")
     OUT.parent.mkdir(exist_ok=True)
     report = {
         "figures": [figure.as_json() for figure in measured],
         "plan": vars(plan),
         "machine": {"kernel": platform.release(), "python": platform.python_version()},
         "spans": spans,
+        "undisturbed": bench.undisturbed,
         "samples": bench.samples,
         "seconds": round(time.monotonic() - began),
     }

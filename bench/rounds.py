@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from bench import mutual
+from bench import mutual, priority
 from bench.figures import added
 from bench.processes import Cpus, cpu_seconds, memory, on, wait_until
 from bench.proxies import Proxy, text
@@ -63,8 +63,10 @@ class Plan:
 class Bench:
     """One run: `start`, `measure`, and the samples are in `samples`."""
 
-    def __init__(self, proxies: Sequence[Proxy], plan: Plan, cpus: Cpus) -> None:
-        self._proxies, self._plan, self._cpus = proxies, plan, cpus
+    def __init__(self, proxies: Sequence[Proxy], plan: Plan, cpus: Cpus, *, app_pid: int) -> None:
+        self._proxies, self._plan, self._cpus, self._app_pid = proxies, plan, cpus, app_pid
+        self.undisturbed = True
+        """Whether the latency runs could be kept apart from what else the machine does."""
         self.samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def start(self) -> None:
@@ -152,7 +154,11 @@ class Bench:
         count = int(plan.rate * plan.latency_s)
         connections = ("--connections", plan.latency_connections)
         options = (*connections, "--rate", plan.rate, "--count", count)
-        result, _ = self._run(proxy, _SETTLE_S, "latency", *options)
+        with self._load(proxy, "latency", *options) as process:
+            path = [*proxy.pids(), self._app_pid, process.pid]
+            with priority.undisturbed(path) as undisturbed:
+                result = _go(process)
+        self.undisturbed &= undisturbed
         self._note("p50", proxy, result["p50_us"])
         self._note("p99", proxy, result["p99_us"])
 

@@ -1,5 +1,6 @@
 """A whole small run, over no proxy and over real HAProxys."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ TINY = Plan(
 )
 def test_a_run_gives_each_proxy_a_sample_per_round_and_leaves_nothing_behind(site: Site) -> None:
     pair = HaproxyPair(site)
-    bench = Bench([NoProxy(site), pair], TINY, site.cpus)
+    bench = Bench([NoProxy(site), pair], TINY, site.cpus, app_pid=os.getpid())
     try:
         bench.start()
         progress = list(bench.measure())
@@ -56,7 +57,7 @@ def test_the_pairs_take_turns_at_going_first(site: Site, monkeypatch: pytest.Mon
     went: list[str] = []
     first, second = NoProxy(site), NoProxy(site)
     first.name, second.name = "first", "second"
-    bench = Bench([first, second], TINY, site.cpus)
+    bench = Bench([first, second], TINY, site.cpus, app_pid=os.getpid())
     for load in ("_requests", "_connections", "_bulk", "_latency"):
         monkeypatch.setattr(bench, load, lambda proxy: went.append(proxy.name))
     list(bench.measure())
