@@ -27,10 +27,9 @@ What the bench expects of it:
 """
 
 import argparse
-from collections.abc import Sequence
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     """The command line that `bench.podlink` writes."""
     parser = argparse.ArgumentParser(prog="bench.podlink_sidecar")
     roles = parser.add_subparsers(dest="role", required=True)
@@ -41,7 +40,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         role.add_argument("--otlp", required=True)
     outbound.add_argument("--target", required=True)
     inbound.add_argument("--app", required=True)
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
 def main() -> None:
