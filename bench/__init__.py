@@ -9,6 +9,7 @@ README.md says how each figure is measured. From the inside out:
 - `sink`: takes the spans that podlink's sidecars export, and counts them.
 - `certificates`: one authority, two leaves and a stranger, made for each run.
 - `processes`: children pinned to a CPU; their CPU time and memory.
+- `priority`: keeps other programs out of a latency measurement.
 - `proxies`: what a pair of proxies is; `envoy`, `haproxy` and `podlink` are the pairs.
 - `podlink_sidecar`: one podlink data plane with static certificates and a static resolver.
 - `mutual`: proof, before anything is measured, that a pair refuses whom it must refuse.

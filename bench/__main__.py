@@ -23,6 +23,7 @@ from bench.podlink import PodlinkPair
 from bench.processes import Child, Cpus, wait_until
 from bench.proxies import NoProxy, Proxy, Site, free_address, text
 from bench.rounds import Bench, Plan
+from bench.sink import exported_spans
 from bench.syscalls import count_syscalls, strace_works
 from bench.table import render
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         app = _end("app", site, "bench.app", text(site.app))
         sink = _end("sink", site, "bench.sink", text(site.sink))
         proxies = [_KINDS[kind](site) for kind in PROXIES if kind in args.proxies]
-        bench = Bench(proxies, plan, cpus)
+        bench = Bench(proxies, plan, cpus, app_pid=app.pid)
         try:
             wait_until(lambda: mutual.answers(site.app), "the app", timeout_s=10, child=app)
             bench.start()
@@ -63,13 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             bench.stop()
             app.stop()
             sink.stop()
+        spans = exported_spans(folder / "sink.log") if "podlink" in args.proxies else None
+    if spans is not None and spans < plan.least_spans:
+        raise SystemExit(
+            f"bench: podlink exported {spans} spans of at least {plan.least_spans}:"
+            " its figures would leave work out"
+        )
     measured = figures(bench.samples)
     print(render(measured))
+    if not bench.undisturbed:
+        print("* Not run as root: other programs of the machine are part of the latencies.")
     OUT.parent.mkdir(exist_ok=True)
     report = {
         "figures": [figure.as_json() for figure in measured],
         "plan": vars(plan),
         "machine": {"kernel": platform.release(), "python": platform.python_version()},
+        "spans": spans,
+        "undisturbed": bench.undisturbed,
         "samples": bench.samples,
         "seconds": round(time.monotonic() - began),
     }

@@ -15,14 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from bench import mutual
+from bench import mutual, priority
 from bench.figures import added
 from bench.processes import Cpus, cpu_seconds, memory, on, wait_until
 from bench.proxies import Proxy, text
 
 _SETTLE_S = 0.1
-_SETTLE_CONNECTIONS_S = 1.5
-"""After short links podlink exports their spans, once a second: that is part of their cost."""
 _READY_S = 20.0
 
 
@@ -45,6 +43,13 @@ class Plan:
     concurrency: int = 16
     rate: int = 1000
     latency_connections: int = 16
+    settle_s: float = 1.5
+    """After short links podlink exports their spans, once a second: that is part of their cost."""
+
+    @property
+    def least_spans(self) -> int:
+        """What podlink must at least export: two spans for each link of the connections load."""
+        return 2 * self.rounds * self.connections
 
     @classmethod
     def full(cls, rounds: int) -> "Plan":
@@ -58,8 +63,10 @@ class Plan:
 class Bench:
     """One run: `start`, `measure`, and the samples are in `samples`."""
 
-    def __init__(self, proxies: Sequence[Proxy], plan: Plan, cpus: Cpus) -> None:
-        self._proxies, self._plan, self._cpus = proxies, plan, cpus
+    def __init__(self, proxies: Sequence[Proxy], plan: Plan, cpus: Cpus, *, app_pid: int) -> None:
+        self._proxies, self._plan, self._cpus, self._app_pid = proxies, plan, cpus, app_pid
+        self.undisturbed = True
+        """Whether the latency runs could be kept apart from what else the machine does."""
         self.samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def start(self) -> None:
@@ -110,7 +117,7 @@ class Bench:
             yield f"round {number + 1} of {self._plan.rounds}"
             turn = number % len(self._proxies)
             order = [*self._proxies[turn:], *self._proxies[:turn]]
-            # A tail is at the mercy of one hiccup of the machine: many short runs, and their median.
+            # One hiccup of the machine spoils a tail: many short runs, and their median.
             latencies = [self._latency] * self._plan.latency_runs
             for load in (self._requests, self._connections, self._bulk, *latencies):
                 for proxy in order:
@@ -132,7 +139,7 @@ class Bench:
     def _connections(self, proxy: Proxy) -> None:
         plan = self._plan
         options = ("--concurrency", plan.concurrency, "--count", plan.connections)
-        result, cpu = self._run(proxy, _SETTLE_CONNECTIONS_S, "connections", *options)
+        result, cpu = self._run(proxy, plan.settle_s, "connections", *options)
         self._note("connections_per_second", proxy, plan.connections / result["seconds"])
         if cpu is not None:
             self._note("cpu_per_connection", proxy, 1e6 * cpu / plan.connections)
@@ -147,7 +154,11 @@ class Bench:
         count = int(plan.rate * plan.latency_s)
         connections = ("--connections", plan.latency_connections)
         options = (*connections, "--rate", plan.rate, "--count", count)
-        result, _ = self._run(proxy, _SETTLE_S, "latency", *options)
+        with self._load(proxy, "latency", *options) as process:
+            path = [*proxy.pids(), self._app_pid, process.pid]
+            with priority.undisturbed(path) as undisturbed:
+                result = _go(process)
+        self.undisturbed &= undisturbed
         self._note("p50", proxy, result["p50_us"])
         self._note("p99", proxy, result["p99_us"])
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -18,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 _SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
+_TOTAL = "spans: "
 _MAX_MESSAGE = 64 * 1024 * 1024
 
 
@@ -54,6 +56,12 @@ class Sink:
         return server
 
 
+def exported_spans(log: Path) -> int:
+    """What a sink that has ended says it was given; 0 if it did not end well."""
+    last = log.read_text().splitlines()[-1:]
+    return int(last[0].removeprefix(_TOTAL)) if last and last[0].startswith(_TOTAL) else 0
+
+
 def main() -> None:
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
@@ -61,7 +69,7 @@ def main() -> None:
     server = sink.serve(sys.argv[1])
     ended.wait()
     server.stop(1).wait()
-    print(f"spans {sink.spans}", flush=True)
+    print(f"{_TOTAL}{sink.spans}", flush=True)
 
 
 if __name__ == "__main__":

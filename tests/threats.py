@@ -75,7 +75,15 @@ def read_marks(source: str, path: str) -> list[Mark]:
     A mark counts for the test or the class that it decorates. Anywhere else (`pytestmark`, a table
     of parameters) it counts for the whole file.
     """
-    return list(_marks(ast.parse(source, path), path, path, {}))
+    tree = ast.parse(source, path)
+    constants: dict[str, list[object]] = {
+        target.id: [statement.value.value]
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    return list(_marks(tree, path, path, constants))
 
 
 def _marks(node: ast.AST, path: str, test: str, names: dict[str, list[object]]) -> Iterator[Mark]:
@@ -121,7 +129,8 @@ def problems(entries: dict[str, Entry], marks: Sequence[Mark]) -> list[str]:
     for mark in marks:
         if mark.name is None:
             lines.append(
-                f"{mark.place}: the row of a mark must be a literal, or a loop over literals"
+                f"{mark.place}: a mark's row must be a literal, a constant of its file,"
+                " or a loop over literals"
             )
         elif mark.name not in entries:
             kind = mark.name.split(" ", 1)[0]
