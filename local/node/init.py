@@ -99,11 +99,9 @@ class Init:
             linux.unshare(linux.CLONE_NEWPID)
         elif asked["inside"] is not None:
             linux.enter(f"/proc/{asked['inside']}/ns/pid", linux.CLONE_NEWPID)
-        try:
-            pid = os.fork()
-        finally:
-            linux.setns(self._own_pids, linux.CLONE_NEWPID)
+        pid = os.fork()
         if pid:
+            linux.setns(self._own_pids, linux.CLONE_NEWPID)  # what is forked next is the node's
             return pid
         signal.set_wakeup_fd(-1)
         if asked["do"] == "run":
