@@ -1,0 +1,116 @@
+"""What the API server fills in before admission, as the real one does. Pure but for random names."""
+
+import secrets
+from typing import Any
+
+from local.objects import Object, dig
+
+NODE_NAME = "podlink-node"
+TOKEN_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
+ROOT_CA = "kube-root-ca.crt"
+"""The ConfigMap in every namespace with the API server's CA (RootCAConfigMap publisher)."""
+_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+_TOKEN_LIFETIME_S = 3607  # what the service-account admission plugin asks for
+
+
+def random_suffix(length: int = 5) -> str:
+    """Letters and digits that spell no words, as generateName appends."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def pod(obj: Object, account: Object | None) -> Object:
+    """Fill in a pod: policies, its service account, and the volume with that account's token."""
+    spec = {
+        "restartPolicy": "Always",
+        "dnsPolicy": "ClusterFirst",
+        "terminationGracePeriodSeconds": 30,
+        "enableServiceLinks": True,
+        "schedulerName": "default-scheduler",
+        "serviceAccountName": "default",
+        "securityContext": {},
+        **obj["spec"],
+    }
+    spec["serviceAccount"] = spec["serviceAccountName"]
+    wanted = spec.get("automountServiceAccountToken")
+    if wanted is None:
+        wanted = (account or {}).get("automountServiceAccountToken", True)
+    if wanted:
+        _mount_token(spec)
+    return {**obj, "spec": spec, "status": {"phase": "Pending", "qosClass": "BestEffort"}}
+
+
+def _mount_token(spec: dict[str, Any]) -> None:
+    """As the ServiceAccount admission plugin does: containers added later by webhooks get none."""
+    name = f"kube-api-access-{random_suffix()}"
+    mounted = False
+    for field in ("initContainers", "containers"):
+        changed = []
+        for container in spec.get(field) or ():
+            mounts = list(container.get("volumeMounts") or ())
+            if all(m.get("mountPath") != TOKEN_DIRECTORY for m in mounts):
+                mounts.append({"name": name, "readOnly": True, "mountPath": TOKEN_DIRECTORY})
+                mounted = True
+            changed.append({**container, "volumeMounts": mounts})
+        if changed:
+            spec[field] = changed
+    if not mounted:
+        return
+    sources = [
+        {"serviceAccountToken": {"expirationSeconds": _TOKEN_LIFETIME_S, "path": "token"}},
+        {"configMap": {"name": ROOT_CA, "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {
+            "downwardAPI": {
+                "items": [
+                    {
+                        "path": "namespace",
+                        "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"},
+                    }
+                ]
+            }
+        },
+    ]
+    volume = {"name": name, "projected": {"defaultMode": 0o644, "sources": sources}}
+    spec["volumes"] = [*(spec.get("volumes") or ()), volume]
+
+
+def service(obj: Object, cluster_ip: str) -> Object:
+    """Fill in a Service; `cluster_ip` is used unless one is asked for or it is headless."""
+    spec = {
+        "type": "ClusterIP",
+        "sessionAffinity": "None",
+        "internalTrafficPolicy": "Cluster",
+        "ipFamilies": ["IPv4"],
+        "ipFamilyPolicy": "SingleStack",
+        **obj["spec"],
+    }
+    if spec["type"] != "ExternalName":
+        spec["clusterIP"] = spec.get("clusterIP") or cluster_ip
+        spec["clusterIPs"] = [spec["clusterIP"]]
+    spec["ports"] = [
+        {"protocol": "TCP", "targetPort": port.get("port"), **port}
+        for port in spec.get("ports") or ()
+    ]
+    return {**obj, "spec": spec, "status": {"loadBalancer": {}}}
+
+
+def workload(obj: Object) -> Object:
+    """Fill in a Deployment, ReplicaSet or StatefulSet."""
+    spec = {"replicas": 1, **obj["spec"]}
+    return {**obj, "spec": spec, "status": {"replicas": 0}}
+
+
+def webhooks(obj: Object) -> Object:
+    """Fill in a webhook configuration."""
+    defaults = {
+        "failurePolicy": "Fail",
+        "matchPolicy": "Equivalent",
+        "namespaceSelector": {},
+        "objectSelector": {},
+        "timeoutSeconds": 10,
+        "reinvocationPolicy": "Never",
+    }
+    filled = [{**defaults, **w} for w in obj.get("webhooks") or ()]
+    for one in filled:
+        if (ref := dig(one, "clientConfig", "service")) is not None:
+            one["clientConfig"] = {**one["clientConfig"], "service": {"port": 443, **ref}}
+    return {**obj, "webhooks": filled}

@@ -1,0 +1,161 @@
+"""EndpointSlices of Services with a selector. `slice_of` is pure."""
+
+from collections.abc import Iterable
+
+from kit.clock import utcnow
+from local.apiserver import resources
+from local.apiserver.api import Api
+from local.apiserver.defaults import random_suffix
+from local.objects import (
+    Object,
+    condition,
+    dig,
+    is_terminating,
+    labels_of,
+    name_of,
+    namespace_of,
+    timestamp,
+    uid_of,
+)
+
+_OWNER_LABEL = "kubernetes.io/service-name"
+_MANAGER = "endpointslice-controller.k8s.io"
+_MANAGER_LABEL = "endpointslice.kubernetes.io/managed-by"
+_FAMILIES = ("IPv4", "IPv6")
+
+
+def slice_of(service: Object, pods: Iterable[Object], family: str) -> Object:
+    """What the slice of a Service should say: its address type, ports and endpoints.
+
+    A named target port is looked up in each pod; pods that give it another number than the first
+    one are left out (the real controller makes a second slice for them).
+    """
+    endpoints = []
+    ports: list[Object] | None = None
+    publish_all = bool(dig(service, "spec", "publishNotReadyAddresses"))
+    for pod in pods:
+        address = next((a for a in pod_addresses(pod) if (":" in a) == (family == "IPv6")), None)
+        if address is None or dig(pod, "status", "phase") in ("Succeeded", "Failed"):
+            continue
+        own_ports = _ports(service, pod)
+        ports = own_ports if ports is None else ports
+        if own_ports != ports:
+            continue
+        serving, leaving = condition(pod, "Ready"), is_terminating(pod)
+        endpoint: Object = {
+            "addresses": [address],
+            "conditions": {
+                "ready": publish_all or (serving and not leaving),
+                "serving": publish_all or serving,
+                "terminating": leaving,
+            },
+            "nodeName": pod["spec"].get("nodeName"),
+            "targetRef": {
+                "kind": "Pod",
+                "namespace": namespace_of(pod),
+                "name": name_of(pod),
+                "uid": uid_of(pod),
+            },
+        }
+        if hostname := dig(pod, "spec", "hostname"):
+            if dig(pod, "spec", "subdomain") == name_of(service):
+                endpoint["hostname"] = hostname
+        endpoints.append(endpoint)
+    return {"addressType": family, "endpoints": endpoints, "ports": ports or []}
+
+
+def pod_addresses(pod: Object) -> list[str]:
+    return [entry["ip"] for entry in dig(pod, "status", "podIPs", default=[])]
+
+
+def _ports(service: Object, pod: Object) -> list[Object]:
+    found = []
+    for port in dig(service, "spec", "ports", default=[]):
+        target = port.get("targetPort", port["port"])
+        number = target if isinstance(target, int) else _named_port(pod, target)
+        if number is None:
+            continue
+        entry = {
+            "name": port.get("name", ""),
+            "port": number,
+            "protocol": port.get("protocol", "TCP"),
+        }
+        if "appProtocol" in port:
+            entry["appProtocol"] = port["appProtocol"]
+        found.append(entry)
+    return found
+
+
+def _named_port(pod: Object, name: str) -> int | None:
+    if name.isdigit():
+        return int(name)
+    containers = [*pod["spec"]["containers"], *(pod["spec"].get("initContainers") or ())]
+    for container in containers:
+        for port in container.get("ports") or ():
+            if port.get("name") == name:
+                return int(port["containerPort"])
+    return None
+
+
+class EndpointController:
+    """Keeps the slices of every Service in step with its pods."""
+
+    LOOKS_AT = (resources.SERVICES, resources.PODS, resources.SLICES)
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def reconcile(self) -> None:
+        store = self._api.store
+        pods: dict[str, list[Object]] = {}
+        for pod in store.select(resources.PODS.key):
+            pods.setdefault(namespace_of(pod), []).append(pod)
+        wanted = set()
+        for service in store.select(resources.SERVICES.key):
+            if dig(service, "spec", "selector"):
+                selected = self._selected(service, pods.get(namespace_of(service), []))
+                for family in _FAMILIES:
+                    if family in dig(service, "spec", "ipFamilies", default=["IPv4"]):
+                        wanted.add(self._keep(service, selected, family))
+        for found in store.select(resources.SLICES.key):
+            managed = labels_of(found).get(_MANAGER_LABEL) == _MANAGER
+            if managed and (namespace_of(found), name_of(found)) not in wanted:
+                store.remove(resources.SLICES.key, namespace_of(found), name_of(found))
+
+    def _selected(self, service: Object, pods: Iterable[Object]) -> list[Object]:
+        selector = service["spec"]["selector"]
+        return [p for p in pods if all(labels_of(p).get(k) == v for k, v in selector.items())]
+
+    def _keep(self, service: Object, pods: list[Object], family: str) -> tuple[str, str]:
+        store, namespace = self._api.store, namespace_of(service)
+        body = slice_of(service, pods, family)
+        for found in store.select(resources.SLICES.key, namespace):
+            owners = found["metadata"].get("ownerReferences") or [{}]
+            if owners[0].get("uid") == uid_of(service) and found["addressType"] == family:
+                store.replace(resources.SLICES.key, {**found, **body})
+                return namespace, name_of(found)
+        name = f"{name_of(service)}-{random_suffix()}"
+        metadata = {
+            "name": name,
+            "namespace": namespace,
+            "uid": f"{uid_of(service)}-{family.lower()}",
+            "creationTimestamp": timestamp(utcnow()),
+            "labels": {
+                **labels_of(service),
+                _OWNER_LABEL: name_of(service),
+                _MANAGER_LABEL: _MANAGER,
+            },
+            "ownerReferences": [
+                {
+                    "apiVersion": "v1",
+                    "kind": "Service",
+                    "name": name_of(service),
+                    "uid": uid_of(service),
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        }
+        head = {"apiVersion": resources.SLICES.api_version, "kind": "EndpointSlice"}
+        store.add(resources.SLICES.key, {**head, "metadata": metadata, **body})
+        return namespace, name
