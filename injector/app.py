@@ -49,7 +49,11 @@ class InjectorServer:
         await self._runner.setup()
         host, _, port = self._config.listen.rpartition(":")
         context = following_context(self._source)
-        site = web.TCPSite(self._runner, host.strip("[]"), int(port), ssl_context=context)
+        # asyncio's "::" takes IPv6 alone; None takes every family that there is.
+        every = host in ("", "[::]")
+        site = web.TCPSite(
+            self._runner, None if every else host.strip("[]"), int(port), ssl_context=context
+        )
         await site.start()
         self.port = self._runner.addresses[0][1]
         _log.info("listening", extra={"port": self.port})

@@ -1,0 +1,53 @@
+"""podlink itself on a local cluster: the same objects as in a cluster, from `control_plane.yaml`."""
+
+import base64
+import secrets
+import time
+from pathlib import Path
+
+from local.cluster import Cluster
+from local.errors import TimedOut
+
+SYSTEM_NAMESPACE = "podlink-system"
+_CONTROL_PLANE = Path(__file__).with_name("control_plane.yaml")
+_PROGRAMS = ("podlink-ca", "podlink-registry", "podlink-injector", "podlink-traces")
+_EXEMPT_BY_UID = "{name: PODLINK_EXEMPT_BY, value: uid}"
+
+
+def install(cluster: Cluster, timeout_s: float = 60.0) -> None:
+    """Apply the control plane and wait until pods can be injected. Raises LocalError."""
+    objects = _CONTROL_PLANE.read_text()
+    if cluster.single_uid:
+        # One UID for all: capture cannot tell the proxy by it, so the proxy marks its sockets.
+        assert _EXEMPT_BY_UID in objects
+        objects = objects.replace(_EXEMPT_BY_UID, _EXEMPT_BY_UID.replace("uid}", "mark}"))
+    cluster.apply(_token_secret())
+    cluster.apply(objects)
+    cluster.wait_ready(*_pods(cluster, timeout_s), timeout_s=timeout_s)
+
+
+def _pods(cluster: Cluster, timeout_s: float) -> list[str]:
+    """The pods of the control plane, once its Deployments have made them."""
+    for _ in range(int(timeout_s / 0.1)):
+        found = cluster.select("Pod", SYSTEM_NAMESPACE)
+        names = [pod["metadata"]["name"] for pod in found]
+        if all(any(name.startswith(program) for name in names) for program in _PROGRAMS):
+            return [f"{SYSTEM_NAMESPACE}/{name}" for name in names]
+        time.sleep(0.1)
+    raise TimedOut(f"the pods of {SYSTEM_NAMESPACE} were not created within {timeout_s:g} s")
+
+
+def _token_secret() -> str:
+    """What the CLI shows to the trace store; new with each cluster."""
+    token = base64.b64encode(secrets.token_hex(32).encode()).decode()
+    return f"""
+apiVersion: v1
+kind: Namespace
+metadata: {{name: {SYSTEM_NAMESPACE}}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {{name: podlink-traces-token, namespace: {SYSTEM_NAMESPACE}}}
+type: Opaque
+data: {{token: {token}}}
+"""
