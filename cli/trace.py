@@ -143,22 +143,23 @@ def details(span: Item, parent: Item | None) -> list[str]:
     lines = []
     for title, names in _DETAILS:
         values = [
-            " ".join(filter(None, (_NAMED.get(name), printable(attributes[name]))))
+            " ".join(filter(None, (_NAMED.get(name), _plain(attributes[name]))))
             for name in names
             if attributes.get(name) is not None
         ]
         if values:
-            lines.append(f"  {title:<12}{'  '.join(values)}")
+            lines.append(f"  {title:<13}{'  '.join(values)}")
     node = _mapping(span.get("resource")).get("k8s.node.name")
     if node:
-        lines.append(f"  {'node':<12}{printable(node)}")
+        lines.append(f"  {'node':<13}{printable(node)}")
     raw_links = span.get("links")
     for link in raw_links if isinstance(raw_links, list) else []:
-        claimed = printable(_mapping(link).get("trace_id"))
-        lines.append(f"  {'claims':<12}trace {claimed} (by the app, not verified)")
+        other = printable(_mapping(link).get("trace_id"))
+        claimed = _mapping(_mapping(link).get("attributes")).get("podlink.claimed") is True
+        lines.append(f"  {'linked to':<13}trace {other}{' (claimed, not verified)' * claimed}")
     if parent is not None and _ns(span, "start_unix_ns") < _ns(parent, "start_unix_ns"):
         behind = (_ns(parent, "start_unix_ns") - _ns(span, "start_unix_ns")) / 1e6
-        lines.append(f"  {'clocks':<12}differ: this side began {behind:.1f} ms before its parent")
+        lines.append(f"  {'clocks':<13}differ: this side began {behind:.1f} ms before its parent")
     return lines
 
 
@@ -193,6 +194,10 @@ def bar(start: int, stop: int, begin: int, end: int) -> str:
     first = min(_BAR - 1, max(0, (start - begin) * _BAR // whole))
     last = min(_BAR, max(first + 1, -(-(stop - begin) * _BAR // whole)))
     return "·" * first + "█" * (last - first) + "·" * (_BAR - last)
+
+
+def _plain(value: object) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else printable(value)
 
 
 def _ns(span: Item, name: str) -> int:

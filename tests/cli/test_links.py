@@ -60,7 +60,7 @@ def test_a_trace_shows_both_sides_with_identities_and_certificates(
     assert result.exit_code == 0, result.output
     for text in ("link outbound", "link inbound", API, DB, "5f" * 16, "77" * 16, "least-open"):
         assert text in result.output
-    assert "0af7651916cd43dd8448eb211c80319c (by the app, not verified)" in result.output
+    assert "0af7651916cd43dd8448eb211c80319c (claimed, not verified)" in result.output
 
 
 @pytest.mark.attack_row(43)

@@ -68,3 +68,49 @@ def nobody() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+class Relay:
+    """A path to a collector that can lose the connections it carries, as a node does that vanishes:
+    no byte and no RST any more, while new connections go through."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._host, _, self._port = endpoint.partition(":")
+        self._lost: set[int] = set()
+        self._next = 0
+
+    def lose_connections(self) -> None:
+        self._lost.update(range(self._next))
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number, self._next = self._next, self._next + 1
+        far_reader, far_writer = await asyncio.open_connection(self._host, int(self._port))
+        try:
+            await asyncio.gather(
+                self._copy(number, reader, far_writer), self._copy(number, far_reader, writer)
+            )
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            far_writer.close()
+
+    async def _copy(
+        self, number: int, source: asyncio.StreamReader, to: asyncio.StreamWriter
+    ) -> None:
+        while data := await source.read(65536):
+            if number not in self._lost:
+                to.write(data)
+                await to.drain()
+        to.close()
+
+
+@asynccontextmanager
+async def relaying(endpoint: str) -> AsyncIterator[tuple[Relay, str]]:
+    relay = Relay(endpoint)
+    server = await asyncio.start_server(relay.carry, "127.0.0.1", 0)
+    try:
+        yield relay, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await asyncio.sleep(0.1)  # the carried connections end with the collector's

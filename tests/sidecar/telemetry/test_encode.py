@@ -1,5 +1,7 @@
 """What the encoder writes is read back with opentelemetry-proto: the bytes are what others see."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -180,6 +182,18 @@ def test_hostile_text_stays_one_bounded_value() -> None:
     found = attributes_of(span_of(denied(error=evil, source_identity=evil)))
     assert found["error.message"] == evil[:MAX_TEXT].replace("\ud800", "?")
     assert len(str(found["podlink.source.identity"])) == MAX_TEXT
+
+
+@pytest.mark.attack_row(43)
+def test_long_texts_are_not_remembered() -> None:
+    encoder = SpanEncoder()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            encoder.encode(denied(error=f"{number}" + "A" * 100_000))
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 TEXTS = st.text(max_size=2000)
