@@ -15,6 +15,7 @@ from local.errors import ApiError, NotRunning
 from local.objects import Object
 
 _TIMEOUT_S = 60.0
+_TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 
 
 class Client:
@@ -62,6 +63,7 @@ class Client:
         path: str,
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
         **query: str,
     ) -> Iterator[bytes]:
         """One request; yields its answer as it comes."""
@@ -72,7 +74,11 @@ class Client:
             context=self._context,
             timeout=None if "follow" in query or "watch" in query else _TIMEOUT_S,
         )
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": content_type}
+        headers = {
+            "Authorization": f"Bearer {self._token}",
+            "Content-Type": content_type,
+            "Accept": accept,
+        }
         target = path + ("?" + urlencode(query) if query else "")
         try:
             data = None if body is None else json.dumps(body)
@@ -86,6 +92,11 @@ class Client:
             raise NotRunning(f"cannot reach the API server: {e}") from e
         finally:
             connection.close()
+
+    def table(self, path: str) -> Object:
+        """The objects at a path as the server would have them printed."""
+        found: Object = json.loads(b"".join(self.stream("GET", path, accept=_TABLE)))
+        return found
 
     def resource(self, api_version: str, kind: str) -> Object | None:
         """The discovery entry of a kind (`name`, `namespaced`), or None if it is not known."""

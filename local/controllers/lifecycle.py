@@ -1,5 +1,6 @@
 """Namespaces that end take their objects with them; objects whose owner is gone go as well."""
 
+import asyncio
 from contextlib import suppress
 
 from local.apiserver import resources
@@ -8,14 +9,18 @@ from local.apiserver.resources import Resource
 from local.errors import ApiError
 from local.objects import Object, is_terminating, name_of, namespace_of, uid_of
 
+_NOTICE_S = 0.3
+
 
 class LifecycleController:
     """Deletes what should not be there any more."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
+        self._ending: set[str] = set()
 
     async def reconcile(self) -> None:
+        await self._give_notice()
         ending = {
             name_of(n): n
             for n in self._api.store.select(resources.NAMESPACES.key)
@@ -37,6 +42,18 @@ class LifecycleController:
         for name, namespace_object in ending.items():
             if left[name] == 0:
                 self._api.finalise(resources.NAMESPACES, namespace_object)
+
+    async def _give_notice(self) -> None:
+        """Let a namespace's objects be there a moment longer.
+
+        `kubectl delete -f` names the namespace first and its objects right after; a real cluster is
+        never so quick that it would not find them.
+        """
+        namespaces = self._api.store.select(resources.NAMESPACES.key)
+        ending = {uid_of(n) for n in namespaces if is_terminating(n)}
+        if ending - self._ending:
+            await asyncio.sleep(_NOTICE_S)
+        self._ending = ending
 
     def _living(self) -> set[str]:
         store = self._api.store

@@ -163,6 +163,10 @@ def _stay_as_init(app: int) -> NoReturn:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
+    # It shares its pids with the app: all it may do is to signal it, whatever user that is.
+    linux.drop_from_bounding_set(_known())
+    linux.set_capabilities(["KILL"])
+    linux.forbid_new_privileges()
     while True:
         pid, status = os.wait()
         if pid == app:

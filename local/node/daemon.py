@@ -54,9 +54,10 @@ def needed_paths() -> tuple[str, ...]:
         str(Path(sys.base_prefix).resolve()),
         str(Path(sys.executable).resolve().parent.parent),
         str(SOURCE_ROOT),
+        *(path for path in sys.path if Path(path).is_dir()),
     }
-    wanted = sorted(p for p in paths if p != "/" and not p.startswith("/usr"))
-    return tuple(p for p in wanted if not any(p.startswith(f"{q}/") for q in wanted))
+    wanted = sorted(p for p in paths if p != "/" and not p.startswith("/usr/"))
+    return tuple(p for p in wanted if p != "/usr" and not any(p.startswith(f"{q}/") for q in wanted))
 
 
 async def run(plan: dict[str, Any], wire: int) -> None:

@@ -1,0 +1,56 @@
+"""The `podlink` command. A new subcommand is one line in COMMANDS."""
+
+import importlib
+import sys
+
+import click
+
+from sidecar.contract import VERSION
+
+COMMANDS = {
+    "local": ("cli.local:local", "Run a cluster on this machine."),
+}
+"""Name -> (module:attribute of the click command, one line of help). Imported when it is used."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="podlink")
+def podlink() -> None:
+    """Secure direct pod links for Kubernetes, with a trace of every link."""
+
+
+def main() -> None:
+    """The entry point. Ctrl-C ends it with status 130 and no traceback."""
+    try:
+        podlink.main(standalone_mode=False)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()
