@@ -8,6 +8,9 @@ import click
 from sidecar.contract import VERSION
 
 COMMANDS = {
+    "demo": ("cli.demo.command:demo", "Show a linked shop on this machine, checked step by step."),
+    "links": ("cli.links:links", "Who talked to whom, as whom, and how."),
+    "trace": ("cli.trace:trace", "One trace, both sides of each link."),
     "local": ("cli.local:local", "Run a cluster on this machine."),
 }
 """Name -> (module:attribute of the click command, one line of help). Imported when it is used."""

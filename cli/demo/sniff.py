@@ -1,7 +1,9 @@
-"""Watches every packet in the node's network namespace for given words: `python -m cli.demo.sniff`.
+"""Watches every packet in the node's network namespace for given words.
 
-    {"start": true}                     on standard output, once it listens
-    {"packets": N, "bytes": N, "seen": {"word": N}}   when standard input ends
+    python -m cli.demo.sniff PATH WORD...
+
+makes PATH.started once it listens, ends when there is a PATH.stop (or after a minute), and prints
+{"packets": N, "bytes": N, "seen": {"word": N}}.
 
 Each word is looked for in each packet and, for words cut in two, in the joined payload of each
 direction of each connection, as far as segments come in order.
@@ -13,8 +15,12 @@ import socket
 import struct
 import sys
 from collections import defaultdict
+from pathlib import Path
+
+from kit.clock import monotonic
 
 _ETH_P_ALL = 3
+_LONGEST_S, _POLL_S = 60.0, 0.1
 _ETHERNET, _IPV4, _IPV6, _TCP = 14, 0x0800, 0x86DD, 6
 
 
@@ -36,18 +42,21 @@ def tcp_payload(frame: bytes) -> tuple[object, bytes] | None:
     return (ends, segment[:4]), segment[(segment[12] >> 4) * 4 :]
 
 
-def main(words: list[bytes]) -> None:
+def main(path: str, words: list[bytes]) -> None:
+    stop, deadline = Path(f"{path}.stop"), monotonic() + _LONGEST_S
     longest = max(map(len, words))
     tails: dict[object, bytes] = defaultdict(bytes)
     seen = dict.fromkeys(words, 0)
     packets = size = 0
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 20)
-        print(json.dumps({"start": True}), flush=True)
-        while True:
-            readable, _, _ = select.select([sock, sys.stdin], [], [])
-            if sock not in readable:
-                break
+        Path(f"{path}.started").touch()
+        while monotonic() < deadline:
+            readable, _, _ = select.select([sock], [], [], _POLL_S)
+            if not readable:
+                if stop.exists():
+                    break
+                continue
             frame = sock.recv(65536)
             packets += 1
             size += len(frame)
@@ -64,4 +73,4 @@ def main(words: list[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    main([word.encode() for word in sys.argv[1:]])
+    main(sys.argv[1], [word.encode() for word in sys.argv[2:]])

@@ -44,7 +44,7 @@ class Spawner:
         self._wire = socket.socket(fileno=fd)
         self._wire.setblocking(False)
         self._next_id = 0
-        self._asked: dict[int, asyncio.Future[int]] = {}
+        self._asked: dict[int, asyncio.Future[Process]] = {}
         self._running: dict[int, asyncio.Future[int]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._wire.fileno(), self._hear)
@@ -109,7 +109,7 @@ class Spawner:
 
     async def _ask(self, request: dict[str, Any], fds: Sequence[int]) -> Process:
         self._next_id += 1
-        answered: asyncio.Future[int] = self._loop.create_future()
+        answered: asyncio.Future[Process] = self._loop.create_future()
         self._asked[self._next_id] = answered
         packet = json.dumps({"id": self._next_id, **request}).encode()
         while True:
@@ -118,8 +118,7 @@ class Spawner:
                 break
             except BlockingIOError:
                 await asyncio.sleep(0.002)  # init is busy forking
-        pid = await answered
-        return Process(pid, self._running[pid])
+        return await answered
 
     def _hear(self) -> None:
         while True:
@@ -141,6 +140,7 @@ class Spawner:
         if "error" in message:
             answered.set_exception(SpawnFailed(message["error"]))
         else:
-            # Registered here, not by the one who asked: the end may come in the very next packet.
-            self._running[message["pid"]] = self._loop.create_future()
-            answered.set_result(message["pid"])
+            # Made here, not by the one who asked: the end may come in the very next packet.
+            process = Process(message["pid"], self._loop.create_future())
+            self._running[process.pid] = process.ended
+            answered.set_result(process)
