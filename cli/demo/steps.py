@@ -84,7 +84,7 @@ class Shop:
         cluster, report = self._cluster, dict[str, Any]()
         name = secrets.token_hex(4)
         stop = f"/run/podlink-sniff-{name}"
-        argv = [sys.executable, "-m", "cli.demo.sniff", stop, self._secret, self._control]
+        argv = ["python", "-m", "cli.demo.sniff", stop, self._secret, self._control]
 
         def sniff() -> None:
             done = cluster.node_exec(argv, timeout_s=60)

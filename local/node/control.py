@@ -18,7 +18,7 @@ from kit.tasks import spawn
 from local.errors import ApiError, LocalError
 from local.linux import CAPABILITIES
 from local.node.container import Command
-from local.node.environment import PATH, interpreted
+from local.node.environment import SOURCE_ROOT, PATH, interpreted
 from local.node.kubelet import Kubelet
 from local.node.spawner import Process, Spawner
 
@@ -98,7 +98,7 @@ async def _until_done(process: Process, connection: socket.socket) -> int:
 def _node_command(argv: list[str]) -> Command:
     return {
         "argv": interpreted(argv),
-        "env": {"PATH": PATH, "HOME": "/", "LANG": "C.UTF-8"},
+        "env": {"PATH": PATH, "HOME": "/", "LANG": "C.UTF-8", "PYTHONPATH": str(SOURCE_ROOT)},
         "cwd": "/",
         "credentials": {
             "uid": None,
