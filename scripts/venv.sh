@@ -10,7 +10,7 @@ command -v "$python" >/dev/null 2>&1 || {
     echo "podlink needs Python 3.11 or newer: apt-get install python3 python3-venv" >&2
     exit 1
 }
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and sys.version_info[:2] != (3, 11))' || {
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "podlink needs Python 3.11 or newer; '$python' is $("$python" -V). Name another one: PYTHON=python3.12 make ..." >&2
     exit 1
 }
