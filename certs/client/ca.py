@@ -37,6 +37,8 @@ from proto import ca_pb2
 from proto.ca_pb2_grpc import CertificateAuthorityStub
 
 _log = logging.getLogger(__name__)
+_FIRST_PAUSE_S = 5.0
+_LOOK_EVERY_S = 15.0
 _FAILURES = (AnswerRefused, CaUnreachable, grpc.aio.AioRpcError, TimeoutError)
 
 
@@ -92,8 +94,8 @@ class CaClient:
             await stop(watching)
 
     async def _renew_forever(self) -> None:
-        lifetime_s = 300.0
-        backoff = Backoff(first_s=0.5, longest_s=longest_pause_s(lifetime_s))
+        # Until there is a first leaf the pod waits for it, so the pauses stay short.
+        backoff = Backoff(first_s=0.5, longest_s=_FIRST_PAUSE_S)
         while True:
             asked_at = self._monotonic()
             try:
@@ -102,10 +104,18 @@ class CaClient:
                 self.failures += 1
                 wait_s = pause_s(backoff.next_s())
                 self._log_failure("certificate not renewed", e, wait_s)
+                await asyncio.sleep(wait_s)
             else:
                 backoff = Backoff(first_s=0.5, longest_s=longest_pause_s(lifetime_s))
-                wait_s = renew_after_s(lifetime_s)
-            await asyncio.sleep(wait_s)
+                await self._rest(renew_after_s(lifetime_s))
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, but not on while the leaf has expired early because somebody set the clock."""
+        until = self._monotonic() + seconds
+        while (left_s := until - self._monotonic()) > 0:
+            await asyncio.sleep(min(left_s, _LOOK_EVERY_S))
+            if self.current is None:
+                return
 
     async def _renew(self, asked_at: float) -> float:
         """One new key, one new leaf, in force; returns its life in seconds from `asked_at`."""

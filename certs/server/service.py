@@ -1,5 +1,6 @@
 """The two RPCs: admit, then sign or stream. Only wiring; each decision has its own file."""
 
+import asyncio
 import datetime as dt
 import logging
 from collections.abc import AsyncIterator
@@ -33,6 +34,7 @@ from proto import ca_pb2
 from proto.ca_pb2_grpc import CertificateAuthorityServicer
 
 PROVISIONAL_LIFETIME = dt.timedelta(minutes=5)
+ACK_PAUSE_S = 0.05
 _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -59,7 +61,7 @@ class CaService(CertificateAuthorityServicer):
         self, request: ca_pb2.SignRequest, context: Context
     ) -> ca_pb2.SignResponse:
         try:
-            with self._in_flight.one():
+            with self._in_flight.one(read_peer(context.peer())):
                 return await self._sign(request, context)
         except Exception as e:
             await _refuse("Sign", context, e)
@@ -68,7 +70,7 @@ class CaService(CertificateAuthorityServicer):
         self, request_iterator: AsyncIterator[ca_pb2.BundleAck], context: Context
     ) -> AsyncIterator[ca_pb2.Bundle]:
         try:
-            with self._in_flight.one():
+            with self._in_flight.one(read_peer(context.peer())):
                 caller = await self._admit("WatchBundle", context)
                 await self._desk.pod_of(caller)
             name = f"{caller.identity.namespace}/{caller.pod_name}"
@@ -134,6 +136,8 @@ def to_message(bundle: TrustBundle) -> ca_pb2.Bundle:
 async def _read_acks(acks: AsyncIterator[ca_pb2.BundleAck], watcher: Watcher) -> None:
     async for ack in acks:
         watcher.ack(ack.generation)
+        # An honest pod acknowledges once per change; one that floods meets its own flow control.
+        await asyncio.sleep(ACK_PAUSE_S)
 
 
 async def _refuse(rpc: str, context: Context, error: Exception) -> NoReturn:
