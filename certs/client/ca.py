@@ -19,12 +19,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from certs.client.answer import (
     SKEW_WORTH_SAYING_S,
     AnswerRefused,
+    Grant,
     judge_answer,
     judge_bundle,
     prove,
     skew_s,
 )
-from certs.client.renewal import longest_pause_s, pause_s, renew_after_s
+from certs.client.renewal import (
+    ask_for_addresses_after_s,
+    longest_pause_s,
+    pause_s,
+    renew_after_s,
+)
 from certs.client.source import Subscriber, Svid
 from certs.client.wire import SIGN_TIMEOUT_S, CaAddress, CaUnreachable
 from certs.trust.bundle import TrustBundle
@@ -39,7 +45,8 @@ from proto.ca_pb2_grpc import CertificateAuthorityStub
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 5.0
 _LOOK_EVERY_S = 15.0
-_FAILURES = (AnswerRefused, CaUnreachable, grpc.aio.AioRpcError, TimeoutError)
+_EXPECTED = (AnswerRefused, CaUnreachable, grpc.aio.AioRpcError, asyncio.InvalidStateError)
+"""What a network and a CA can do to us; anything else is logged with its traceback."""
 
 
 class CaClient:
@@ -96,17 +103,22 @@ class CaClient:
     async def _renew_forever(self) -> None:
         # Until there is a first leaf the pod waits for it, so the pauses stay short.
         backoff = Backoff(first_s=0.5, longest_s=_FIRST_PAUSE_S)
+        without_addresses = 0
         while True:
-            asked_at = self._monotonic()
             try:
-                lifetime_s = await self._renew(asked_at)
-            except _FAILURES as e:
+                grant = await self._renew(self._monotonic())
+            except Exception as e:  # whatever it is, the next try may succeed; the leaf lives on
                 self.failures += 1
                 wait_s = pause_s(backoff.next_s())
                 self._log_failure("certificate not renewed", e, wait_s)
                 await asyncio.sleep(wait_s)
+                continue
+            lifetime_s = grant.lifetime_s
+            backoff = Backoff(first_s=0.5, longest_s=longest_pause_s(lifetime_s))
+            without_addresses = 0 if grant.facts.ips else without_addresses + 1
+            if without_addresses:
+                await self._rest(ask_for_addresses_after_s(lifetime_s, without_addresses))
             else:
-                backoff = Backoff(first_s=0.5, longest_s=longest_pause_s(lifetime_s))
                 await self._rest(renew_after_s(lifetime_s))
 
     async def _rest(self, seconds: float) -> None:
@@ -117,8 +129,8 @@ class CaClient:
             if self.current is None:
                 return
 
-    async def _renew(self, asked_at: float) -> float:
-        """One new key, one new leaf, in force; returns its life in seconds from `asked_at`."""
+    async def _renew(self, asked_at: float) -> Grant:
+        """One new key, one new leaf, in force. Its life is counted from `asked_at`."""
         key_pem, csr_der = make_request()
         answer = await self._sign(csr_der)
         now = self._clock()
@@ -127,7 +139,7 @@ class CaClient:
         grant = judge_answer(answer, key_pem, trust_domain=self._trust_domain, now=now)
         self.renewals += 1
         self._swap(grant.material, grant.facts, grant.bundle, asked_at + grant.lifetime_s)
-        return grant.lifetime_s
+        return grant
 
     async def _sign(self, csr_der: bytes) -> ca_pb2.SignResponse:
         async with self._ca.channel(self._learnt_roots()) as channel:
@@ -145,7 +157,7 @@ class CaClient:
                 async for _ in self._watch():
                     backoff.reset()
                 wait_s = pause_s(backoff.next_s())
-            except _FAILURES as e:
+            except Exception as e:  # as above: this loop must outlive every failure
                 wait_s = pause_s(backoff.next_s())
                 self._log_failure("trust bundle not watched", e, wait_s)
             await asyncio.sleep(wait_s)
@@ -202,8 +214,11 @@ class CaClient:
         else:
             said = f"{type(error).__name__}: {error}"
         left_s = self._svid.deadline - self._monotonic() if self._svid else None
+        unexpected = None if isinstance(error, _EXPECTED) else error
         _log.warning(
-            text, extra={"error": said, "retry_in_s": round(wait_s, 2), "leaf_left_s": left_s}
+            text,
+            extra={"error": said, "retry_in_s": round(wait_s, 2), "leaf_left_s": left_s},
+            exc_info=unexpected,
         )
 
 

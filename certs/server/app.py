@@ -14,6 +14,7 @@ from certs.server.issuance import Report, log_issuance
 from certs.server.limits import InFlight, TokenBuckets
 from certs.server.own_leaf import OwnLeaf
 from certs.server.publish import BundlePublisher
+from certs.server.refusal_log import RefusalLog
 from certs.server.service import CaService
 from certs.server.tokens import TokenDesk
 from kit.backoff import Backoff
@@ -72,6 +73,7 @@ class CaServer:
             leaf_ttl=config.leaf_ttl,
             in_flight=InFlight(MAX_IN_WORK, MAX_IN_WORK_PER_SOURCE),
             buckets=TokenBuckets(per_second=1.0, burst=10, monotonic=monotonic),
+            refusals=RefusalLog(monotonic),
             clock=clock,
         )
         self._own = OwnLeaf(authority, config.system_namespace, config.leaf_ttl, clock, monotonic)

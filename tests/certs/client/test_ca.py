@@ -234,3 +234,27 @@ def test_a_file_that_holds_no_token_is_refused_without_quoting_it(
 
 def test_each_request_has_a_key_of_its_own() -> None:
     assert len({make_request()[0] for _ in range(5)}) == 5
+
+
+async def test_a_pod_that_is_quicker_than_the_kubelet_gets_its_address_soon(ca: RunningCa) -> None:
+    token = ca.fake.add_pod(ips=())
+    async with run(ca.client(token)) as client:
+        early = await ready(client)
+        assert early.facts.ips == frozenset()
+        ca.fake.pods["shop", "api-1"]["status"]["podIPs"] = [{"ip": "10.0.0.7"}]
+        await until(lambda: client.current is not early and client.current is not None)
+        assert client.current is not None
+        assert client.current.facts.ips == {"10.0.0.7"}
+
+
+@pytest.mark.fault_row("CA restart")
+async def test_after_a_restart_of_the_ca_the_bundle_is_watched_again(tmp_path: Path) -> None:
+    fake = FakeKube()
+    async with running_ca(tmp_path, fake) as first:
+        client, address = first.client(fake.add_pod()), first.address
+        running = spawn(client.run(), name="client under test")
+        await until(lambda: first.server.feed.using(1) == POD)
+    async with running_ca(tmp_path, fake, listen=address) as second:
+        await until(lambda: second.server.feed.using(1) == POD)
+        await stop(running)
+    assert client.renewals == 1, "a restart alone is no reason for a new leaf"

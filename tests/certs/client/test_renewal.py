@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certs.client.renewal import FLOOR_S, longest_pause_s, pause_s, renew_after_s
+from certs.client.renewal import (
+    FLOOR_S,
+    ask_for_addresses_after_s,
+    longest_pause_s,
+    pause_s,
+    renew_after_s,
+)
 from kit.backoff import Backoff
 
 lifetimes = st.floats(0, 1e7, allow_nan=False)
@@ -50,3 +56,11 @@ def test_an_outage_of_a_third_of_the_life_is_survived(lifetime_s: float) -> None
     while now < back_at:
         now += pause_s(backoff.next_s())
     assert now < lifetime_s
+
+
+@given(st.floats(60, 86_400))
+def test_a_leaf_without_addresses_is_replaced_soon_and_then_ever_later(lifetime_s: float) -> None:
+    times = [ask_for_addresses_after_s(lifetime_s, n) for n in range(1, 40)]
+    assert times[0] == 2 * FLOOR_S
+    assert all(t >= FLOOR_S for t in times)
+    assert times[-1] >= 0.45 * lifetime_s
