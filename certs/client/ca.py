@@ -137,9 +137,24 @@ class CaClient:
         if abs(ahead_s := skew_s(answer.signed_at_unix_s, now)) >= SKEW_WORTH_SAYING_S:
             _log.error("this node's clock differs from the CA's", extra={"ahead_s": ahead_s})
         grant = judge_answer(answer, key_pem, trust_domain=self._trust_domain, now=now)
+        if self._svid is not None and grant.facts.identity != self._svid.facts.identity:
+            raise AnswerRefused("identity_changed", str(grant.facts.identity))
         self.renewals += 1
-        self._swap(grant.material, grant.facts, grant.bundle, asked_at + grant.lifetime_s)
+        material, bundle = self._with_newest_bundle(grant)
+        self._swap(material, grant.facts, bundle, asked_at + grant.lifetime_s)
         return grant
+
+    def _with_newest_bundle(self, grant: Grant) -> tuple[TlsMaterial, TrustBundle]:
+        """The stream may have brought a newer bundle while the answer was on its way."""
+        if self._bundle is None or self._bundle.generation <= grant.bundle.generation:
+            return grant.material, grant.bundle
+        of = grant.material
+        material = TlsMaterial(of.key_pem, of.chain_pem, self._bundle.to_pem())
+        try:
+            prove(material)
+        except AnswerRefused:  # the CA was founded anew and counts from one again
+            return grant.material, grant.bundle
+        return material, self._bundle
 
     async def _sign(self, csr_der: bytes) -> ca_pb2.SignResponse:
         async with self._ca.channel(self._learnt_roots()) as channel:

@@ -258,3 +258,29 @@ async def test_after_a_restart_of_the_ca_the_bundle_is_watched_again(tmp_path: P
         await until(lambda: second.server.feed.using(1) == POD)
         await stop(running)
     assert client.renewals == 1, "a restart alone is no reason for a new leaf"
+
+
+async def test_an_identity_that_changes_between_two_leaves_is_refused(ca: RunningCa) -> None:
+    client = ca.client(ca.fake.add_pod(ips=()))  # asks again within seconds
+    async with run(client):
+        first = await ready(client)
+        (ca.folder / "pod" / "token").write_text(ca.fake.add_pod("prod", "db-0", "db"))
+        await until(lambda: client.failures >= 1)
+        assert client.current is first
+
+
+async def test_an_answer_older_than_the_stream_does_not_bring_the_old_bundle_back(
+    ca: RunningCa,
+) -> None:
+    client = ca.client(ca.fake.add_pod(ips=()))
+    old = ca.authority.bundle
+    async with run(client):
+        await ready(client)
+        await until(lambda: ca.server.feed.using(1) == POD)
+        newer = TrustBundle.of("cluster.local", 2, (*old.roots, Forge(name="next").root_der))
+        ca.server.feed.publish(newer)
+        await until(lambda: ca.server.feed.using(2) == POD)
+        ca.server.feed.current = old  # what an answer carries that was made just before
+        await until(lambda: client.renewals >= 2)
+        assert client.current is not None
+        assert client.current.bundle_generation == 2
