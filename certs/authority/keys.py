@@ -93,6 +93,7 @@ def load_authority(
         bundle = TrustBundle.from_pem(trust_domain, generation, roots_pem)
     except BundleRefused as e:
         raise AuthorityRefused(f"ca.crt, or the end of tls.crt: {e}") from e
+    _check_trust_domain(bundle)
     for cert in chain:
         _check_may_sign(cert)
         if not cert.not_valid_before_utc <= now < cert.not_valid_after_utc:
@@ -121,6 +122,21 @@ def _read_chain(pem: bytes) -> list[x509.Certificate]:
     if len(chain) > MAX_CHAIN:
         raise AuthorityRefused(f"tls.crt holds {len(chain)} certificates, at most {MAX_CHAIN}")
     return chain
+
+
+def _check_trust_domain(bundle: TrustBundle) -> None:
+    """A root that names its trust domain may not sign for another. (X509-SVID, section 2.)"""
+    for der in bundle.roots:
+        root = x509.load_der_x509_certificate(der)
+        try:
+            san = root.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            continue
+        named = san.get_values_for_type(x509.UniformResourceIdentifier)
+        if named and f"spiffe://{bundle.trust_domain}" not in named:
+            raise AuthorityRefused(
+                f"a root is for {named[0][:256]!r}, not for trust domain {bundle.trust_domain}"
+            )
 
 
 def _check_may_sign(cert: x509.Certificate) -> None:

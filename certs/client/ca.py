@@ -19,12 +19,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from certs.client.answer import (
     SKEW_WORTH_SAYING_S,
     AnswerRefused,
+    Grant,
     judge_answer,
     judge_bundle,
     prove,
     skew_s,
 )
-from certs.client.renewal import longest_pause_s, pause_s, renew_after_s
+from certs.client.renewal import (
+    ask_for_addresses_after_s,
+    longest_pause_s,
+    pause_s,
+    renew_after_s,
+)
 from certs.client.source import Subscriber, Svid
 from certs.client.wire import SIGN_TIMEOUT_S, CaAddress, CaUnreachable
 from certs.trust.bundle import TrustBundle
@@ -37,7 +43,10 @@ from proto import ca_pb2
 from proto.ca_pb2_grpc import CertificateAuthorityStub
 
 _log = logging.getLogger(__name__)
-_FAILURES = (AnswerRefused, CaUnreachable, grpc.aio.AioRpcError, TimeoutError)
+_FIRST_PAUSE_S = 5.0
+_LOOK_EVERY_S = 15.0
+_EXPECTED = (AnswerRefused, CaUnreachable, grpc.aio.AioRpcError, asyncio.InvalidStateError)
+"""What a network and a CA can do to us; anything else is logged with its traceback."""
 
 
 class CaClient:
@@ -92,32 +101,60 @@ class CaClient:
             await stop(watching)
 
     async def _renew_forever(self) -> None:
-        lifetime_s = 300.0
-        backoff = Backoff(first_s=0.5, longest_s=longest_pause_s(lifetime_s))
+        # Until there is a first leaf the pod waits for it, so the pauses stay short.
+        backoff = Backoff(first_s=0.5, longest_s=_FIRST_PAUSE_S)
+        without_addresses = 0
         while True:
-            asked_at = self._monotonic()
             try:
-                lifetime_s = await self._renew(asked_at)
-            except _FAILURES as e:
+                grant = await self._renew(self._monotonic())
+            except Exception as e:  # whatever it is, the next try may succeed; the leaf lives on
                 self.failures += 1
                 wait_s = pause_s(backoff.next_s())
                 self._log_failure("certificate not renewed", e, wait_s)
+                await asyncio.sleep(wait_s)
+                continue
+            lifetime_s = grant.lifetime_s
+            backoff = Backoff(first_s=0.5, longest_s=longest_pause_s(lifetime_s))
+            without_addresses = 0 if grant.facts.ips else without_addresses + 1
+            if without_addresses:
+                await self._rest(ask_for_addresses_after_s(lifetime_s, without_addresses))
             else:
-                backoff = Backoff(first_s=0.5, longest_s=longest_pause_s(lifetime_s))
-                wait_s = renew_after_s(lifetime_s)
-            await asyncio.sleep(wait_s)
+                await self._rest(renew_after_s(lifetime_s))
 
-    async def _renew(self, asked_at: float) -> float:
-        """One new key, one new leaf, in force; returns its life in seconds from `asked_at`."""
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, but not on while the leaf has expired early because somebody set the clock."""
+        until = self._monotonic() + seconds
+        while (left_s := until - self._monotonic()) > 0:
+            await asyncio.sleep(min(left_s, _LOOK_EVERY_S))
+            if self.current is None:
+                return
+
+    async def _renew(self, asked_at: float) -> Grant:
+        """One new key, one new leaf, in force. Its life is counted from `asked_at`."""
         key_pem, csr_der = make_request()
         answer = await self._sign(csr_der)
         now = self._clock()
         if abs(ahead_s := skew_s(answer.signed_at_unix_s, now)) >= SKEW_WORTH_SAYING_S:
             _log.error("this node's clock differs from the CA's", extra={"ahead_s": ahead_s})
         grant = judge_answer(answer, key_pem, trust_domain=self._trust_domain, now=now)
+        if self._svid is not None and grant.facts.identity != self._svid.facts.identity:
+            raise AnswerRefused("identity_changed", str(grant.facts.identity))
         self.renewals += 1
-        self._swap(grant.material, grant.facts, grant.bundle, asked_at + grant.lifetime_s)
-        return grant.lifetime_s
+        material, bundle = self._with_newest_bundle(grant)
+        self._swap(material, grant.facts, bundle, asked_at + grant.lifetime_s)
+        return grant
+
+    def _with_newest_bundle(self, grant: Grant) -> tuple[TlsMaterial, TrustBundle]:
+        """The stream may have brought a newer bundle while the answer was on its way."""
+        if self._bundle is None or self._bundle.generation <= grant.bundle.generation:
+            return grant.material, grant.bundle
+        of = grant.material
+        material = TlsMaterial(of.key_pem, of.chain_pem, self._bundle.to_pem())
+        try:
+            prove(material)
+        except AnswerRefused:  # the CA was founded anew and counts from one again
+            return grant.material, grant.bundle
+        return material, self._bundle
 
     async def _sign(self, csr_der: bytes) -> ca_pb2.SignResponse:
         async with self._ca.channel(self._learnt_roots()) as channel:
@@ -135,7 +172,7 @@ class CaClient:
                 async for _ in self._watch():
                     backoff.reset()
                 wait_s = pause_s(backoff.next_s())
-            except _FAILURES as e:
+            except Exception as e:  # as above: this loop must outlive every failure
                 wait_s = pause_s(backoff.next_s())
                 self._log_failure("trust bundle not watched", e, wait_s)
             await asyncio.sleep(wait_s)
@@ -192,8 +229,11 @@ class CaClient:
         else:
             said = f"{type(error).__name__}: {error}"
         left_s = self._svid.deadline - self._monotonic() if self._svid else None
+        unexpected = None if isinstance(error, _EXPECTED) else error
         _log.warning(
-            text, extra={"error": said, "retry_in_s": round(wait_s, 2), "leaf_left_s": left_s}
+            text,
+            extra={"error": said, "retry_in_s": round(wait_s, 2), "leaf_left_s": left_s},
+            exc_info=unexpected,
         )
 
 

@@ -20,6 +20,15 @@ def renew_after_s(lifetime_s: float, draw: Draw = random.uniform) -> float:
     return max(FLOOR_S, lifetime_s * draw(0.45, 0.55))
 
 
+def ask_for_addresses_after_s(lifetime_s: float, leaves_without: int) -> float:
+    """How soon to ask again after the `leaves_without`-th leaf in a row that names no address.
+
+    A pod may be quicker than the kubelet's report of its addresses, and peers refuse a leaf without
+    them; so at first soon, then ever later (a pod on its node's network never gets one).
+    """
+    return min(renew_after_s(lifetime_s), FLOOR_S * 2.0 ** min(leaves_without, 16))
+
+
 def longest_pause_s(lifetime_s: float) -> float:
     """The cap on the pause between failed tries: a tenth of the life, at most half a minute."""
     return max(FLOOR_S, min(_LONGEST_PAUSE_S, lifetime_s / 10))

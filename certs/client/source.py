@@ -41,7 +41,7 @@ class SvidSource(Protocol):
         """Call `callback` with every later Svid. An error in it is logged and harms nobody else."""
 
     async def wait_ready(self) -> None:
-        """Return once `current` is there."""
+        """Return once there has been a first Svid."""
 
     async def run(self) -> None:
         """Keep `current` fresh until cancelled."""

@@ -12,5 +12,6 @@ A call is admitted in this order, and each step has one file:
     refusals    every way to say no; what the caller reads, and what only the log gets
 
 Beside it: `own_leaf` (the CA's own TLS), `feed` (the bundle, and who has it), `publish` (the bundle
-as ConfigMaps), `issuance` (a record of each certificate), `config`, `app`.
+as ConfigMaps), `issuance` (a record of each certificate),
+`refusal_log` (a bounded log of refusals), `config`, `app`.
 """

@@ -14,6 +14,7 @@ from certs.server.issuance import Report, log_issuance
 from certs.server.limits import InFlight, TokenBuckets
 from certs.server.own_leaf import OwnLeaf
 from certs.server.publish import BundlePublisher
+from certs.server.refusal_log import RefusalLog
 from certs.server.service import CaService
 from certs.server.tokens import TokenDesk
 from kit.backoff import Backoff
@@ -26,9 +27,13 @@ from proto.ca_pb2_grpc import add_CertificateAuthorityServicer_to_server
 MAX_MESSAGE_BYTES = 16 * 1024
 MAX_CALLS = 20_000
 """Every sidecar holds one WatchBundle stream; calls beyond this get RESOURCE_EXHAUSTED."""
-MAX_SIGNING = 64
-"""Sign calls in work at once: each costs two questions to the API server."""
+MAX_IN_WORK = 64
+"""Calls in admission at once: each costs the API server two questions."""
+MAX_IN_WORK_PER_SOURCE = 16
+"""Of these, from one address. A node that hides its pods behind its own shares this."""
 GRACE_S = 3.0
+BETWEEN_WATCHES_S = 1.0
+"""So that a server which ends every watch at once makes no hot loop."""
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 32 * 1024),
@@ -39,6 +44,7 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 3),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),
 ]
 _log = logging.getLogger(__name__)
@@ -65,8 +71,9 @@ class CaServer:
             report=report,
             system_namespace=config.system_namespace,
             leaf_ttl=config.leaf_ttl,
-            in_flight=InFlight(MAX_SIGNING),
+            in_flight=InFlight(MAX_IN_WORK, MAX_IN_WORK_PER_SOURCE),
             buckets=TokenBuckets(per_second=1.0, burst=10, monotonic=monotonic),
+            refusals=RefusalLog(monotonic),
             clock=clock,
         )
         self._own = OwnLeaf(authority, config.system_namespace, config.leaf_ttl, clock, monotonic)
@@ -91,11 +98,16 @@ async def keep_published(publisher: BundlePublisher) -> None:
             resource_version = await publisher.publish_everywhere()
             backoff.reset()
             await publisher.follow(resource_version)
+            wait_s = BETWEEN_WATCHES_S
         except KubeError as e:
             wait_s = max(e.retry_after_s or 0.0, backoff.next_s())
             if e.status != 410:  # expired is how a long watch normally ends
                 _log.warning("watching namespaces failed", extra={"error": str(e)})
-            await asyncio.sleep(wait_s)
+        except (KeyError, TypeError, ValueError) as e:
+            wait_s = backoff.next_s()
+            error = f"{type(e).__name__}: {e}"
+            _log.warning("the API server's answer is unreadable", extra={"error": error})
+        await asyncio.sleep(wait_s)
 
 
 async def find_authority(kube: Kube, config: CaConfig) -> Authority:

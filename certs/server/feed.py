@@ -67,3 +67,7 @@ class BundleFeed:
     def lagging(self, generation: int) -> tuple[str, ...]:
         """The names of the pods that watch and do not use `generation` yet, sorted."""
         return tuple(sorted({w.name for w in self._watchers if w.acked < generation}))
+
+    def using(self, generation: int) -> tuple[str, ...]:
+        """The names of the pods that watch and use `generation` or a later one, sorted."""
+        return tuple(sorted({w.name for w in self._watchers if w.acked >= generation}))

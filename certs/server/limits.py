@@ -1,6 +1,6 @@
 """How often one pod may call, and how many calls may be in work at once."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,18 +46,29 @@ class TokenBuckets:
 
 
 class InFlight:
-    """At most `most` at once; one more is refused at once, not queued: the caller backs off."""
+    """At most `most` at once, and at most `per_source` of them from one address.
 
-    def __init__(self, most: int) -> None:
-        self._most, self.now = most, 0
+    One more is refused at once, not queued: the caller backs off. The second limit keeps a single
+    pod, which need not even hold a token, from taking every place.
+    """
+
+    def __init__(self, most: int, per_source: int) -> None:
+        self._most, self._per_source, self.now = most, per_source, 0
+        self._sources: Counter[str] = Counter()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Hold one place; raises TooMany if none is free."""
+    def one(self, source: str) -> Iterator[None]:
+        """Hold one place for a call from `source`; raises TooMany if none is free."""
         if self.now >= self._most:
             raise TooMany("in_flight", f"{self.now} calls in work")
+        if self._sources[source] >= self._per_source:
+            raise TooMany("in_flight_per_source", source)
         self.now += 1
+        self._sources[source] += 1
         try:
             yield
         finally:
             self.now -= 1
+            self._sources[source] -= 1
+            if not self._sources[source]:
+                del self._sources[source]

@@ -1,7 +1,7 @@
 """The two RPCs: admit, then sign or stream. Only wiring; each decision has its own file."""
 
+import asyncio
 import datetime as dt
-import logging
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ from certs.server.feed import BundleFeed, Watcher
 from certs.server.issuance import Report, describe
 from certs.server.limits import InFlight, TokenBuckets
 from certs.server.pods import Addresses, choose_addresses, read_peer
+from certs.server.refusal_log import RefusalLog
 from certs.server.refusals import PUBLIC_TEXT, CallRefused, CannotAnswer
 from certs.server.review import Caller, read_bearer
 from certs.server.tokens import TokenDesk
@@ -33,7 +34,7 @@ from proto import ca_pb2
 from proto.ca_pb2_grpc import CertificateAuthorityServicer
 
 PROVISIONAL_LIFETIME = dt.timedelta(minutes=5)
-_log = logging.getLogger(__name__)
+ACK_PAUSE_S = 0.05
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -49,26 +50,28 @@ class CaService(CertificateAuthorityServicer):
         leaf_ttl: dt.timedelta,
         in_flight: InFlight,
         buckets: TokenBuckets,
+        refusals: RefusalLog,
         clock: Clock,
     ) -> None:
         self._authority, self._desk, self._feed, self._report = authority, desk, feed, report
         self._system_namespace, self._leaf_ttl = system_namespace, leaf_ttl
         self._in_flight, self._buckets, self._clock = in_flight, buckets, clock
+        self._refusals = refusals
 
     async def Sign(  # noqa: N802 - the name is gRPC's
         self, request: ca_pb2.SignRequest, context: Context
     ) -> ca_pb2.SignResponse:
         try:
-            with self._in_flight.one():
+            with self._in_flight.one(read_peer(context.peer())):
                 return await self._sign(request, context)
         except Exception as e:
-            await _refuse("Sign", context, e)
+            await self._refuse("Sign", context, e)
 
     async def WatchBundle(  # noqa: N802 - the name is gRPC's
         self, request_iterator: AsyncIterator[ca_pb2.BundleAck], context: Context
     ) -> AsyncIterator[ca_pb2.Bundle]:
         try:
-            with self._in_flight.one():
+            with self._in_flight.one(read_peer(context.peer())):
                 caller = await self._admit("WatchBundle", context)
                 await self._desk.pod_of(caller)
             name = f"{caller.identity.namespace}/{caller.pod_name}"
@@ -80,7 +83,7 @@ class CaService(CertificateAuthorityServicer):
                 finally:
                     await stop(acks)
         except Exception as e:
-            await _refuse("WatchBundle", context, e)
+            await self._refuse("WatchBundle", context, e)
 
     async def _admit(self, rpc: str, context: Context) -> Caller:
         match needs(rpc):
@@ -89,6 +92,13 @@ class CaService(CertificateAuthorityServicer):
                 caller = await self._desk.who(read_bearer(metadata))
                 self._buckets.take(caller.pod_uid)
                 return caller
+
+    async def _refuse(self, rpc: str, context: Context, error: Exception) -> NoReturn:
+        """End the call with a code and a fixed text; the log gets the rest."""
+        code = error.code if isinstance(error, CallRefused) else grpc.StatusCode.INTERNAL
+        self._refusals.write(rpc, context.peer(), code.name, error)
+        await context.abort(code, PUBLIC_TEXT[code])
+        raise AssertionError("abort returns never")
 
     async def _sign(self, request: ca_pb2.SignRequest, context: Context) -> ca_pb2.SignResponse:
         caller = await self._admit("Sign", context)
@@ -134,15 +144,5 @@ def to_message(bundle: TrustBundle) -> ca_pb2.Bundle:
 async def _read_acks(acks: AsyncIterator[ca_pb2.BundleAck], watcher: Watcher) -> None:
     async for ack in acks:
         watcher.ack(ack.generation)
-
-
-async def _refuse(rpc: str, context: Context, error: Exception) -> NoReturn:
-    """End the call with a code and a fixed text; the log gets the rest."""
-    code = error.code if isinstance(error, CallRefused) else grpc.StatusCode.INTERNAL
-    fields = {"rpc": rpc, "peer": context.peer(), "code": code.name}
-    if isinstance(error, CallRefused):
-        _log.warning("call refused", extra={**fields, "reason": error.reason, "detail": str(error)})
-    else:
-        _log.error("call failed", extra=fields, exc_info=error)
-    await context.abort(code, PUBLIC_TEXT[code])
-    raise AssertionError("abort returns never")
+        # An honest pod acknowledges once per change; one that floods meets its own flow control.
+        await asyncio.sleep(ACK_PAUSE_S)

@@ -170,6 +170,9 @@ def _bad_extensions(forge: Forge) -> dict[str, BadLeaf]:
         "unknown critical extension": _bad(
             forge.leaf(extra=[(private, True)]), "extension_unknown_critical"
         ),
+        "serial number 0": _bad(forge.odd_serial(b"\x00"), "leaf_malformed"),
+        "negative serial number": _bad(forge.odd_serial(b"\x85"), "leaf_malformed"),
+        "serial number of 21 bytes": _bad(forge.odd_serial(b"\x01" * 21), "leaf_malformed"),
         "8 KiB of padding": _bad(forge.leaf(extra=[(padding, False)]), "leaf_too_long"),
         **{
             f"{name} twice": _bad(forge.duplicate_extension(oid), "extension_duplicate")

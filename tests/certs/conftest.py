@@ -1,12 +1,19 @@
 """One forge for all tests of this package: making keys is the slow part."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tests.certs.forge import BadLeaf, Forge, Pair
 from tests.certs.running_ca import RunningCa, running_ca
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Every test here runs on the loop that every program of ours runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")

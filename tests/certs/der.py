@@ -34,19 +34,38 @@ def with_extension_twice(
     cert: x509.Certificate, oid: str, issuer: ec.EllipticCurvePrivateKey
 ) -> bytes:
     """The same certificate with one of its extensions repeated, signed anew by `issuer`."""
-    ((_, tbs, _),) = elements(cert.tbs_certificate_bytes)
-    fields = elements(tbs)
+    fields = _fields(cert)
     tag, content, _ = fields[-1]
     assert tag == EXTENSIONS, "a version 3 certificate ends with its extensions"
     ((_, listed, _),) = elements(content)
     wanted = element(0x06, _oid(oid))
     again = next(whole for _, body, whole in elements(listed) if body.startswith(wanted))
     extensions = element(EXTENSIONS, element(SEQUENCE, listed + again))
-    new_tbs = element(SEQUENCE, b"".join(whole for _, _, whole in fields[:-1]) + extensions)
+    return _signed(cert, [whole for _, _, whole in fields[:-1]] + [extensions], issuer)
+
+
+def with_serial(
+    cert: x509.Certificate, content: bytes, issuer: ec.EllipticCurvePrivateKey
+) -> bytes:
+    """The same certificate with these bytes as its serial number, signed anew by `issuer`."""
+    whole = [field for _, _, field in _fields(cert)]
+    whole[1] = element(0x02, content)  # after the version
+    return _signed(cert, whole, issuer)
+
+
+def _fields(cert: x509.Certificate) -> list[tuple[int, bytes, bytes]]:
+    ((_, tbs, _),) = elements(cert.tbs_certificate_bytes)
+    return elements(tbs)
+
+
+def _signed(
+    cert: x509.Certificate, fields: list[bytes], issuer: ec.EllipticCurvePrivateKey
+) -> bytes:
+    tbs = element(SEQUENCE, b"".join(fields))
     ((_, outer, _),) = elements(cert.public_bytes(Encoding.DER))
     algorithm = elements(outer)[1][2]
-    signature = issuer.sign(new_tbs, ec.ECDSA(hashes.SHA256()))
-    return element(SEQUENCE, new_tbs + algorithm + element(BIT_STRING, b"\0" + signature))
+    signature = issuer.sign(tbs, ec.ECDSA(hashes.SHA256()))
+    return element(SEQUENCE, tbs + algorithm + element(BIT_STRING, b"\0" + signature))
 
 
 def _oid(dotted: str) -> bytes:

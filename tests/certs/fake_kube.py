@@ -7,7 +7,7 @@ It speaks HTTP on loopback and `kit.kube` talks to it for real. A test scripts i
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,6 +35,8 @@ class FakeKube:
         """(method, path) -> a fixed (status, body) instead of the real answer."""
         self.before: Callable[[str, str], None] = lambda _method, _path: None
         """Called with each request's method and path before it is answered."""
+        self.wait: Callable[[], Awaitable[object]] | None = None
+        """Awaited before each answer: makes the API server slow."""
         self.seen: list[tuple[str, str]] = []
         self.review_specs: list[Object] = []
         self.oldest = 0
@@ -46,9 +48,7 @@ class FakeKube:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Kube]:
         """Serve, and yield a client that talks to it."""
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(app, shutdown_timeout=0.2)
+        runner = web.AppRunner(self.app(), shutdown_timeout=0.2)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -57,6 +57,11 @@ class FakeKube:
                 yield kube
         finally:
             await runner.cleanup()
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        return app
 
     def add_pod(
         self,
@@ -104,6 +109,8 @@ class FakeKube:
         method, path = request.method, request.path
         self.seen.append((method, path))
         self.before(method, path)
+        if self.wait is not None:
+            await self.wait()
         if (fixed := self.answers.get((method, path))) is not None:
             status, body = fixed
             if isinstance(body, str):

@@ -218,6 +218,13 @@ class Forge:
         der = raw.with_extension_twice(cert, oid.dotted_string, self.key)
         return Pair(pair.key_pem, ssl.DER_cert_to_PEM_cert(der).encode())
 
+    def odd_serial(self, content: bytes) -> Pair:
+        """A lawful leaf but for the bytes of its serial number."""
+        pair = self.leaf()
+        cert = x509.load_pem_x509_certificate(pair.chain_pem)
+        der = raw.with_serial(cert, content, self.key)
+        return Pair(pair.key_pem, ssl.DER_cert_to_PEM_cert(der).encode())
+
 
 def first_der(chain_pem: bytes) -> bytes:
     """The DER of the first certificate, cut out as text: nothing judges it on the way."""

@@ -128,6 +128,12 @@ def test_a_ca_whose_parts_do_not_fit_is_refused_and_no_key_is_quoted() -> None:
     assert load(create_root(TD, utcnow()))
 
 
+@pytest.mark.attack_row(15)
+def test_the_root_of_one_trust_domain_does_not_sign_for_another() -> None:
+    with pytest.raises(AuthorityRefused, match=r"spiffe://other\.example"):
+        load(create_root("other.example", utcnow()))
+
+
 def test_an_intermediate_whose_root_is_missing_names_what_is_wrong() -> None:
     forge, key = Forge(), ec.generate_private_key(ec.SECP256R1())
     files = KeyFiles(key_to_pem(key), intermediate(forge, key), create_root(TD, utcnow()).ca_crt)

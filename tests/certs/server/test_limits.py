@@ -55,9 +55,20 @@ def test_ten_thousand_pods_take_no_more_memory_than_allowed() -> None:
 
 
 def test_a_place_is_free_again_after_a_failure() -> None:
-    places = InFlight(1)
-    with pytest.raises(ZeroDivisionError), places.one():
+    places = InFlight(1, per_source=1)
+    with pytest.raises(ZeroDivisionError), places.one("10.0.0.7"):
         raise ZeroDivisionError
-    with places.one(), pytest.raises(TooMany), places.one():
+    with places.one("10.0.0.7"), pytest.raises(TooMany), places.one("10.0.0.8"):
         pass
     assert places.now == 0
+
+
+def test_one_source_cannot_take_every_place() -> None:
+    places = InFlight(10, per_source=2)
+    with places.one("10.0.0.7"), places.one("10.0.0.7"):
+        with pytest.raises(TooMany, match="in_flight_per_source"), places.one("10.0.0.7"):
+            pass
+        with places.one("10.0.0.8"):
+            assert places.now == 3
+    with places.one("10.0.0.7"):
+        pass

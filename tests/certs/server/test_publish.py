@@ -83,6 +83,19 @@ async def test_a_config_map_that_appears_in_between_is_patched() -> None:
     assert fake.bundle_in("shop") == PEM
 
 
+async def test_an_unreadable_answer_is_survived() -> None:
+    fake = FakeKube()
+    fake.answers["GET", "/api/v1/namespaces"] = (200, "<html>")
+    async with fake.running() as kube:
+        publishing = spawn(
+            keep_published(BundlePublisher(kube, SYSTEM, PEM.encode)), name="publish"
+        )
+        await until(lambda: ("GET", "/api/v1/namespaces") in fake.seen)
+        fake.answers.clear()
+        await until(lambda: fake.bundle_in(SYSTEM) == PEM)
+        await stop(publishing)
+
+
 async def test_one_namespace_that_refuses_does_not_hold_up_the_others() -> None:
     fake = FakeKube()
     for name in ("a", "b", "c"):

@@ -17,6 +17,7 @@ from certs.server.access import ACCESS
 from certs.server.refusals import PUBLIC_TEXT
 from certs.trust.pem import to_pem
 from certs.trust.svid import check_leaf
+from kit.backoff import Backoff
 from kit.clock import utcnow
 from proto import ca_pb2
 from tests.certs.fake_kube import POD_NAME, POD_UID, FakeKube, review
@@ -310,3 +311,38 @@ async def test_a_restarted_ca_has_the_same_root_and_its_old_leaves_stay_good(
     assert list(before.bundle.root_der) == list(after.bundle.root_der)
     leaf = x509.load_der_x509_certificate(before.chain_der[0])
     leaf.verify_directly_issued_by(x509.load_der_x509_certificate(after.bundle.root_der[0]))
+
+
+@pytest.mark.fault_row("CA returns, 500 proxies renew at once")
+async def test_a_crowd_is_shed_and_served_within_seconds(ca: RunningCa) -> None:
+    tokens = [ca.fake.add_pod(name=f"pod-{n}") for n in range(120)]
+    ca.fake.wait = lambda: asyncio.sleep(0.02)
+    shed = 0
+
+    async def insist(token: str) -> None:
+        nonlocal shed
+        backoff = Backoff(first_s=0.2, longest_s=2.0)
+        while True:
+            try:
+                await ca.sign(token)
+                return
+            except grpc.aio.AioRpcError as e:
+                assert_opaque(e, Code.RESOURCE_EXHAUSTED)
+                shed += 1
+                await asyncio.sleep(backoff.next_s())
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*map(insist, tokens))
+    assert {issuance.pod_name for issuance in ca.issued} == {f"pod-{n}" for n in range(120)}
+    assert shed > 0, "the crowd was larger than the limit"
+
+
+async def test_a_slow_api_server_does_not_stop_calls_that_need_none(ca: RunningCa) -> None:
+    token = ca.fake.add_pod()
+    release = asyncio.Event()
+    ca.fake.wait = release.wait
+    waiting = asyncio.gather(*(ca.sign(token) for _ in range(3)))
+    await asyncio.sleep(0.2)
+    assert_opaque(await ca.refusal("garbage"), Code.UNAUTHENTICATED)
+    release.set()
+    assert len(await waiting) == 3
