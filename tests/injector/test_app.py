@@ -184,6 +184,9 @@ def test_the_patch_of_the_bundle_first_tests_whose_webhook_it_is() -> None:
         ("PODLINK_EXEMPT_BY", "port"),
         ("PODLINK_CLUSTER_CIDRS", "10.0.0.1/8"),
         ("PODLINK_LOG_LEVEL", "loud"),
+        ("PODLINK_INJECTOR_LISTEN", "24112"),
+        ("PODLINK_INJECTOR_LISTEN", "::1:24112"),
+        ("PODLINK_INJECTOR_LISTEN", "[::]:70000"),
     ],
 )
 def test_a_wrong_setting_stops_the_program_by_its_name(name: str, value: str) -> None:
