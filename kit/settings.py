@@ -55,7 +55,7 @@ class Settings:
         return self.integer(name, default, low=1, high=65535)
 
     def listen(self, name: str, default: str) -> str:
-        """An address to listen on, `host:port`, an IPv6 host in brackets; port 0 is any free one."""
+        """An address to listen on: `host:port`, IPv6 in brackets; port 0 is any free one."""
         value = self.text(name, default)
         if not _LISTEN.fullmatch(value) or int(value.rpartition(":")[2]) > 65535:
             raise ConfigInvalid(f"{name} must be host:port such as [::]:24111, not {value!r}")
