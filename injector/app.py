@@ -47,14 +47,9 @@ class InjectorServer:
             self._use(svid)
         self._tasks.append(spawn(self.bundle.run(), name="keep the caBundle"))
         await self._runner.setup()
-        host, _, port = self._config.listen.rpartition(":")
+        host, port = read_listen(self._config.listen)
         context = following_context(self._source)
-        # asyncio's "::" takes IPv6 alone; None takes every family that there is.
-        every = host in ("", "[::]")
-        site = web.TCPSite(
-            self._runner, None if every else host.strip("[]"), int(port), ssl_context=context
-        )
-        await site.start()
+        await web.TCPSite(self._runner, host, port, ssl_context=context).start()
         self.port = self._runner.addresses[0][1]
         _log.info("listening", extra={"port": self.port})
 
@@ -64,6 +59,15 @@ class InjectorServer:
 
     def _use(self, svid: Svid) -> None:
         self.bundle.use(svid.material.bundle_pem)
+
+
+def read_listen(text: str) -> tuple[str | None, int]:
+    """Host and port of "host:port". "[::]" is every address of both families, as elsewhere.
+
+    asyncio would bind "::" to IPv6 alone; None is its word for every address.
+    """
+    host, _, port = text.rpartition(":")
+    return (None if host in ("[::]", "") else host.strip("[]")), int(port)
 
 
 async def run(config: InjectorConfig) -> None:

@@ -52,7 +52,7 @@ class InjectorConfig:
             system_namespace=namespace,
             token_path=settings.path("PODLINK_TOKEN_PATH", contract.TOKEN_PATH),
             bundle_path=settings.path("PODLINK_BUNDLE_PATH", contract.BUNDLE_PATH),
-            listen=settings.text("PODLINK_INJECTOR_LISTEN", f"[::]:{contract.INJECTOR_PORT}"),
+            listen=settings.listen("PODLINK_INJECTOR_LISTEN", f"[::]:{contract.INJECTOR_PORT}"),
             log_level=settings.choice(
                 "PODLINK_LOG_LEVEL", "info", frozenset({"debug", "info", "warning", "error"})
             ),

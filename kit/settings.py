@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _DURATION = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>ms|s|m|h|d)?")
+_LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9a-zA-Z.-]+):[0-9]{1,5}", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 
 
@@ -52,6 +53,13 @@ class Settings:
 
     def port(self, name: str, default: int | None = None) -> int:
         return self.integer(name, default, low=1, high=65535)
+
+    def listen(self, name: str, default: str) -> str:
+        """An address to listen on: `host:port`, IPv6 in brackets; port 0 is any free one."""
+        value = self.text(name, default)
+        if not _LISTEN.fullmatch(value) or int(value.rpartition(":")[2]) > 65535:
+            raise ConfigInvalid(f"{name} must be host:port such as [::]:24111, not {value!r}")
+        return value
 
     def seconds(self, name: str, default: float) -> float:
         """A duration such as 500ms, 5s, 10m, 1h or 7d; a bare number counts as seconds."""

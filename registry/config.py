@@ -43,7 +43,7 @@ class RegistryConfig:
             ),
             token_path=settings.path("PODLINK_TOKEN_PATH", contract.TOKEN_PATH),
             bundle_path=settings.path("PODLINK_BUNDLE_PATH", contract.BUNDLE_PATH),
-            listen=settings.text("PODLINK_REGISTRY_LISTEN", f"[::]:{contract.REGISTRY_PORT}"),
+            listen=settings.listen("PODLINK_REGISTRY_LISTEN", f"[::]:{contract.REGISTRY_PORT}"),
             mesh_default=settings.choice("PODLINK_MESH_DEFAULT", "allow-meshed", _MESH_DEFAULTS),
             health_port=settings.port("PODLINK_HEALTH_PORT", 8080),
             proxy_image=settings.text("PODLINK_IMAGE", f"podlink/podlink:{contract.VERSION}"),

@@ -85,7 +85,7 @@ class RegistryService(RegistryServicer):
             leaf = peer_facts(context, self._verify)
             hello = await _hello(requests)
             pod = await self._await_pod(hello.pod_uid)
-            return leaf, admit(hello, leaf, _caller_ip(context), pod)
+            return leaf, admit(hello, leaf, caller_ip(context.peer()), pod)
         except Exception as error:
             # A refusal carries its slug; anything else is refused too, and says no more outside.
             reason = str(getattr(error, "reason", "hello_malformed"))
@@ -139,11 +139,16 @@ async def _write(subscription: Subscription, context: Context) -> None:
         await context.write(response)
 
 
-def _caller_ip(context: Context) -> str:
-    """The address of a gRPC peer, such as "ipv4:10.0.0.7:1234" or "ipv6:%5Bfd00::7%5D:1234"."""
-    peer = context.peer().replace("%5B", "[").replace("%5D", "]")
-    family, _, rest = peer.partition(":")
+def caller_ip(peer: str) -> str:
+    """The canonical address of a gRPC peer, "ipv4:10.0.0.7:1234" or "ipv6:%5Bfd00::7%5D:1234".
+
+    Raises HelloRefused for a peer that has none, such as one on a unix socket.
+    """
+    family, _, rest = peer.replace("%5B", "[").replace("%5D", "]").partition(":")
     host = rest.rpartition(":")[0].strip("[]")
     if family not in ("ipv4", "ipv6"):
         raise HelloRefused("caller_address_unknown", peer)
-    return canonical_ip(host)
+    try:
+        return canonical_ip(host)
+    except ValueError:
+        raise HelloRefused("caller_address_unknown", peer) from None

@@ -93,7 +93,10 @@ class Shop:
 
         thread = threading.Thread(target=sniff, daemon=True)
         thread.start()
-        self._wait_for(f"{stop}.started")
+        deadline = monotonic() + 15
+        while cluster.node_exec(["test", "-e", f"{stop}.started"]).returncode:
+            if monotonic() > deadline or not thread.is_alive():
+                raise NotTrue(f"the packet capture did not start: {report.get('error', '')}")
 
         def verdict() -> str:
             cluster.node_exec(["touch", f"{stop}.stop"])
@@ -110,12 +113,6 @@ class Shop:
             )
 
         yield verdict
-
-    def _wait_for(self, path: str) -> None:
-        deadline = monotonic() + 15
-        while self._cluster.node_exec(["test", "-e", path]).returncode:
-            if monotonic() > deadline:
-                raise NotTrue("the packet capture did not start")
 
     def record(self) -> str:
         """Every order left two links, each told by both sides; the stranger left a denial."""

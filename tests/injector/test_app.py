@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -55,8 +56,8 @@ def configuration() -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def injector(*namespaces: Any) -> AsyncIterator[Injector]:
-    settings = Settings({"PODLINK_INJECTOR_LISTEN": "127.0.0.1:0"})
+async def injector(*namespaces: Any, listen: str = "127.0.0.1:0") -> AsyncIterator[Injector]:
+    settings = Settings({"PODLINK_INJECTOR_LISTEN": listen})
     async with live_api() as (api, kube):
         api.put(CONFIGURATIONS, configuration())
         api.put(NAMESPACES, *namespaces)
@@ -99,6 +100,18 @@ async def test_a_renewed_certificate_is_shown_without_a_restart() -> None:
             )
             tls = writer.get_extra_info("ssl_object")
             assert tls.getpeercert(binary_form=True) == renewed.der
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_the_default_address_answers_in_both_families() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    async with injector(namespace(), listen=f"[::]:{port}") as it:
+        assert it.server.port == port
+        for host in ("127.0.0.1", "::1"):
+            _, writer = await asyncio.open_connection(host, port)
             writer.close()
             await writer.wait_closed()
 
@@ -171,6 +184,9 @@ def test_the_patch_of_the_bundle_first_tests_whose_webhook_it_is() -> None:
         ("PODLINK_EXEMPT_BY", "port"),
         ("PODLINK_CLUSTER_CIDRS", "10.0.0.1/8"),
         ("PODLINK_LOG_LEVEL", "loud"),
+        ("PODLINK_INJECTOR_LISTEN", "24112"),
+        ("PODLINK_INJECTOR_LISTEN", "::1:24112"),
+        ("PODLINK_INJECTOR_LISTEN", "[::]:70000"),
     ],
 )
 def test_a_wrong_setting_stops_the_program_by_its_name(name: str, value: str) -> None:

@@ -13,9 +13,11 @@ from kit.kube import Object
 from kit.settings import Settings
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryStub
+from registry.admit import HelloRefused
 from registry.app import RegistryServer
 from registry.config import RegistryConfig
 from registry.hub import MAX_KEYS
+from registry.service import caller_ip
 from registry.watch import NAMESPACES, PODS, SERVICES, SLICES
 from tests.certs.forge import Forge, Pair
 from tests.kit.live_api import LiveApi, live_api
@@ -336,3 +338,22 @@ async def test_the_registry_forgets_a_stream_that_ended() -> None:
         async with asyncio.timeout(5):
             while it.server.hub.listeners:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("peer", "ip"),
+    [
+        ("ipv4:10.0.0.7:1234", "10.0.0.7"),
+        ("ipv6:[fd00::7]:1234", "fd00::7"),
+        ("ipv6:%5Bfd00::7%5D:1234", "fd00::7"),
+        ("ipv6:[::ffff:10.0.0.7]:1234", "10.0.0.7"),
+    ],
+)
+def test_a_caller_has_one_address_however_grpc_writes_it(peer: str, ip: str) -> None:
+    assert caller_ip(peer) == ip
+
+
+@pytest.mark.parametrize("peer", ["unix:/run/x", "unix:", "", "ipv6:[fe80::1%25eth0]:1", "ipv4::1"])
+def test_a_caller_without_an_address_is_refused(peer: str) -> None:
+    with pytest.raises(HelloRefused, match="caller_address_unknown"):
+        caller_ip(peer)
