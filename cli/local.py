@@ -162,7 +162,9 @@ def delete(name: str, files: tuple[Path, ...]) -> None:
 @click.argument("object_name", required=False)
 @click.option("-n", "--namespace", default="default", show_default=True)
 @click.option("-A", "--all-namespaces", is_flag=True)
-@click.option("-o", "--output", type=click.Choice(["table", "wide", "json", "yaml"]), default="table")
+@click.option(
+    "-o", "--output", type=click.Choice(["table", "wide", "json", "yaml"]), default="table"
+)
 @one_line
 def get(
     name: str,
@@ -195,7 +197,7 @@ def get(
 @click.argument("pod")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @one_line
-def exec(name: str, container: str, pod: str, command: tuple[str, ...]) -> None:  # noqa: A001
+def exec(name: str, container: str, pod: str, command: tuple[str, ...]) -> None:
     """Run a command in NAMESPACE/POD: podlink local exec shop/web -- curl http://api"""
     sys.exit(Cluster.find(name).exec_attached(pod, list(command), container))
 

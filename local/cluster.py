@@ -1,9 +1,9 @@
 """The Python API of a cluster on one machine, for tests, the demo and the CLI. Synchronous.
 
-    with Cluster.up(name="test", manifests=["shop.yaml"]) as cluster:
-        cluster.wait_ready("shop/web")
-        done = cluster.exec("shop/web", ["curl", "-s", "http://api.shop"])
-        assert done.returncode == 0
+with Cluster.up(name="test", manifests=["shop.yaml"]) as cluster:
+    cluster.wait_ready("shop/web")
+    done = cluster.exec("shop/web", ["curl", "-s", "http://api.shop"])
+    assert done.returncode == 0
 """
 
 import json
@@ -165,7 +165,9 @@ class Cluster:
         namespace, _, name = path.rpartition("/")
         return self.client.call("GET", self.client.path(api_version, kind, namespace, name))
 
-    def select(self, kind: str, namespace: str, api_version: str = "v1", **query: str) -> list[Object]:
+    def select(
+        self, kind: str, namespace: str, api_version: str = "v1", **query: str
+    ) -> list[Object]:
         """The objects of a kind in a namespace; `labelSelector` and `fieldSelector` as in the API."""
         answer = self.client.call("GET", self.client.path(api_version, kind, namespace), **query)
         found: list[Object] = answer["items"]
@@ -325,7 +327,7 @@ def _wait_for_report(fd: int, supervisor: "subprocess.Popen[bytes]") -> dict[str
 
 
 def _as_raised(answer: Mapping[str, str]) -> Exception:
-    from local import errors  # noqa: PLC0415
+    from local import errors
 
     for kind in (errors.AlreadyRunning, errors.Unusable, errors.BadManifest):
         if answer.get("reason") == kind.reason:

@@ -51,7 +51,7 @@ def _short_path(state: StateDir) -> str:
     path = str(state.control_socket)
     if len(path.encode()) < 104:
         return path
-    import os  # noqa: PLC0415
+    import os
 
     # A socket's path must fit into 108 bytes: go through a descriptor of its directory.
     fd = os.open(state.root, os.O_PATH | os.O_DIRECTORY)

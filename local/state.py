@@ -1,11 +1,11 @@
 """Where a running cluster keeps its few files on the host, one directory per cluster, mode 0700.
 
-    kubeconfig      for kubectl and for `local.client`
-    control.sock    for what the Kubernetes API has no call for: exec with the caller's own stdio
-    cluster.json    name, pid of the supervisor, whether one UID only is mapped
-    lock            held while the supervisor lives, so that a stale directory is known as such
-    cluster.log     what the daemon had to say
-    node/           an empty directory; inside the cluster's mount namespace a tmpfs lies on it
+kubeconfig      for kubectl and for `local.client`
+control.sock    for what the Kubernetes API has no call for: exec with the caller's own stdio
+cluster.json    name, pid of the supervisor, whether one UID only is mapped
+lock            held while the supervisor lives, so that a stale directory is known as such
+cluster.log     what the daemon had to say
+node/           an empty directory; inside the cluster's mount namespace a tmpfs lies on it
 """
 
 import fcntl

@@ -213,7 +213,10 @@ def _keep(
         end()
     _, status = os.waitpid(first, 0)  # returns when the last process of the pid namespace is gone
     if os.getppid() != supervisor:
-        state.remove()  # nobody else is left to do it
+        # Nobody else is left to do it. The node's tmpfs lies in this process's namespace as well.
+        with suppress(OSError):
+            linux.unmount(str(state.node))
+        state.remove()
     code = os.waitstatus_to_exitcode(status)
     os._exit(0 if code in (0, -signal.SIGKILL) else 1)
 

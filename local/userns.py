@@ -65,9 +65,7 @@ def plan() -> IdMaps:
     uid, gid = os.getuid(), os.getgid()
     sub_uid, sub_gid = _sub_range("/etc/subuid", uid), _sub_range("/etc/subgid", uid)
     if sub_uid and sub_gid and shutil.which("newuidmap") and shutil.which("newgidmap"):
-        return IdMaps(
-            ((0, uid, 1), (1, *sub_uid)), ((0, gid, 1), (1, *sub_gid)), by_helper=True
-        )
+        return IdMaps(((0, uid, 1), (1, *sub_uid)), ((0, gid, 1), (1, *sub_gid)), by_helper=True)
     return IdMaps(((0, uid, 1),), ((0, gid, 1),))
 
 

@@ -62,7 +62,9 @@ def applies(webhook: Object, review: Review, obj: Object, namespace: Object | No
         return False
     if resource.key == resources.NAMESPACES.key:
         namespace = obj
-    if namespace is not None and not labels_from_object(webhook.get("namespaceSelector"))(namespace):
+    if namespace is not None and not labels_from_object(webhook.get("namespaceSelector"))(
+        namespace
+    ):
         return False
     return labels_from_object(webhook.get("objectSelector"))(obj)
 
@@ -81,7 +83,7 @@ class Admission:
     async def admit(self, review: Review, obj: Object, warnings: list[str]) -> Object:
         """Return `obj` as the webhooks leave it. Raises ApiError when one denies or must not fail.
 
-        A webhook with `reinvocationPolicy: IfNeeded` is asked again if a later one changed the object.
+        A webhook with `reinvocationPolicy: IfNeeded` is asked again if a later one changed it.
         """
         namespace = self._store.get(resources.NAMESPACES.key, "", review.namespace)
         webhooks = self._webhooks()

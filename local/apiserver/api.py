@@ -19,6 +19,13 @@ from local.errors import ApiError
 from local.objects import Object, dig, is_terminating, timestamp
 
 SERVICE_CIDR = ipaddress.IPv4Network("10.96.0.0/16")
+_KEPT = (
+    "uid",
+    "creationTimestamp",
+    "generation",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+)
 _FIRST_FREE = 100  # the addresses below are for those that ask for one by name
 PATCHES = {
     "application/json-patch+json": json_patch,
@@ -222,7 +229,12 @@ class Api:
             metadata["namespace"] = namespace
         else:
             metadata.pop("namespace", None)
-        return {**obj, "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+        return {
+            **obj,
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": metadata,
+        }
 
     def _check_namespace(self, resource: Resource, namespace: str, metadata: Object) -> None:
         found = self.find(resources.NAMESPACES, "", namespace)
@@ -341,13 +353,8 @@ class Api:
 
 
 def _merged(resource: Resource, old: Object, obj: Object, subresource: str) -> Object:
-    """What an update may change of `old`: never its identity, and status only by its subresource."""
-    kept = {
-        field: old["metadata"][field]
-        for field in ("uid", "creationTimestamp", "generation", "deletionTimestamp")
-        + ("deletionGracePeriodSeconds",)
-        if field in old["metadata"]
-    }
+    """What an update leaves of `old`: always its identity, and all but the status for that one."""
+    kept = {field: old["metadata"][field] for field in _KEPT if field in old["metadata"]}
     if subresource in ("status", "finalize"):
         claimed = obj["metadata"].get("resourceVersion")
         new = {**old, "metadata": {**old["metadata"]}}
@@ -363,9 +370,7 @@ def _merged(resource: Resource, old: Object, obj: Object, subresource: str) -> O
         new.pop("status", None)
         if "status" in old:
             new["status"] = old["status"]
-    if resource.key == resources.PODS.key and "spec" in new:
-        pass
-    elif resource.key == resources.SERVICES.key and isinstance(new.get("spec"), dict):
+    if resource.key == resources.SERVICES.key and isinstance(new.get("spec"), dict):
         new = {**defaults.service(new, old["spec"]["clusterIP"]), "status": old.get("status", {})}
     if new.get("spec") != old.get("spec") and "generation" in kept:
         new["metadata"]["generation"] = kept["generation"] + 1
@@ -393,7 +398,7 @@ def _established(obj: Object) -> Object:
 
 def _encoded(obj: Object) -> Object:
     """A Secret's stringData, moved into data as base64 (it is write-only in the real API too)."""
-    import base64  # noqa: PLC0415
+    import base64
 
     plain = obj.get("stringData") or {}
     data = {key: base64.b64encode(str(text).encode()).decode() for key, text in plain.items()}

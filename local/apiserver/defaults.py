@@ -1,4 +1,4 @@
-"""What the API server fills in before admission, as the real one does. Pure but for random names."""
+"""What the API server fills in before admission. Pure but for random names."""
 
 import secrets
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from local.objects import Object, dig
 
 NODE_NAME = "podlink-node"
-TOKEN_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
+TOKEN_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"
 ROOT_CA = "kube-root-ca.crt"
 """The ConfigMap in every namespace with the API server's CA (RootCAConfigMap publisher)."""
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"

@@ -104,7 +104,7 @@ def _link(api_version: str) -> Object:
 
 
 def _openapi(found: list[Resource]) -> Object:
-    """Just enough for kubectl to see that the server validates fields, so it does not try itself."""
+    """Just enough for kubectl to see that the server validates fields itself."""
     parameter = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
     paths: Object = {}
     schemas: Object = {}

@@ -17,8 +17,19 @@ from local.objects import Object
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, connect=5)
 _NOT_FORWARDED = frozenset(
-    "authorization connection content-length host keep-alive te trailer transfer-encoding upgrade "
-    "proxy-authorization proxy-connection".split()
+    {
+        "authorization",
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
 )
 _CHUNK_BYTES = 65536
 
@@ -37,7 +48,9 @@ def endpoints(store: Store, namespace: str, name: str, port: str) -> list[tuple[
         raise ApiError(400, "BadRequest", f'service "{name}" has no port {port!r}')
     found = []
     for one in slices_of(store, namespace, name):
-        numbers = [p["port"] for p in one["ports"] if p.get("name", "") == chosen[0].get("name", "")]
+        numbers = [
+            p["port"] for p in one["ports"] if p.get("name", "") == chosen[0].get("name", "")
+        ]
         for endpoint in one["endpoints"]:
             if endpoint["conditions"]["ready"] and numbers:
                 found.append((endpoint["addresses"][0], numbers[0]))

@@ -1,4 +1,4 @@
-"""The wire of the API server: who is asking, which object, which verb, and watches as JSON lines."""
+"""The wire of the API server: who asks, for which object and verb; watches as JSON lines."""
 
 import asyncio
 import json
@@ -175,7 +175,7 @@ class HttpApi:
         bookmarks: bool,
         as_table: bool,
     ) -> None:
-        waiting: asyncio.Future[Object] = asyncio.ensure_future(anext(stream))  # noqa: TID251
+        waiting: asyncio.Future[Object] = asyncio.ensure_future(anext(stream))
         try:
             while (left_s := deadline - monotonic()) > 0:
                 await asyncio.wait({waiting}, timeout=min(left_s, _BOOKMARK_EVERY_S))
@@ -186,7 +186,7 @@ class HttpApi:
                         shown = table(resource, [event["object"]], version, utcnow())
                         event = {"type": event["type"], "object": shown}
                     await response.write(_line(event))
-                    waiting = asyncio.ensure_future(anext(stream))  # noqa: TID251
+                    waiting = asyncio.ensure_future(anext(stream))
                 elif bookmarks:
                     await response.write(_line(self._bookmark(resource)))
         finally:

@@ -48,9 +48,7 @@ def make(addresses: list[str]) -> tuple[ssl.SSLContext, str]:
         .sign(ca_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
-    secret = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return _context(secret + leaf.public_bytes(pem)), ca.public_bytes(pem).decode()
 
 

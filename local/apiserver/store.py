@@ -101,9 +101,7 @@ class Store:
         oldest = self._history[0].version if self._history else self.version + 1
         forgot = len(self._history) == self._history.maxlen and version < oldest - 1
         if forgot or version > self.version:
-            raise ApiError(
-                410, "Expired", f"too old resource version: {version} ({oldest})"
-            )
+            raise ApiError(410, "Expired", f"too old resource version: {version} ({oldest})")
         return (e for e in list(self._history) if e.version > version and e.key == key)
 
     def listen(self, listener: Listener) -> Callable[[], None]:

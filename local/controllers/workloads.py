@@ -83,8 +83,7 @@ class WorkloadController:
             obj
             for obj in self._api.store.select(resource.key, namespace_of(owner))
             if any(
-                o.get("uid") == uid_of(owner)
-                for o in obj["metadata"].get("ownerReferences") or ()
+                o.get("uid") == uid_of(owner) for o in obj["metadata"].get("ownerReferences") or ()
             )
         ]
 
@@ -204,9 +203,7 @@ class WorkloadController:
         pod["metadata"]["name"] = name
         identity = {"hostname": name, "subdomain": owner["spec"].get("serviceName", "")}
         pod["spec"] = {**pod["spec"], **{k: v for k, v in identity.items() if v}}
-        return await self._api.create(
-            resources.PODS, namespace_of(owner), pod, user=CONTROLLER
-        )
+        return await self._api.create(resources.PODS, namespace_of(owner), pod, user=CONTROLLER)
 
 
 def _over(pod: Object) -> bool:

@@ -110,14 +110,14 @@ def become(command: Command, stdio: tuple[int, int, int], error: int) -> NoRetur
         os.umask(0o022)
         os.chdir(command["cwd"])
         argv = command["argv"]
-        os.execvpe(argv[0], argv, command["env"])  # noqa: S606 - no shell is wanted
+        os.execvpe(argv[0], argv, command["env"])
     except BaseException as e:
         _give_up(error, e)
 
 
 def _above_stdio(stdio: tuple[int, int, int]) -> list[int]:
     """Copies of the three that cannot be overwritten while they are put in place."""
-    import fcntl  # noqa: PLC0415
+    import fcntl
 
     return [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in stdio]
 

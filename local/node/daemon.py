@@ -57,7 +57,9 @@ def needed_paths() -> tuple[str, ...]:
         *(path for path in sys.path if Path(path).is_dir()),
     }
     wanted = sorted(p for p in paths if p != "/" and not p.startswith("/usr/"))
-    return tuple(p for p in wanted if p != "/usr" and not any(p.startswith(f"{q}/") for q in wanted))
+    return tuple(
+        p for p in wanted if p != "/usr" and not any(p.startswith(f"{q}/") for q in wanted)
+    )
 
 
 async def run(plan: dict[str, Any], wire: int) -> None:
@@ -185,7 +187,7 @@ def _allow_paths(state: Path) -> None:
 
 
 def _write_kubeconfig(path: Path, server: str, api: Api) -> None:
-    import base64  # noqa: PLC0415
+    import base64
 
     authority = base64.b64encode(api.root_ca.encode()).decode()
     cluster = {"server": server, "certificate-authority-data": authority}

@@ -102,9 +102,7 @@ class _Datagrams(asyncio.DatagramProtocol):
             return  # not a query: there is nobody to answer
 
 
-async def _stream(
-    names: Names, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
+async def _stream(names: Names, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while True:
             async with asyncio.timeout(_TCP_IDLE_S):

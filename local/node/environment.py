@@ -20,8 +20,7 @@ _PYTHONS = frozenset({"python", "python3"})
 _REFERENCE = re.compile(r"\$(\$|\((?P<name>[A-Za-z_.-][\w.-]*)\))")
 _KEYED = re.compile(r"metadata\.(?P<kind>labels|annotations)\['(?P<key>[^']+)'\]")
 _ROOT_CAPABILITIES = frozenset(
-    "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW "
-    "SYS_CHROOT MKNOD AUDIT_WRITE SETFCAP".split()
+    ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE", "NET_RAW", "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "SETFCAP"]
 )
 """What container runtimes leave to root (containerd's default set)."""
 
@@ -110,7 +109,9 @@ def _from_source(source: Object, lookup: Lookup) -> dict[str, str]:
             if values is None:
                 if ref.get("optional"):
                     return {}
-                raise ConfigMissing(f'envFrom: {field.removesuffix("Ref")} "{ref["name"]}" not found')
+                raise ConfigMissing(
+                    f'envFrom: {field.removesuffix("Ref")} "{ref["name"]}" not found'
+                )
             return {f"{source.get('prefix', '')}{k}": v for k, v in values.items()}
     return {}
 

@@ -182,7 +182,7 @@ def main(daemon_argv: list[str], env: dict[str, str], keep: list[int], lifeline:
             os.set_inheritable(fd, True)
         container.reset_signals()
         argv = [*daemon_argv, str(theirs.fileno())]
-        os.execve(sys.executable, argv, env)  # noqa: S606 - no shell is wanted
+        os.execve(sys.executable, argv, env)
     theirs.close()
     for fd in keep:
         os.close(fd)

@@ -89,9 +89,7 @@ class Kubelet:
     def _is_running(self, worker: PodWorker, container: str) -> bool:
         if uid_of(worker.pod) not in self._workers:
             return False
-        return any(
-            c.spec["name"] == container and not c.state.finished for c in worker.containers
-        )
+        return any(c.spec["name"] == container and not c.state.finished for c in worker.containers)
 
     async def _trim_logs(self) -> None:
         """Logs lie in memory: one that has grown too large begins anew."""

@@ -76,12 +76,13 @@ class Container:
                 self.state.finished = True
                 self._context.changed()
                 return code
-            self.state.last_ended, self.state.restarts = self.state.ended, self.state.restarts + 1
+            self.state.last_ended = self.state.ended
             words = f"back-off {backoff_s:g}s restarting container {self.spec['name']}"
             self.state.waiting = ("CrashLoopBackOff", words)
             self._context.event("Warning", "BackOff", words)
             self._context.changed()
             await asyncio.sleep(backoff_s)
+            self.state.restarts += 1
             backoff_s = min(_LONGEST_BACKOFF_S, backoff_s * 2)
 
     def _policy(self) -> str:

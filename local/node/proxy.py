@@ -78,7 +78,9 @@ def ruleset(found: Sequence[Frontend]) -> str:
         branches = []
         for index, (ip, port) in enumerate(front.endpoints):
             branches.append(f"{index} : goto svc{number}_{index}")
-            chains.append(f"chain svc{number}_{index} {{ meta l4proto {front.protocol} dnat to {ip}:{port}; }}")
+            chains.append(
+                f"chain svc{number}_{index} {{ meta l4proto {front.protocol} dnat to {ip}:{port}; }}"
+            )
         pick = f"numgen random mod {len(front.endpoints)} vmap {{ {', '.join(branches)} }}"
         chains.append(f"chain svc{number} {{ {pick}; }}")
     hairpins = [f"{ip} . {ip}" for ip in pods]

@@ -67,9 +67,7 @@ class Spawner:
         """Start a command inside the container whose first pid is `inside`, or on the node itself."""
         return await self._start({"do": "exec", "inside": inside}, command, stdio)
 
-    async def _start(
-        self, request: dict[str, Any], spec: Command, stdio: Sequence[int]
-    ) -> Process:
+    async def _start(self, request: dict[str, Any], spec: Command, stdio: Sequence[int]) -> Process:
         described = os.memfd_create("spec", os.MFD_CLOEXEC)
         said, error = os.pipe()
         try:

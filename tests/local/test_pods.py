@@ -19,8 +19,14 @@ def test_a_container_runs_as_its_user_with_no_capability_and_a_clean_environment
     security = {"runAsUser": 24100, "runAsGroup": 24200}
     cluster.apply(pod("user", sleeper(securityContext=security, env=[{"name": "A", "value": "1"}])))
     cluster.wait_ready("default/user")
-    done = cluster.exec("default/user", ["sh", "-c", "id -u; id -g; cat /proc/1/status /proc/self/status |"
-              " sed -n 's/^CapEff:.//p'; env"])
+    done = cluster.exec(
+        "default/user",
+        [
+            "sh",
+            "-c",
+            "id -u; id -g; cat /proc/1/status /proc/self/status | sed -n 's/^CapEff:.//p'; env",
+        ],
+    )
     uid, gid, first_process, capabilities, *env = done.stdout.splitlines()
     assert int(capabilities, 16) == 0
     assert int(first_process, 16) == 1 << CAPABILITIES.index("KILL")
@@ -89,8 +95,12 @@ def test_the_downward_api_and_config_maps_reach_the_container_and_follow_changes
         f"{ip} config-red-$(X)\nred"
     )
     cluster.apply(config.replace("red", "blue"))
-    _until(lambda: cluster.exec("default/config", ["cat", mounts[0]["mountPath"] + "/colour"]).stdout
-           == "blue")
+    _until(
+        lambda: (
+            cluster.exec("default/config", ["cat", mounts[0]["mountPath"] + "/colour"]).stdout
+            == "blue"
+        )
+    )
 
 
 def test_init_containers_run_in_order_and_wait_for_a_sidecar_to_have_started(

@@ -35,7 +35,8 @@ def test_a_cluster_ip_spreads_over_its_endpoints_and_keeps_the_source_address(
 ) -> None:
     script = "for i in $(seq 40); do curl -s -m 5 http://api.shop; echo; done"
     answers = [
-        line.split() for line in shop.exec("default/client", ["sh", "-c", script]).stdout.splitlines()
+        line.split()
+        for line in shop.exec("default/client", ["sh", "-c", script]).stdout.splitlines()
     ]
     counts = Counter(name for name, _ in answers)
     assert set(counts) == {"api-0", "api-1"}
