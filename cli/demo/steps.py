@@ -8,7 +8,7 @@ import json
 import secrets
 import shutil
 import subprocess
-import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -52,7 +52,9 @@ class Shop:
             names = [c["name"] for c in pod["spec"].get("initContainers", ())]
             if names[:2] != ["podlink-capture", "podlink-proxy"]:
                 raise NotTrue(f"pod {pod['metadata']['name']} was not injected: {names}")
-        return f"web, api and store ({self.store}) run, each with its sidecar; stranger runs without"
+        return (
+            f"web, api and store ({self.store}) run, each with its sidecar; stranger runs without"
+        )
 
     def plain_code(self) -> str:
         """The app's code says http:// and nothing of TLS."""
@@ -81,10 +83,12 @@ class Shop:
     @contextmanager
     def watched(self) -> Iterator[Callable[[], str]]:
         """While this lasts every packet in the node's network is looked at; then call what it gives."""
+        with tempfile.TemporaryDirectory(prefix="podlink-demo-") as folder:
+            yield self._watch(Path(folder) / "sniff")
+
+    def _watch(self, path: Path) -> Callable[[], str]:
         cluster, report = self._cluster, dict[str, Any]()
-        name = secrets.token_hex(4)
-        stop = f"/run/podlink-sniff-{name}"
-        argv = ["python", "-m", "cli.demo.sniff", stop, self._secret, self._control]
+        argv = ["python", "-m", "cli.demo.sniff", str(path), self._secret, self._control]
 
         def sniff() -> None:
             done = cluster.node_exec(argv, timeout_s=60)
@@ -94,12 +98,12 @@ class Shop:
         thread = threading.Thread(target=sniff, daemon=True)
         thread.start()
         deadline = monotonic() + 15
-        while cluster.node_exec(["test", "-e", f"{stop}.started"]).returncode:
+        while cluster.node_exec(["test", "-e", f"{path}.started"]).returncode:
             if monotonic() > deadline or not thread.is_alive():
                 raise NotTrue(f"the packet capture did not start: {report.get('error', '')}")
 
         def verdict() -> str:
-            cluster.node_exec(["touch", f"{stop}.stop"])
+            cluster.node_exec(["touch", f"{path}.stop"])
             thread.join(20)
             if "seen" not in report:
                 raise NotTrue(f"the capture did not work: {report.get('error', 'no report')}")
@@ -112,7 +116,7 @@ class Shop:
                 f"in them, not a byte of the shop's"
             )
 
-        yield verdict
+        return verdict
 
     def record(self) -> str:
         """Every order left two links, each told by both sides; the stranger left a denial."""
@@ -125,7 +129,9 @@ class Shop:
             if monotonic() > deadline:
                 raise NotTrue(problem)
             threading.Event().wait(0.2)
-        return f"{len(self.seen)} links are recorded, mutual TLS between the shop's pods by both sides"
+        return (
+            f"{len(self.seen)} links are recorded, mutual TLS between the shop's pods by both sides"
+        )
 
     def _lacks(self) -> str:
         for source, destination in (("web", "api"), ("api", "store")):
