@@ -1,7 +1,8 @@
 """One podlink data plane for the bench: static certificates and resolver, all else real.
 
     python -m bench.podlink_sidecar \\
-        outbound --listen 127.0.0.1:P --target 127.0.0.1:Q --app 127.0.0.1:R --certs DIR --otlp 127.0.0.1:S
+        outbound --listen 127.0.0.1:P --target 127.0.0.1:Q --app 127.0.0.1:R \\
+        --certs DIR --otlp 127.0.0.1:S
     python -m bench.podlink_sidecar \\
         inbound --listen 127.0.0.1:Q --app 127.0.0.1:R --certs DIR --otlp 127.0.0.1:S
 
@@ -35,7 +36,7 @@ from pathlib import Path
 
 import uvloop
 
-import sidecar.app  # noqa: F401 - so that the memory measured is that of a pod's sidecar
+import sidecar.app
 import sidecar.dataplane.outbound
 from bench.certificates import FAR_IDENTITY, NEAR_IDENTITY
 from certs.client.ca import CaClient  # noqa: F401 - likewise

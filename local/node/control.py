@@ -18,7 +18,7 @@ from kit.tasks import spawn
 from local.errors import ApiError, LocalError
 from local.linux import CAPABILITIES
 from local.node.container import Command
-from local.node.environment import SOURCE_ROOT, PATH, interpreted
+from local.node.environment import PATH, SOURCE_ROOT, interpreted
 from local.node.kubelet import Kubelet
 from local.node.spawner import Process, Spawner
 

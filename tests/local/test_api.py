@@ -72,7 +72,9 @@ def test_kubectl_applies_shows_changes_reads_logs_and_deletes(cluster: Cluster) 
     text = namespace("ctl") + pod("one", container, namespace="ctl", labels={"a": "b"})
     applied = _kubectl(cluster, "apply", "-f", "-", feed=text)
     assert applied.stdout.splitlines() == ["namespace/ctl created", "pod/one created"]
-    ready = _kubectl(cluster, "-n", "ctl", "wait", "--for=condition=Ready", "pod/one", "--timeout=9s")
+    ready = _kubectl(
+        cluster, "-n", "ctl", "wait", "--for=condition=Ready", "pod/one", "--timeout=9s"
+    )
     assert ready.returncode == 0, ready.stderr
     shown = _kubectl(cluster, "-n", "ctl", "get", "pods", "-l", "a=b").stdout.splitlines()
     assert shown[0].split() == ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]
@@ -116,7 +118,9 @@ def test_a_mutating_webhook_in_a_pod_is_called_over_https_through_its_service(
     cluster: Cluster,
 ) -> None:
     key_and_chain, ca = _certificate("hook.hooks.svc")
-    cluster.apply(namespace("hooks") + namespace("guarded").replace("{name", "{labels: {g: y}, name"))
+    cluster.apply(
+        namespace("hooks") + namespace("guarded").replace("{name", "{labels: {g: y}, name")
+    )
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -238,7 +242,12 @@ def test_custom_resources_are_served_once_they_are_defined(cluster: Cluster) -> 
             "scope": "Namespaced",
             "names": {"plural": "linkpolicies", "kind": "LinkPolicy"},
             "versions": [
-                {"name": "v1alpha1", "served": True, "storage": True, "subresources": {"status": {}}}
+                {
+                    "name": "v1alpha1",
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                }
             ],
         },
     }
