@@ -49,9 +49,7 @@ class Kube:
     def in_cluster(cls) -> Self:
         """As the pod's own service account; raises ConfigException outside a pod."""
         configuration = Configuration()
-        kubernetes_config.load_incluster_config(
-            client_configuration=configuration
-        )
+        kubernetes_config.load_incluster_config(client_configuration=configuration)
         return cls(configuration)
 
     @classmethod

@@ -33,13 +33,13 @@ class Watched:
 
     async def until(self, count: int) -> list[Change]:
         async with asyncio.timeout(5):
-            while len(self.changes) < count:  # noqa: ASYNC110
+            while len(self.changes) < count:
                 await asyncio.sleep(0.005)
         return self.changes
 
     async def until_asked(self, count: int) -> list[dict[str, str]]:
         async with asyncio.timeout(5):
-            while len(self.api.asked) < count:  # noqa: ASYNC110
+            while len(self.api.asked) < count:
                 await asyncio.sleep(0.005)
         return self.api.asked
 

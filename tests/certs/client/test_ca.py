@@ -36,7 +36,7 @@ async def run(client: CaClient) -> AsyncIterator[CaClient]:
 
 async def until(condition: Any, seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - it is another end's state
+        while not condition():
             await asyncio.sleep(0.02)
 
 

@@ -17,7 +17,7 @@ SYSTEM = "podlink-system"
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - it is another end's state
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -31,7 +31,7 @@ async def watching(ca: RunningCa, token: str) -> AsyncIterator[Any]:
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - it is another end's state
+        while not condition():
             await asyncio.sleep(0.01)
 
 

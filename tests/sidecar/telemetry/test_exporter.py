@@ -35,7 +35,7 @@ async def exporting(config: TelemetryConfig) -> AsyncIterator[LinkExporter]:
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - other threads and processes change it
+        while not condition():
             await asyncio.sleep(0.02)
 
 
