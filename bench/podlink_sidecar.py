@@ -50,6 +50,7 @@ from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Listener
 from sidecar.dataplane.outbound import OutboundLink
+from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
 from sidecar.directory import Answer, Found, Own, Workload
@@ -131,13 +132,14 @@ async def run(args: argparse.Namespace) -> None:
             endpoint=args.otlp, plaintext=True, resource=PodResource(pod=own, namespace="bench")
         )
     )
+    poller = Poller(loop)
     plane = Plane(
-        loop=loop,
+        poller=poller,
         own=Own("bench", own, own, frozenset({"192.0.2.1"})),
         directory=StaticDirectory(),
         verify=SvidChecker("cluster.local"),
         report=exporter.report,
-        pool=Pool(loop, monotonic),
+        pool=Pool(poller, monotonic),
         trust=trust(Path(args.certs), own, identity),
         policy=POLICIES,
         tunnel_only=True,
@@ -152,7 +154,7 @@ async def run(args: argparse.Namespace) -> None:
     if near:
         sidecar.dataplane.outbound.INBOUND_PORT = address(args.target)[1]
     listener = Listener(
-        loop, sockets.listen(*address(args.listen)), accepted if near else arrivals.accepted
+        poller, sockets.listen(*address(args.listen)), accepted if near else arrivals.accepted
     )
     exporter.start()
     await stopping.wait()
