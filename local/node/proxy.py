@@ -11,7 +11,7 @@ from kit.tasks import spawn, stop
 from local.apiserver import resources
 from local.apiserver.store import Event, Store
 from local.node import tools
-from local.node.network import SERVICE_CIDR
+from local.node.network import DNS_IP, SERVICE_CIDR
 from local.objects import Object, dig, labels_of, name_of, namespace_of
 
 _SERVICE_NAME = "kubernetes.io/service-name"
@@ -36,7 +36,7 @@ def frontends(services: Iterable[Object], slices: Sequence[Object]) -> list[Fron
     found = []
     for service in services:
         address = dig(service, "spec", "clusterIP", default="None")
-        if address in ("None", ""):
+        if address in ("None", "", DNS_IP):
             continue
         own = by_service.get((namespace_of(service), name_of(service)), [])
         for port in dig(service, "spec", "ports", default=[]):
@@ -78,9 +78,8 @@ def ruleset(found: Sequence[Frontend]) -> str:
         branches = []
         for index, (ip, port) in enumerate(front.endpoints):
             branches.append(f"{index} : goto svc{number}_{index}")
-            chains.append(
-                f"chain svc{number}_{index} {{ meta l4proto {front.protocol} dnat to {ip}:{port}; }}"
-            )
+            target = f"meta l4proto {front.protocol} dnat to {ip}:{port}"
+            chains.append(f"chain svc{number}_{index} {{ {target}; }}")
         pick = f"numgen random mod {len(front.endpoints)} vmap {{ {', '.join(branches)} }}"
         chains.append(f"chain svc{number} {{ {pick}; }}")
     hairpins = [f"{ip} . {ip}" for ip in pods]
@@ -99,7 +98,7 @@ def ruleset(found: Sequence[Frontend]) -> str:
         "chain output { type nat hook output priority -100; " + lookup + " @services; }",
         "chain postrouting { type nat hook postrouting priority srcnat;"
         " ip saddr . ip daddr @hairpins masquerade; }",
-        f"chain unserved {{ {lookup} @refused; ip daddr {SERVICE_CIDR} goto refuse; }}",
+        f"chain unserved {{ ip daddr {DNS_IP} return; {lookup} @refused; ip daddr {SERVICE_CIDR} goto refuse; }}",
         "chain forward { type filter hook forward priority filter; jump unserved; }",
         "chain own { type filter hook output priority filter; jump unserved; }",
         "}",
