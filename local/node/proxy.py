@@ -98,7 +98,8 @@ def ruleset(found: Sequence[Frontend]) -> str:
         "chain output { type nat hook output priority -100; " + lookup + " @services; }",
         "chain postrouting { type nat hook postrouting priority srcnat;"
         " ip saddr . ip daddr @hairpins masquerade; }",
-        f"chain unserved {{ ip daddr {DNS_IP} return; {lookup} @refused; ip daddr {SERVICE_CIDR} goto refuse; }}",
+        f"chain unserved {{ ip daddr {DNS_IP} return; {lookup} @refused;"
+        f" ip daddr {SERVICE_CIDR} goto refuse; }}",
         "chain forward { type filter hook forward priority filter; jump unserved; }",
         "chain own { type filter hook output priority filter; jump unserved; }",
         "}",

@@ -62,6 +62,19 @@ def test_the_host_is_read_only_and_homes_are_not_there(cluster: Cluster) -> None
     assert "/home" in done.stderr
 
 
+def test_a_read_only_root_leaves_only_volumes_to_write_to(cluster: Cluster) -> None:
+    mounts = [{"name": "own", "mountPath": "/run/own"}, {"name": "own", "mountPath": "/tmp"}]
+    container = sleeper(
+        securityContext={"readOnlyRootFilesystem": True, "runAsUser": 24100}, volumeMounts=mounts
+    )
+    cluster.apply(pod("frozen", container, volumes=[{"name": "own", "emptyDir": {}}]))
+    cluster.wait_ready("default/frozen")
+    script = "touch /run/own/a && ls /tmp; touch /var/tmp/b; touch /run/c"
+    done = cluster.exec("default/frozen", ["sh", "-c", script])
+    assert done.stdout == "a\n"
+    assert done.stderr.count("Read-only file system") == 2
+
+
 def test_the_downward_api_and_config_maps_reach_the_container_and_follow_changes(
     cluster: Cluster,
 ) -> None:
