@@ -1,11 +1,13 @@
 """The three kinds of patch, by their documents' own examples."""
 
+from typing import Any
+
 import pytest
 
 from local.apiserver.patch import json_patch, merge_patch, strategic_merge
 from local.errors import ApiError
 
-POD = {
+POD: dict[str, Any] = {
     "metadata": {"labels": {"a": "1", "b": "2"}},
     "spec": {"containers": [{"name": "app", "image": "x"}, {"name": "side", "image": "y"}]},
 }
