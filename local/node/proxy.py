@@ -86,6 +86,14 @@ table {_TABLE} {{
     ip saddr . ip daddr @hairpins masquerade
   }}
   chain forward {{ type filter hook forward priority filter; jump unserved; }}
+  chain queries {{
+    type filter hook prerouting priority raw
+    ip daddr {DNS_IP} udp dport 53 notrack
+  }}
+  chain answers {{
+    type filter hook output priority raw
+    ip saddr {DNS_IP} udp sport 53 notrack
+  }}
   chain own {{ type filter hook output priority filter; jump unserved; }}
 }}
 """
