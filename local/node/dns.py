@@ -131,4 +131,5 @@ async def serve(store: Store, address: str, port: int = 53) -> None:
 def resolv_conf(namespace: str) -> str:
     """A pod's /etc/resolv.conf under dnsPolicy ClusterFirst."""
     search = f"{namespace}.svc.{DOMAIN} svc.{DOMAIN} {DOMAIN}"
-    return f"nameserver {DNS_IP}\nsearch {search}\noptions ndots:5 timeout:1 attempts:3 single-request\n"
+    options = "ndots:5 timeout:1 attempts:3 single-request"
+    return f"nameserver {DNS_IP}\nsearch {search}\noptions {options}\n"

@@ -26,6 +26,7 @@ Were it translated like other ClusterIPs, the kernel would now and then drop one
 """
 NODE_IP = str(POD_CIDR[1])
 NODE_IP6 = str(POD_CIDR6[1])
+_BRIDGE_MAC = "0a:58:0a:f4:00:01"
 _SYSCTLS = {
     "ipv4/ip_forward": "1",
     "ipv6/conf/all/forwarding": "1",
@@ -71,7 +72,9 @@ class Network:
             _set(name, value)
         batch = [
             "link set lo up",
-            f"link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0",
+            # Without an address of its own a bridge takes the lowest of its ports', and changes it
+            # under the pods that have just learnt it when a new pod comes.
+            f"link add {BRIDGE} address {_BRIDGE_MAC} type bridge forward_delay 0 mcast_snooping 0",
             f"addr add {NODE_IP}/{POD_CIDR.prefixlen} dev {BRIDGE}",
             f"addr add {NODE_IP6}/{POD_CIDR6.prefixlen} dev {BRIDGE} nodad",
             f"link set {BRIDGE} up",
