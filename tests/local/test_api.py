@@ -91,8 +91,8 @@ def test_kubectl_applies_shows_changes_reads_logs_and_deletes(cluster: Cluster) 
 def test_a_deployment_replaces_its_pods_when_its_template_changes(cluster: Cluster) -> None:
     def deployment(colour: str) -> str:
         container = sleeper(env=[{"name": "COLOUR", "value": colour}])
-        template = {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [container]}}
-        template["spec"]["terminationGracePeriodSeconds"] = 1
+        pod_spec = {"containers": [container], "terminationGracePeriodSeconds": 1}
+        template = {"metadata": {"labels": {"app": "d"}}, "spec": pod_spec}
         selector = {"matchLabels": {"app": "d"}}
         spec = {"replicas": 2, "selector": selector, "template": template}
         head = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}
@@ -118,9 +118,8 @@ def test_a_mutating_webhook_in_a_pod_is_called_over_https_through_its_service(
     cluster: Cluster,
 ) -> None:
     key_and_chain, ca = _certificate("hook.hooks.svc")
-    cluster.apply(
-        namespace("hooks") + namespace("guarded").replace("{name", "{labels: {g: y}, name")
-    )
+    guarded = namespace("guarded").replace("{name", "{labels: {g: y}, name")
+    cluster.apply(namespace("hooks") + guarded)
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -153,7 +152,7 @@ def test_a_mutating_webhook_in_a_pod_is_called_over_https_through_its_service(
     assert "seen-by" not in cluster.get("Pod", "default/elsewhere")["metadata"]["annotations"]
 
     cluster.apply(_configuration(_certificate("hook.hooks.svc")[1]))  # somebody else's CA
-    with pytest.raises(BadManifest, match='failed calling webhook "hook.podlink.test"'):
+    with pytest.raises(BadManifest, match=r'failed calling webhook "hook.podlink.test"'):
         cluster.apply(pod("unheard", namespace="guarded"))
     cluster.apply(_configuration(ca, failurePolicy="Ignore"))
     cluster.client.call("DELETE", "/api/v1/namespaces/hooks/pods/hook", gracePeriodSeconds="0")
@@ -241,14 +240,7 @@ def test_custom_resources_are_served_once_they_are_defined(cluster: Cluster) -> 
             "group": "podlink.dev",
             "scope": "Namespaced",
             "names": {"plural": "linkpolicies", "kind": "LinkPolicy"},
-            "versions": [
-                {
-                    "name": "v1alpha1",
-                    "served": True,
-                    "storage": True,
-                    "subresources": {"status": {}},
-                }
-            ],
+            "versions": [{"name": "v1alpha1", "storage": True, "subresources": {"status": {}}}],
         },
     }
     policy = (
