@@ -38,8 +38,8 @@ class TunnelSplice:
         "_ended",
         "_far_ended",
         "_fd",
-        "_poller",
         "_near_ended",
+        "_poller",
         "_read_size",
         "_reading",
         "from_near",
@@ -228,7 +228,7 @@ class TunnelSplice:
 class _Half:
     """One direction of a RawSplice."""
 
-    __slots__ = ("_backlog", "_poller", "_over", "_reading", "_source", "_target", "ended", "moved")
+    __slots__ = ("_backlog", "_over", "_poller", "_reading", "_source", "_target", "ended", "moved")
 
     def __init__(
         self,
