@@ -92,7 +92,7 @@ async def pod(tmp_path: Path) -> AsyncIterator[tuple[Pod, FakeKube]]:
     await runner.cleanup()
 
 
-@pytest.mark.fault_row("CA restart")
+@pytest.mark.fault_row("ca-restart")
 async def test_it_starts_publishes_survives_a_kill_and_ends_with_0(
     pod: tuple[Pod, FakeKube],
 ) -> None:

@@ -39,7 +39,7 @@ async def test_enrolled_namespaces_get_it_now_and_later_and_others_never() -> No
     assert fake.bundle_in("default") is None
 
 
-@pytest.mark.fault_row("Watch 410 Gone")
+@pytest.mark.fault_row("watch-gone")
 async def test_after_410_it_lists_again_and_misses_nobody() -> None:
     fake = FakeKube()
     fake.add_namespace("shop")
