@@ -1,6 +1,6 @@
 """Draws docs/img/demo.svg from a real run of the demo: `python scripts/demo_picture.py < typescript`.
 
-    script -qec "podlink demo --no-stay" /tmp/typescript; python scripts/demo_picture.py < /tmp/typescript
+script -qec "podlink demo --no-stay" /tmp/typescript; python scripts/demo_picture.py < /tmp/typescript
 """
 
 import io
