@@ -36,8 +36,6 @@ from pathlib import Path
 
 import uvloop
 
-import sidecar.app
-import sidecar.dataplane.outbound
 from bench.certificates import FAR_IDENTITY, NEAR_IDENTITY
 from certs.client.ca import CaClient  # noqa: F401 - likewise
 from certs.trust.contexts import TlsMaterial
@@ -152,7 +150,7 @@ async def run(args: argparse.Namespace) -> None:
         OutboundLink(plane, sock, ip, port).start_upstream("far.bench", app_port)
 
     if near:
-        sidecar.dataplane.outbound.INBOUND_PORT = address(args.target)[1]
+        plane.tunnel_port = address(args.target)[1]
     listener = Listener(
         poller, sockets.listen(*address(args.listen)), accepted if near else arrivals.accepted
     )

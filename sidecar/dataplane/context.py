@@ -8,6 +8,7 @@ from random import Random, SystemRandom
 from typing import Protocol
 
 from kit.clock import monotonic, unix_ns, unix_s
+from sidecar.contract import INBOUND_PORT
 from sidecar.dataplane.choose import Affinity, Ejections
 from sidecar.dataplane.handshake import Verify
 from sidecar.dataplane.poller import Poller
@@ -64,6 +65,8 @@ class Plane:
     """Addresses in here are asked of the registry; the rest is external without asking."""
     mark: int = 0
     """SO_MARK for our own connections; 0 where capture exempts us by UID."""
+    tunnel_port: int = INBOUND_PORT
+    """Where peers in `localhost` mode take tunnels."""
     tunnel_only: bool = False
     """`mode: localhost`: peers dial our inbound port, and OPEN names the app's."""
     now: Callable[[], float] = monotonic

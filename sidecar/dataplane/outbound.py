@@ -12,7 +12,7 @@ import socket
 from typing import Final
 
 from certs.trust.identity import WorkloadIdentity
-from sidecar.contract import INBOUND_PORT, OWN_PORTS
+from sidecar.contract import OWN_PORTS
 from sidecar.dataplane.choose import choose, eligible
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
@@ -227,7 +227,7 @@ class OutboundLink:
         record.destination_identity = str(pod.identity)
         self._set_destination(ip, port)
         self._identity = pod.identity
-        self._peer_port = INBOUND_PORT if pod.tunnel_only else port
+        self._peer_port = self._plane.tunnel_port if pod.tunnel_only else port
         return self._read_first()
 
     def _read_first(self) -> None:

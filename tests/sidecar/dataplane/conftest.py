@@ -126,9 +126,7 @@ StartPair = Callable[[int], Pair]
 
 
 @pytest.fixture
-async def start_pair(
-    make_side: MakeSide, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[StartPair]:
+async def start_pair(make_side: MakeSide) -> AsyncIterator[StartPair]:
     """Call it with the app's port: `pair = start_pair(port)`."""
     listeners: list[Listener] = []
     pairs: list[Pair] = []
@@ -138,7 +136,7 @@ async def start_pair(
         arrivals = Arrivals(far.plane)
         inbound = sockets.listen("127.0.0.1", 0)
         inbound_port = inbound.getsockname()[1]
-        monkeypatch.setattr("sidecar.dataplane.outbound.INBOUND_PORT", inbound_port)
+        near.plane.tunnel_port = inbound_port
         listeners.append(Listener(far.plane.poller, inbound, arrivals.accepted))
         near.directory.entries["api.shop"] = Workload(
             "uid", "shop", "api-0", API, ("127.0.0.1",), tunnel_only=True
