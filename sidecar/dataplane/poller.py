@@ -7,7 +7,6 @@ takes it out of an epoll. The loop itself watches only this epoll.
 """
 
 import asyncio
-import logging
 import select
 from collections.abc import Callable
 from typing import Final
@@ -18,7 +17,6 @@ _READS: Final = ~_OUT
 _WRITES: Final = _OUT | select.EPOLLERR | select.EPOLLHUP
 _HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP
 _BATCH: Final = 256
-_log = logging.getLogger(__name__)
 
 Ready = Callable[[], None]
 
@@ -97,11 +95,13 @@ class Poller:
                     ready()
                 if events & _WRITES and (ready := writers.get(fd)) is not None:
                     ready()
-            except Exception:
-                _log.exception("a link failed in a way it never should", extra={"fd": fd})
-                self._stop(fd)
+            except Exception as e:
+                self._broken(fd, e)
 
-    def _stop(self, fd: int) -> None:
-        """Watch a socket no more whose callback is broken: it would be called forever."""
+    def _broken(self, fd: int, error: Exception) -> None:
+        """Our own code failed. Tell the loop, and watch that socket no more: its callback would be
+        called, and fail, forever."""
+        told = {"message": f"a callback of socket {fd} failed", "exception": error}
+        self._loop.call_exception_handler(told)
         self.remove_reader(fd)
         self.remove_writer(fd)
