@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import figures
 from bench.haproxy import HaproxyPair
 from bench.proxies import NoProxy, Site
 from bench.rounds import Bench, Plan
@@ -47,8 +46,6 @@ def test_a_run_gives_each_proxy_a_sample_per_round_and_leaves_nothing_behind(sit
         }, name
     assert len(pids) == 2
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-    costs = {one.kind.name: one.values["haproxy"].median for one in figures(bench.samples)}
-    assert costs["cpu_per_connection"] > costs["cpu_per_request"] > 0
     assert costs["memory_idle"] > costs["memory_idle_anonymous"] > 0
 
 
