@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.figures import figures
 from bench.haproxy import HaproxyPair
 from bench.proxies import NoProxy, Site
 from bench.rounds import Bench, Plan
