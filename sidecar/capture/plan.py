@@ -4,8 +4,8 @@ One table of our own, of family inet, so that IPv4 and IPv6 stand or fall togeth
 rules are touched. Loading it deletes and makes it anew in one transaction: running twice changes
 nothing, and there is no moment without rules (nft(8), "ATOMICITY").
 
-Outward, a connection passes untouched if the proxy itself made it (by UID and GID, or by socket mark
-where only one UID exists), if it stays on 127.0.0.0/8 or ::1, or if its port or subnet is skipped;
+Outward, a connection passes untouched if the proxy itself made it (by UID and GID; by socket mark and
+the control plane's ports where only one UID exists, on a laptop), if it stays on 127.0.0.0/8 or ::1, or if its port or subnet is skipped;
 the pod's own IP is captured like any other, so that a pod that calls itself leaves a record.
 Inward, only what comes from another network namespace is captured, and never our health port.
 """
@@ -15,16 +15,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sidecar.contract import (
+    CA_PORT,
     HEALTH_PORT,
     INBOUND_PORT,
+    OTLP_GRPC_PORT,
     OUTBOUND_PORT,
     PROXY_GID,
     PROXY_MARK,
     PROXY_UID,
+    REGISTRY_PORT,
 )
 from sidecar.ports import NO_PORTS, PortSet
 
 TABLE = "podlink"
+CONTROL_PORTS = (CA_PORT, REGISTRY_PORT, OTLP_GRPC_PORT)
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -61,6 +65,9 @@ class CapturePlan:
             rules.append(f"meta skuid {PROXY_UID} meta skgid {PROXY_GID} accept")
         else:
             rules.append(f"meta mark {PROXY_MARK:#x} accept")
+            # gRPC offers no way to mark its sockets, so where marks must do, what goes to the control
+            # plane's ports is exempt whoever sends it.
+            rules.append(f"tcp dport {{ {', '.join(map(str, CONTROL_PORTS))} }} accept")
         rules += ["ip daddr 127.0.0.0/8 accept", "ip6 daddr ::1 accept"]
         if self.skip_outbound:
             rules.append(f"tcp dport {{ {_ports(self.skip_outbound)} }} accept")
