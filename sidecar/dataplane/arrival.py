@@ -16,12 +16,12 @@ from sidecar.dataplane.context import Plane
 from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
 from sidecar.dataplane.inbound import InboundTunnel, new_record
 from sidecar.dataplane.plaintext import PlaintextLink
-from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
 from sidecar.dataplane.tunnel import RECORD, Tunnel
 from sidecar.directory import EXTERNAL, Found, Workload
 from sidecar.errors import Denied, HandshakeTimeout, NotReady, OwnPort, SidecarError
 from sidecar.policy.authorise import authorise
 from sidecar.report import LinkRecord
+from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
 from sidecar.wire.client_hello import FirstBytes, classify
 from sidecar.wire.session import Role
 
@@ -96,7 +96,9 @@ class Arrival:
 
     def start(self) -> None:
         to_port = self._to[1]
-        if to_port in OWN_PORTS and not self._plane.tunnel_only:
+        if to_port in self._plane.upstream_ports or (
+            to_port in OWN_PORTS and not self._plane.tunnel_only
+        ):
             return self._turn_away(OwnPort(f"{self._ip} dialled port {to_port}, podlink's own"))
         loop = self._plane.loop
         self._deadline = loop.call_later(TIMEOUT_S, self._too_late)

@@ -63,6 +63,9 @@ class Plane:
     """SO_MARK for our own connections; 0 where capture exempts us by UID."""
     tunnel_only: bool = False
     """`mode: localhost`: peers dial our inbound port, and OPEN names the app's."""
+    upstream_ports: frozenset[int] = frozenset()
+    """Local ports of `upstreams`. What listens there is our own way out, under our own identity:
+    never an app that a peer may reach."""
     now: Callable[[], float] = monotonic
     unix_ns: Callable[[], int] = unix_ns
     unix_s: Callable[[], float] = unix_s
