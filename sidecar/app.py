@@ -70,6 +70,7 @@ class Sidecar:
             cluster_networks=config.cluster_networks,
             mark=config.mark,
             tunnel_only=config.mode == "localhost",
+            upstream_ports=frozenset(upstream.local_port for upstream in config.upstreams),
         )
         self._arrivals = Arrivals(self._plane)
         self._watch = Watch(self._plane, self._arrivals)

@@ -78,7 +78,8 @@ class HandshakeTimeout(PeerError):
 class PeerLost(PeerError):
     """The tunnel broke before the link had ended on both sides.
 
-    `orderly`: by a FIN, so that all the peer had sent has been read.
+    `orderly`: the peer said by TLS that it closes, so all that it had sent has been read. A FIN says
+    nothing of the kind: whoever sits on the path may send one, and hold back what came before it.
     """
 
     reason = "peer_lost"

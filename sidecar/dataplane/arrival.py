@@ -96,7 +96,9 @@ class Arrival:
 
     def start(self) -> None:
         to_port = self._to[1]
-        if to_port in OWN_PORTS and not self._plane.tunnel_only:
+        if to_port in self._plane.upstream_ports or (
+            to_port in OWN_PORTS and not self._plane.tunnel_only
+        ):
             return self._turn_away(OwnPort(f"{self._ip} dialled port {to_port}, podlink's own"))
         poller = self._plane.poller
         self._deadline = poller.call_later(TIMEOUT_S, self._too_late)

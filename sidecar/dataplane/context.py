@@ -69,6 +69,9 @@ class Plane:
     """Where peers in `localhost` mode take tunnels."""
     tunnel_only: bool = False
     """`mode: localhost`: peers dial our inbound port, and OPEN names the app's."""
+    upstream_ports: frozenset[int] = frozenset()
+    """Local ports of `upstreams`. What listens there is our own way out, under our own identity:
+    never an app that a peer may reach."""
     now: Callable[[], float] = monotonic
     unix_ns: Callable[[], int] = unix_ns
     unix_s: Callable[[], float] = unix_s

@@ -83,6 +83,13 @@ class InboundTunnel:
 
     def tunnel_lost(self, error: SidecarError) -> None:
         self._kept.discard(self)
+        if not isinstance(error, PeerLost):  # with no link to tell of it, nobody would know
+            record = new_record(self.plane, (self._tunnel.peer_ip, self._tunnel.peer_port), self.to)
+            describe_peer(record, self._tunnel)
+            record.verdict, record.close = "denied", "protocol_error"
+            record.reason, record.error = error.reason, str(error)
+            record.end_ns = self.plane.unix_ns()
+            self.plane.report(record)
 
     def tunnel_control(self, kind: int, payload: bytes) -> None:
         if kind == OPEN:
@@ -110,11 +117,7 @@ class InboundLink:
         record.trace_id, record.parent_span_id = opening.trace_id, opening.span_id
         record.service, record.endpoint_choice = opening.claimed_service, opening.claimed_choice
         record.pooled = tunnel.links > 0
-        peer = tunnel.peer
-        record.source_identity = tunnel.peer_name
-        record.peer_serial, record.peer_sha256 = peer.serial, peer.sha256
-        record.peer_not_after = int(peer.not_after.timestamp())
-        record.direct, record.tls_cipher = tunnel.direct, tunnel.cipher
+        describe_peer(record, tunnel)
         tunnel.links += 1
         plane.live.add(self)
         if plane.draining:
@@ -130,7 +133,7 @@ class InboundLink:
         record.destination_port = opening.port
         try:
             self._permit = permit = authorise(
-                peer.identity, tunnel.peer_ip, opening.port, plane.policy
+                tunnel.peer.identity, tunnel.peer_ip, opening.port, plane.policy
             )
         except Denied as e:
             return self._refuse(DENIED, e, "denied")
@@ -140,9 +143,9 @@ class InboundLink:
     def _right_port(self, port: int) -> bool:
         """A captured connection goes to the very port it was dialled for, so that NetworkPolicies
         keep their meaning; none of our own ports is ever an app's."""
-        if self._plane.tunnel_only:
-            return port not in OWN_PORTS
-        return port == self.record.original_port
+        if port in OWN_PORTS or port in self._plane.upstream_ports:
+            return False
+        return self._plane.tunnel_only or port == self.record.original_port
 
     def _connect_app(self, permit: Permit) -> None:
         """To the address that was dialled, then to loopback: apps may listen on it alone."""
@@ -186,7 +189,7 @@ class InboundLink:
         if not record.destination_ip:
             record.destination_ip = app.getpeername()[0]
         record.verdict, record.security = "allowed", "mtls"
-        # Before the app sees a byte: a dialler that reads our FIN without it may try elsewhere.
+        # Before the app sees a byte: a dialler that reads our close without it may try elsewhere.
         tunnel.send(ACCEPT, encode_accept(record.trace_id, record.span_id))
         self._splice = splice = TunnelSplice(plane.poller, app, tunnel, self._ended)
         tunnel.user = splice
@@ -284,3 +287,12 @@ def new_record(plane: Plane, peer: tuple[str, int], to: tuple[str, int]) -> Link
     if isinstance(known, Workload):
         record.source_pod = known.pod
     return record
+
+
+def describe_peer(record: LinkRecord, tunnel: Tunnel) -> None:
+    """Who is at the other end of the tunnel, by its checked leaf."""
+    peer = tunnel.peer
+    record.source_identity = tunnel.peer_name
+    record.peer_serial, record.peer_sha256 = peer.serial, peer.sha256
+    record.peer_not_after = int(peer.not_after.timestamp())
+    record.direct, record.tls_cipher = tunnel.direct, tunnel.cipher

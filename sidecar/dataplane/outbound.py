@@ -141,9 +141,15 @@ class OutboundLink:
             self.record.service = found.key
             return self._next_endpoint()
         ip = self.record.original_ip
+        if not ip and isinstance(found, Workload) and found.ips:
+            ip = found.ips[0]
+        if not ip:  # an upstream: to connect to "" would be to connect to ourselves
+            return self._fail(
+                NoEndpoints("the cluster knows no such Service or pod, or no address")
+            )
         if isinstance(found, Workload):
             self.record.endpoint_choice = "pod-ip"
-            return self._to_pod(found, ip or found.ips[0], port)
+            return self._to_pod(found, ip, port)
         self.record.endpoint_choice = "external"
         return self._to_external(ip, port)
 
@@ -190,6 +196,7 @@ class OutboundLink:
     ) -> None:
         record = self.record
         record.security, record.reason = security, reason
+        record.destination_identity = ""  # an earlier attempt may have gone to a meshed endpoint
         self._set_destination(ip, port)
         record.attempts += 1
         connect = Connect(self._plane, ip, port, timeout_s, self._connected)
@@ -207,7 +214,8 @@ class OutboundLink:
         assert near is not None
         self._plane.link_opened(record.destination_ip, record.destination_port)
         self._splice = splice = RawSplice(self._plane.poller, near, sock, self._raw_ended)
-        return splice.start()
+        held, self._held = self._held, b""
+        return splice.start(held)  # read for a tunnel, which then did not come about
 
     def _raw_ended(self, splice: RawSplice, close: str, error: SidecarError | None) -> None:
         self._plane.link_closed(self.record.destination_ip, self.record.destination_port)
@@ -275,7 +283,9 @@ class OutboundLink:
     def _wait_for_certificate(self) -> None:
         """Hold the connection until our first certificate comes; expired ones are never used."""
         now = self._plane.now()
-        self._wait_until = self._wait_until or now + CERTIFICATE_WAIT_S
+        if not self._wait_until:
+            self._wait_until = now + CERTIFICATE_WAIT_S
+            self._plane.pool.pass_on(self._key())  # whoever waits behind us would wait for ever
         if now >= self._wait_until:
             return self._fail(NotReady("no valid certificate of our own: is the CA reachable?"))
         self._plane.poller.call_later(_CERTIFICATE_POLL_S, self._dial_again)
@@ -330,9 +340,9 @@ class OutboundLink:
             self._fail(PeerLost("the peer reset the link before it accepted it"))
 
     def tunnel_lost(self, error: SidecarError) -> None:
-        """Before ACCEPT. After a FIN all that the peer said has been read, and it was no ACCEPT: its
-        app saw nothing, so the link may be tried again. After anything else only if nothing of the
-        app's was sent."""
+        """Before ACCEPT. After the peer's close by TLS all that it said has been read, and it was no
+        ACCEPT: its app saw nothing, so the link may be tried again. After anything else, a FIN too,
+        only if nothing of the app's was sent: an ACCEPT may have been held back on the way."""
         pooled = self.record.pooled
         self._forget_tunnel()
         self._plane.pool.pass_on(self._key())

@@ -14,7 +14,7 @@ from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.errors import PeerLost, SidecarError
 from sidecar.sockets import reset
-from sidecar.wire.frames import DATA, END, END_FRAME, HEADER, RESET
+from sidecar.wire.frames import DATA, END, END_FRAME, HEADER, OPEN, RESET
 from sidecar.wire.opening import APP_RESET, RESETS, decode_code, encode_code
 
 _BUFFER: Final = bytearray(256 * 1024)
@@ -39,6 +39,7 @@ class TunnelSplice:
         "_far_ended",
         "_fd",
         "_near_ended",
+        "_next",
         "_poller",
         "_read_size",
         "_reading",
@@ -60,6 +61,8 @@ class TunnelSplice:
         self._ended = ended
         self._backlog: bytearray | None = None
         self._near_ended = self._far_ended = self._reading = False
+        self._next: list[tuple[int, bytes]] | None = None
+        """Frames of the tunnel's next link, which came while our own last bytes still wait."""
         self._read_size = FIRST_READ
         self.from_near = 0
         self.to_near = 0
@@ -146,7 +149,10 @@ class TunnelSplice:
 
     def tunnel_data(self, piece: memoryview) -> None:
         if self._backlog is not None:
-            self._backlog += piece
+            if self._next is not None:
+                self._next.append((DATA, bytes(piece)))
+            else:
+                self._backlog += piece
             return self.tunnel.pause()
         try:
             sent = self.near.send(piece)
@@ -180,7 +186,12 @@ class TunnelSplice:
         return self.tunnel.resume()
 
     def tunnel_control(self, kind: int, payload: bytes) -> None:
-        if kind == END:
+        if kind == OPEN or self._next is not None:
+            # Both sides have said END, so the peer may begin anew before our near side has taken
+            # all of this link: not a byte of the next one may go there.
+            self._next = [*(self._next or ()), (kind, payload)]
+            self.tunnel.pause()
+        elif kind == END:
             self._far_ended = True
             if self._backlog is None:
                 self._shut_near()
@@ -191,10 +202,26 @@ class TunnelSplice:
 
     def _shut_near(self) -> None:
         if self._near_ended:
-            return self._finish("fin", None)
+            self._finish("fin", None)
+            return self._hand_on()
         with contextlib.suppress(OSError):  # it may be gone; reading will tell
             self.near.shutdown(socket.SHUT_WR)
         return self.tunnel.resume()
+
+    def _hand_on(self) -> None:
+        """The tunnel has another user now: give it what came for it, and let it read again."""
+        tunnel, frames, self._next = self.tunnel, self._next or (), None
+        try:
+            for kind, payload in frames:
+                if tunnel.closed:
+                    return None
+                if kind == DATA:
+                    tunnel.user.tunnel_data(memoryview(payload))
+                else:
+                    tunnel.user.tunnel_control(kind, payload)
+        except SidecarError as e:
+            return tunnel.lose(e)
+        return tunnel.resume()
 
     # --- the end ----------------------------------------------------------------------------
 

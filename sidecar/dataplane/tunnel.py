@@ -8,6 +8,7 @@ One receive buffer and one plaintext buffer serve every tunnel of the process; n
 between two events.
 """
 
+import contextlib
 import socket
 import ssl
 from typing import Final, Protocol
@@ -23,6 +24,10 @@ FIRST_CHUNK: Final = 2 * RECORD
 MAX_CHUNK: Final = 16 * RECORD
 """Bytes asked of one receive: grows to this while a tunnel fills them, because the BIO of a tunnel
 keeps the size it once had."""
+MAX_OWED: Final = 1 << 20
+"""Encrypted bytes that may wait in the BIO behind a write that the kernel did not take whole. One
+chunk of a link is a quarter of it; more piles up only if the peer asks for answers (KeyUpdate) and
+does not read them."""
 
 _received = memoryview(bytearray(MAX_CHUNK))
 _plain = memoryview(bytearray(MAX_CHUNK))
@@ -56,6 +61,7 @@ class Tunnel:
         "_outgoing",
         "_paused",
         "_poller",
+        "_pong_due",
         "_reader",
         "_sock",
         "_ssl",
@@ -97,6 +103,7 @@ class Tunnel:
         """What the kernel did not take; more waits encrypted in the BIO."""
         self._chunk = FIRST_CHUNK
         self._paused = False
+        self._pong_due = False
         self.session = Session(role)
         self.peer = peer
         """Who is at the other end: the facts of its checked leaf."""
@@ -129,7 +136,12 @@ class Tunnel:
 
     def write(self, frames: bytes | bytearray | memoryview) -> bool:
         """Send whole frames. False: the peer is slow; write no DATA before `tunnel_writable`."""
-        self._ssl.write(frames)
+        try:
+            self._ssl.write(frames)
+        except ssl.SSLError as e:
+            # Half a KeyUpdate from the peer is enough. Told later, as in `_flush`.
+            self._poller.call_soon(self.lose, ProtocolViolation(f"TLS: {e.reason}"))
+            return True
         if self._backlog is not None:
             return False
         return self._flush()
@@ -147,7 +159,7 @@ class Tunnel:
             sent = 0
         except OSError as e:
             # Told later: whoever is writing must not find itself closed underneath.
-            self._poller.call_soon(self._lost, PeerLost(f"send: {e.strerror}"))
+            self._poller.call_soon(self.lose, PeerLost(f"send: {e.strerror}"))
             return True
         if sent == len(out):
             return True
@@ -162,13 +174,17 @@ class Tunnel:
         except BlockingIOError:
             return None
         except OSError as e:
-            return self._lost(PeerLost(f"send: {e.strerror}"))
+            return self.lose(PeerLost(f"send: {e.strerror}"))
         if sent < len(self._backlog):
             self._backlog = self._backlog[sent:]
             return None
         self._backlog = None
         self._poller.remove_writer(self._fd)
-        if not self._outgoing.pending or self._flush():
+        if self._pong_due:
+            self._answer()
+        elif self._outgoing.pending:
+            self._flush()
+        if self._backlog is None:
             self.user.tunnel_writable()
         return None
 
@@ -196,9 +212,9 @@ class Tunnel:
         except BlockingIOError:
             return None
         except OSError as e:
-            return self._lost(PeerLost(f"receive: {e.strerror}"))
-        if not size:
-            return self._lost(PeerLost("the peer closed the tunnel", orderly=True))
+            return self.lose(PeerLost(f"receive: {e.strerror}"))
+        if not size:  # a bare FIN: anybody on the path can say that
+            return self.lose(PeerLost("the peer's connection ended"))
         self._incoming.write(_received[:size])
         if size == self._chunk and size < MAX_CHUNK:
             self._chunk = size * 2
@@ -209,25 +225,44 @@ class Tunnel:
         incoming, read = self._incoming, self._ssl.read
         try:
             while incoming.pending and not self._paused:
-                size = 0
+                size, got = 0, 1
                 try:
                     while incoming.pending and size <= _PLAIN_FULL:
-                        got = read(RECORD, _plain[size:])
+                        got = read(RECORD, _plain[size:])  # type: ignore[assignment]
                         if not got:
-                            return self._lost(PeerLost("the peer closed the tunnel", orderly=True))
-                        size += got  # type: ignore[operator]
+                            break
+                        size += got
                 except ssl.SSLWantReadError:
                     pass
-                if not size:
-                    return None
-                self._reader.feed(_plain[:size], self)
+                if size:
+                    self._reader.feed(_plain[:size], self)
                 if self.closed:
                     return None
+                if not got:
+                    return self.lose(PeerLost("the peer closed the tunnel", orderly=True))
+                if not size:
+                    break
+            if self._pong_due or self._outgoing.pending:
+                self._answer()
         except SidecarError as e:
-            self._lost(e)
+            self.lose(e)
         except ssl.SSLError as e:
-            self._lost(PeerLost(f"TLS: {e.reason}"))
+            self.lose(PeerLost(f"TLS: {e.reason}"))
         return None
+
+    def _answer(self) -> None:
+        """Send what we owe the peer: one PONG however many PINGs came, and what TLS itself says.
+
+        Nothing while the peer does not read: it would pile up without bound.
+        """
+        if self._backlog is not None:
+            if self._outgoing.pending > MAX_OWED:
+                self.lose(ProtocolViolation("the peer asks for answers and does not read them"))
+        elif self._pong_due:
+            self._pong_due = False
+            self.write(PONG_FRAME)
+        else:
+            self._flush()
 
     def data(self, piece: memoryview) -> None:
         """FrameSink."""
@@ -243,7 +278,7 @@ class Tunnel:
             return
         self.session.received(kind)
         if kind == PING:
-            self.write(PONG_FRAME)
+            self._pong_due = True
         elif kind != PONG:
             if kind == GOAWAY:
                 self.going_away = True
@@ -252,14 +287,24 @@ class Tunnel:
     # --- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close now, saying nothing to `user`. What the kernel has taken is still delivered."""
+        """Close now, saying nothing to `user`. What the kernel has taken is still delivered.
+
+        The peer is told by TLS that this is the end (RFC 8446, section 6.1), as far as that can
+        be said at once: a dialler that reads it knows that its link was never begun.
+        """
         if self.closed:
             return
         self.closed = True
+        if self._backlog is None and not self._outgoing.pending:
+            with contextlib.suppress(OSError):  # SSLWantReadError: said, and not answered yet
+                self._ssl.unwrap()
+            with contextlib.suppress(OSError):
+                self._sock.send(self._outgoing.read())
         self._poller.forget(self._fd)
         self._sock.close()
 
-    def _lost(self, error: SidecarError) -> None:
+    def lose(self, error: SidecarError) -> None:
+        """The peer, or the way to it, has failed: close, and tell `user`."""
         if not self.closed:
             self.close()
             self.user.tunnel_lost(error)

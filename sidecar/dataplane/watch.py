@@ -28,8 +28,9 @@ class Watch:
         self._timer.cancel()
 
     def _round(self) -> None:
-        self.look()
+        # First the next round: one link that cannot be cut must not keep the others alive.
         self._timer = self._plane.poller.call_later(EVERY_S, self._round)
+        self.look()
 
     def look(self) -> None:
         """One round, now."""

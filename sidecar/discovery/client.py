@@ -133,8 +133,9 @@ class RegistryClient:
 
     def _keep(self, key: str, value: Found) -> None:
         self._found[key] = value
+        # Soon, not now: what goes wrong in a link must not end the stream.
         for answer in self._waiting.pop(key, ()):
-            answer(value)
+            asyncio.get_running_loop().call_soon(answer, value)
         if len(self._found) > MAX_KEYS:
             oldest, _ = self._found.popitem(last=False)
             self._to_send.put_nowait(pb.DiscoverRequest(unsubscribe=pb.Unsubscribe(keys=[oldest])))
