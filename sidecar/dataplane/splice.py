@@ -170,7 +170,8 @@ class TunnelSplice:
 
     def _shut_near(self) -> None:
         if self._near_ended:
-            return self._finish("fin", None)
+            self._finish("fin", None)
+            return self.tunnel.resume()  # paused while the backlog left; its next user reads on
         with contextlib.suppress(OSError):  # it may be gone; reading will tell
             self.near.shutdown(socket.SHUT_WR)
         return self.tunnel.resume()
