@@ -277,6 +277,7 @@ class OutboundLink:
         now = self._plane.now()
         self._wait_until = self._wait_until or now + CERTIFICATE_WAIT_S
         if now >= self._wait_until:
+            self._plane.pool.pass_on(self._key())
             return self._fail(NotReady("no valid certificate of our own: is the CA reachable?"))
         self._plane.loop.call_later(_CERTIFICATE_POLL_S, self._dial_again)
         return None
@@ -284,6 +285,8 @@ class OutboundLink:
     def _dial_again(self) -> None:
         if self._near is not None:
             self._dial()
+        else:
+            self._plane.pool.pass_on(self._key())
 
     def _dialled(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
         self._step = None
