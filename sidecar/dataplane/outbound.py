@@ -58,6 +58,7 @@ class OutboundLink:
     """One link on its dialler's side. It keeps itself alive through the loop's callbacks."""
 
     __slots__ = (
+        "_asked",
         "_deadline",
         "_held",
         "_identity",
@@ -74,6 +75,8 @@ class OutboundLink:
         "record",
     )
 
+    _asked: str
+    """The name that stands behind the app's local port, if that is how the link began."""
     _identity: WorkloadIdentity
     """Who must be at the destination; set once it is known to be meshed."""
     _peer_port: int
@@ -117,6 +120,7 @@ class OutboundLink:
     def start_upstream(self, key: str, port: int) -> None:
         """The app dialled a local port that stands for `key` (a Service or pod name) and `port`."""
         self.record.original_port = port
+        self._asked = key
         self._resolve(key, port)
 
     def _resolve(self, key: str, port: int) -> None:
@@ -145,6 +149,8 @@ class OutboundLink:
         if isinstance(found, Workload):
             self.record.endpoint_choice = "pod-ip"
             return self._to_pod(found, ip or found.ips[0], port)
+        if not ip:
+            return self._fail(NoEndpoints(f"the registry knows no {self._asked}"))
         self.record.endpoint_choice = "external"
         return self._to_external(ip, port)
 
