@@ -23,7 +23,7 @@ from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from sidecar import sockets
 from sidecar.config import SidecarConfig, Upstream
-from sidecar.contract import ALPN, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT
+from sidecar.contract import ALPN, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Accepted, Listener
@@ -67,6 +67,7 @@ class Sidecar:
             allow_external=config.allow_external,
             cluster_networks=config.cluster_networks,
             mark=config.mark,
+            own_ports=OWN_PORTS | {upstream.local_port for upstream in config.upstreams},
             tunnel_only=config.mode == "localhost",
         )
         self._arrivals = Arrivals(self._plane)

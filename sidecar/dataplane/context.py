@@ -9,6 +9,7 @@ from random import Random, SystemRandom
 from typing import Protocol
 
 from kit.clock import monotonic, unix_ns, unix_s
+from sidecar.contract import OWN_PORTS
 from sidecar.dataplane.choose import Affinity, Ejections
 from sidecar.dataplane.handshake import Verify
 from sidecar.dataplane.pool import Pool
@@ -61,6 +62,9 @@ class Plane:
     """Addresses in here are asked of the registry; the rest is external without asking."""
     mark: int = 0
     """SO_MARK for our own connections; 0 where capture exempts us by UID."""
+    own_ports: frozenset[int] = OWN_PORTS
+    """Ports of this pod where we listen ourselves, for tunnels or for the app: no link from outside
+    may end there, or a peer would go out again in this pod's name."""
     tunnel_only: bool = False
     """`mode: localhost`: peers dial our inbound port, and OPEN names the app's."""
     now: Callable[[], float] = monotonic

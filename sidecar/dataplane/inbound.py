@@ -7,7 +7,6 @@ Who the peer is comes from its checked leaf alone, never from what OPEN says.
 
 import socket
 
-from sidecar.contract import OWN_PORTS
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
 from sidecar.sockets import loopback_of
@@ -141,7 +140,7 @@ class InboundLink:
         """A captured connection goes to the very port it was dialled for, so that NetworkPolicies
         keep their meaning; none of our own ports is ever an app's."""
         if self._plane.tunnel_only:
-            return port not in OWN_PORTS
+            return port not in self._plane.own_ports
         return port == self.record.original_port
 
     def _connect_app(self, permit: Permit) -> None:
