@@ -11,6 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -31,9 +32,9 @@ from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
 from sidecar.discovery.client import RegistryClient
-from sidecar.discovery.translate import NotUnderstood, policy_set
+from sidecar.discovery.translate import policy_set
 from sidecar.health import HealthServer
-from sidecar.policy.authorise import PolicySet
+from sidecar.policy.authorise import NOT_TOLD
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.wire.opening import SHUTDOWN
@@ -63,7 +64,7 @@ class Sidecar:
             verify=SvidChecker(config.trust_domain),
             report=self._exporter.report,
             pool=Pool(loop, monotonic),
-            policy=PolicySet(allow_plaintext=config.allow_plaintext),
+            policy=replace(NOT_TOLD, allow_plaintext=config.allow_plaintext),
             allow_external=config.allow_external,
             cluster_networks=config.cluster_networks,
             mark=config.mark,
@@ -154,12 +155,8 @@ class Sidecar:
         )
 
     def _settings_came(self, settings: pb.PodSettings) -> None:
-        try:
-            policy = policy_set(settings)
-        except NotUnderstood as e:
-            _log.error("settings not understood, the old ones stay", extra={"error": str(e)})
-            return
-        self._plane.policy = policy
+        """Raises NotUnderstood, with nothing changed."""
+        self._plane.policy = policy_set(settings)
         self._plane.allow_external = settings.external != "deny"
 
     def _started(self) -> tuple[bool, str]:

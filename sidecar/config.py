@@ -48,7 +48,7 @@ class SidecarConfig:
     """`redirect`: connections are captured. `localhost`: only `upstreams` and direct tunnels."""
     upstreams: tuple[Upstream, ...]
     allow_plaintext: bool
-    """Insecure. Let callers without identity in, until the registry says what the pod asks for."""
+    """Insecure. What the pod asks for; who is let in is known once the registry has spoken."""
     allow_external: bool
     cluster_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
     mark: int
