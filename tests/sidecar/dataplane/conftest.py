@@ -115,6 +115,7 @@ class Pair:
     upstream: tuple[str, int]
     """Where the client connects."""
     app_port: int
+    inbound_port: int
 
     async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await connected(self.upstream)
@@ -160,7 +161,7 @@ async def start_pair(
             OutboundLink(near.plane, sock, ip, port).start_upstream("api.shop", app_port)
 
         listeners.append(Listener(near.plane.loop, outbound, accepted))
-        pair = Pair(near, far, arrivals, outbound.getsockname(), app_port)
+        pair = Pair(near, far, arrivals, outbound.getsockname(), app_port, inbound_port)
         pairs.append(pair)
         return pair
 
