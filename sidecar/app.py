@@ -11,6 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -23,7 +24,7 @@ from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from sidecar import sockets
 from sidecar.config import SidecarConfig, Upstream
-from sidecar.contract import ALPN, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT
+from sidecar.contract import ALPN, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Accepted, Listener
@@ -32,9 +33,9 @@ from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
 from sidecar.discovery.client import RegistryClient
-from sidecar.discovery.translate import NotUnderstood, policy_set
+from sidecar.discovery.translate import policy_set
 from sidecar.health import HealthServer
-from sidecar.policy.authorise import PolicySet
+from sidecar.policy.authorise import NOT_TOLD
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.wire.opening import SHUTDOWN
@@ -65,12 +66,12 @@ class Sidecar:
             verify=SvidChecker(config.trust_domain),
             report=self._exporter.report,
             pool=Pool(poller, monotonic),
-            policy=PolicySet(allow_plaintext=config.allow_plaintext),
+            policy=replace(NOT_TOLD, allow_plaintext=config.allow_plaintext),
             allow_external=config.allow_external,
             cluster_networks=config.cluster_networks,
             mark=config.mark,
+            own_ports=OWN_PORTS | {upstream.local_port for upstream in config.upstreams},
             tunnel_only=config.mode == "localhost",
-            upstream_ports=frozenset(upstream.local_port for upstream in config.upstreams),
         )
         self._arrivals = Arrivals(self._plane)
         self._watch = Watch(self._plane, self._arrivals)
@@ -156,12 +157,8 @@ class Sidecar:
         )
 
     def _settings_came(self, settings: pb.PodSettings) -> None:
-        try:
-            policy = policy_set(settings)
-        except NotUnderstood as e:
-            _log.error("settings not understood, the old ones stay", extra={"error": str(e)})
-            return
-        self._plane.policy = policy
+        """Raises NotUnderstood, with nothing changed."""
+        self._plane.policy = policy_set(settings)
         self._plane.allow_external = settings.external != "deny"
 
     def _started(self) -> tuple[bool, str]:

@@ -12,6 +12,7 @@ from sidecar.contract import (
     ADMIN_SOCKET,
     BUNDLE_PATH,
     DEFAULT_TRUST_DOMAIN,
+    OWN_PORTS,
     PROXY_MARK,
     TOKEN_PATH,
 )
@@ -48,7 +49,7 @@ class SidecarConfig:
     """`redirect`: connections are captured. `localhost`: only `upstreams` and direct tunnels."""
     upstreams: tuple[Upstream, ...]
     allow_plaintext: bool
-    """Insecure. Let callers without identity in, until the registry says what the pod asks for."""
+    """Insecure. What the pod asks for; who is let in is known once the registry has spoken."""
     allow_external: bool
     cluster_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
     mark: int
@@ -97,17 +98,23 @@ def _trust_domain(settings: Settings) -> str:
 def _ips(settings: Settings) -> list[str]:
     raw = settings.text("POD_IPS")
     try:
-        return [str(ipaddress.ip_address(ip.strip())) for ip in raw.split(",") if ip.strip()]
+        found = [str(ipaddress.ip_address(ip.strip())) for ip in raw.split(",") if ip.strip()]
     except ValueError as e:
         raise ConfigInvalid(f"POD_IPS: {e}") from e
+    if not found:
+        raise ConfigInvalid("POD_IPS names no address")
+    return found
 
 
 def _networks(settings: Settings) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     raw = settings.text("PODLINK_CLUSTER_CIDRS", _CLUSTER_CIDRS)
     try:
-        return tuple(ipaddress.ip_network(item.strip()) for item in raw.split(",") if item.strip())
+        found = tuple(ipaddress.ip_network(item.strip()) for item in raw.split(",") if item.strip())
     except ValueError as e:
         raise ConfigInvalid(f"PODLINK_CLUSTER_CIDRS: {e}") from e
+    if not found:  # every pod would count as external, and be dialled in plaintext
+        raise ConfigInvalid("PODLINK_CLUSTER_CIDRS names no network")
+    return found
 
 
 def _upstreams(settings: Settings) -> tuple[Upstream, ...]:
@@ -122,6 +129,8 @@ def _upstreams(settings: Settings) -> tuple[Upstream, ...]:
             raise ConfigInvalid(f"PODLINK_UPSTREAMS: {item!r} is not like 5432=db.prod:5432")
         if "." not in match["host"]:
             raise ConfigInvalid(f"PODLINK_UPSTREAMS: {item!r} needs its namespace: name.namespace")
+        if ports[0] in OWN_PORTS:
+            raise ConfigInvalid(f"PODLINK_UPSTREAMS: {item!r}: port {ports[0]} is podlink's own")
         if ports[0] in found:
             raise ConfigInvalid(f"PODLINK_UPSTREAMS: local port {ports[0]} is named twice")
         found[ports[0]] = Upstream(ports[0], match["host"].removesuffix(".svc"), ports[1])

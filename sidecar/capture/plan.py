@@ -4,9 +4,10 @@ One table of our own, of family inet, so that IPv4 and IPv6 stand or fall togeth
 rules are touched. Loading it deletes and makes it anew in one transaction: running twice changes
 nothing, and there is no moment without rules (nft(8), "ATOMICITY").
 
-Outward, a connection passes untouched if the proxy itself made it (by UID and GID; by socket mark and
-the control plane's ports where only one UID exists, on a laptop), if it stays on 127.0.0.0/8 or ::1, or if its port or subnet is skipped;
-the pod's own IP is captured like any other, so that a pod that calls itself leaves a record.
+Outward, a connection passes untouched if the proxy itself made it (by UID and GID; where only one UID
+exists, on a laptop, by socket mark and by the control plane's ports), if it stays on 127.0.0.0/8 or
+::1, or if its port or subnet is skipped; the pod's own IP is captured like any other, so that a pod
+that calls itself leaves a record.
 Inward, only what comes from another network namespace is captured, and never our health port.
 """
 

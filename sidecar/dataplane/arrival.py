@@ -11,14 +11,21 @@ import asyncio
 import socket
 from typing import Final
 
-from sidecar.contract import ALPN, OWN_PORTS
+from sidecar.contract import ALPN
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
 from sidecar.dataplane.inbound import InboundTunnel, new_record
 from sidecar.dataplane.plaintext import PlaintextLink
 from sidecar.dataplane.tunnel import RECORD, Tunnel
 from sidecar.directory import EXTERNAL, Found, Workload
-from sidecar.errors import Denied, HandshakeTimeout, NotReady, OwnPort, SidecarError
+from sidecar.errors import (
+    Denied,
+    HandshakeTimeout,
+    NotReady,
+    OwnPort,
+    PlaintextDenied,
+    SidecarError,
+)
 from sidecar.policy.authorise import authorise
 from sidecar.report import LinkRecord
 from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
@@ -96,9 +103,7 @@ class Arrival:
 
     def start(self) -> None:
         to_port = self._to[1]
-        if to_port in self._plane.upstream_ports or (
-            to_port in OWN_PORTS and not self._plane.tunnel_only
-        ):
+        if to_port in self._plane.own_ports and not self._plane.tunnel_only:
             return self._turn_away(OwnPort(f"{self._ip} dialled port {to_port}, podlink's own"))
         poller = self._plane.poller
         self._deadline = poller.call_later(TIMEOUT_S, self._too_late)
@@ -190,6 +195,10 @@ class Arrival:
     def _plaintext(self) -> None:
         self._stop()
         plane, record = self._plane, self._record()
+        if self._to[1] in plane.own_ports:  # our inbound port itself: it stands for no app
+            return self._turn_away(
+                PlaintextDenied(f"plaintext from {self._ip} to podlink's own port {self._to[1]}")
+            )
         try:
             permit = authorise(None, self._ip, self._to[1], plane.policy)
         except Denied as e:

@@ -8,7 +8,7 @@ from random import Random, SystemRandom
 from typing import Protocol
 
 from kit.clock import monotonic, unix_ns, unix_s
-from sidecar.contract import INBOUND_PORT
+from sidecar.contract import INBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.choose import Affinity, Ejections
 from sidecar.dataplane.handshake import Verify
 from sidecar.dataplane.poller import Poller
@@ -67,11 +67,11 @@ class Plane:
     """SO_MARK for our own connections; 0 where capture exempts us by UID."""
     tunnel_port: int = INBOUND_PORT
     """Where peers in `localhost` mode take tunnels."""
+    own_ports: frozenset[int] = OWN_PORTS
+    """Ports of this pod where we listen ourselves, for tunnels or for the app: no link from outside
+    may end there, or a peer would go out again in this pod's name."""
     tunnel_only: bool = False
     """`mode: localhost`: peers dial our inbound port, and OPEN names the app's."""
-    upstream_ports: frozenset[int] = frozenset()
-    """Local ports of `upstreams`. What listens there is our own way out, under our own identity:
-    never an app that a peer may reach."""
     now: Callable[[], float] = monotonic
     unix_ns: Callable[[], int] = unix_ns
     unix_s: Callable[[], float] = unix_s

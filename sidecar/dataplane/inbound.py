@@ -7,7 +7,6 @@ Who the peer is comes from its checked leaf alone, never from what OPEN says.
 
 import socket
 
-from sidecar.contract import OWN_PORTS
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
 from sidecar.dataplane.splice import TunnelSplice
@@ -143,7 +142,7 @@ class InboundLink:
     def _right_port(self, port: int) -> bool:
         """A captured connection goes to the very port it was dialled for, so that NetworkPolicies
         keep their meaning; none of our own ports is ever an app's."""
-        if port in OWN_PORTS or port in self._plane.upstream_ports:
+        if port in self._plane.own_ports:
             return False
         return self._plane.tunnel_only or port == self.record.original_port
 

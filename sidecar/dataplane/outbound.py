@@ -58,6 +58,7 @@ class OutboundLink:
 
     __slots__ = (
         "_answer_by",
+        "_asked",
         "_held",
         "_identity",
         "_near",
@@ -73,6 +74,8 @@ class OutboundLink:
         "record",
     )
 
+    _asked: str
+    """The name that stands behind the app's local port, if that is how the link began."""
     _identity: WorkloadIdentity
     """Who must be at the destination; set once it is known to be meshed."""
     _peer_port: int
@@ -116,6 +119,7 @@ class OutboundLink:
     def start_upstream(self, key: str, port: int) -> None:
         """The app dialled a local port that stands for `key` (a Service or pod name) and `port`."""
         self.record.original_port = port
+        self._asked = key
         self._resolve(key, port)
 
     def _resolve(self, key: str, port: int) -> None:
@@ -145,7 +149,7 @@ class OutboundLink:
             ip = found.ips[0]
         if not ip:  # an upstream: to connect to "" would be to connect to ourselves
             return self._fail(
-                NoEndpoints("the cluster knows no such Service or pod, or no address")
+                NoEndpoints(f"the registry knows no {self._asked}, or no address of it")
             )
         if isinstance(found, Workload):
             self.record.endpoint_choice = "pod-ip"
@@ -287,6 +291,7 @@ class OutboundLink:
             self._wait_until = now + CERTIFICATE_WAIT_S
             self._plane.pool.pass_on(self._key())  # whoever waits behind us would wait for ever
         if now >= self._wait_until:
+            self._plane.pool.pass_on(self._key())
             return self._fail(NotReady("no valid certificate of our own: is the CA reachable?"))
         self._plane.poller.call_later(_CERTIFICATE_POLL_S, self._dial_again)
         return None
@@ -294,6 +299,8 @@ class OutboundLink:
     def _dial_again(self) -> None:
         if self._near is not None:
             self._dial()
+        else:
+            self._plane.pool.pass_on(self._key())
 
     def _dialled(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
         self._step = None

@@ -34,7 +34,8 @@ GetChannel = Callable[[], grpc.aio.Channel]
 class RegistryClient:
     """A `sidecar.directory.Directory`. `run` keeps the stream up until it is cancelled.
 
-    `on_settings` is called with what the registry says of this pod itself, at once and on change.
+    `on_settings` is called with what the registry says of this pod itself, at once and on change; it
+    raises NotUnderstood if it cannot put that into force.
     """
 
     def __init__(
@@ -127,8 +128,11 @@ class RegistryClient:
                 continue
             self._keep(entry.key, value)
         if response.HasField("settings"):
-            self._on_settings(response.settings)
-            self.ready.set()
+            try:
+                self._on_settings(response.settings)
+                self.ready.set()
+            except NotUnderstood as e:
+                _log.error("settings not understood, the old ones stay", extra={"error": str(e)})
         self._to_send.put_nowait(pb.DiscoverRequest(ack=pb.Ack(version=response.version)))
 
     def _keep(self, key: str, value: Found) -> None:

@@ -67,6 +67,10 @@ class PolicySet:
     policies: tuple[Policy, ...] = ()
 
 
+NOT_TOLD = PolicySet(mesh_default="not known yet: the registry has not said")
+"""In force until the registry speaks: nobody is let in, since a policy might forbid it."""
+
+
 class Permit(NamedTuple):
     """Proof that `authorise` said yes. The dialler of the app takes a Permit, never a bare port."""
 

@@ -48,7 +48,7 @@ class FakeKube:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Kube]:
         """Serve, and yield a client that talks to it."""
-        runner = web.AppRunner(self.app(), shutdown_timeout=0.2)
+        runner = web.AppRunner(self.app(), handler_cancellation=True, shutdown_timeout=0.2)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"

@@ -77,7 +77,7 @@ async def fake_api(*script: Answer) -> AsyncIterator[tuple[FakeApi, Kube]]:
     api.script.extend(script)
     app = web.Application()
     app.router.add_route("*", "/{anything:.*}", api.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -99,7 +99,7 @@ async def live_api() -> AsyncIterator[tuple[LiveApi, Kube]]:
     api = LiveApi()
     app = web.Application()
     app.router.add_route("*", "/{anything:.*}", api.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]

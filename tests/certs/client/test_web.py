@@ -27,7 +27,7 @@ async def test_each_new_connection_sees_the_present_leaf(forge: Forge) -> None:
         return web.Response(text="ok")
 
     app.router.add_get("/", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.2)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.2)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=following_context(source)).start()
     port = runner.addresses[0][1]

@@ -85,7 +85,7 @@ async def pod(tmp_path: Path) -> AsyncIterator[tuple[Pod, FakeKube]]:
     (tmp_path / "api.pem").write_bytes(leaf.key_pem + leaf.chain_pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "api.pem")
-    runner = web.AppRunner(fake.app(), shutdown_timeout=0.2)
+    runner = web.AppRunner(fake.app(), handler_cancellation=True, shutdown_timeout=0.2)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     yield Pod(tmp_path, runner.addresses[0][1]), fake

@@ -4,6 +4,8 @@ import os
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,8 +91,8 @@ def test_a_huge_certificate_message_is_refused(forge: Forge, good_leaf: Pair) ->
     server = material(forge, good_leaf).server_context()
     chain = good_leaf.chain_pem + forge.root_pem * 2500  # about one megabyte of DER
     huge = material(forge, good_leaf).client_context()
-    path = _memory_file(good_leaf.key_pem + chain)
-    huge.load_cert_chain(path.as_posix())
+    with _memory_file(good_leaf.key_pem + chain) as path:
+        huge.load_cert_chain(path.as_posix())
     with pytest.raises(ssl.SSLError, match="EXCESSIVE_MESSAGE_SIZE"):
         shake(huge, server)
 
@@ -156,7 +158,11 @@ def _target(link: Path) -> str:
         return ""
 
 
-def _memory_file(content: bytes) -> Path:
+@contextmanager
+def _memory_file(content: bytes) -> Iterator[Path]:
     fd = os.memfd_create("test")
-    os.write(fd, content)
-    return Path(f"/proc/self/fd/{fd}")
+    try:
+        os.write(fd, content)
+        yield Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)

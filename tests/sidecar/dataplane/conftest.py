@@ -6,7 +6,7 @@ client connects to `near`'s upstream port. Redirection is not part of this: test
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -52,7 +52,7 @@ class Side:
 
     async def record(self, count: int = 1) -> LinkRecord:
         """The `count`th record of this side, once it is there."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(3):
             while len(self.records) < count:
                 await asyncio.sleep(0.01)
         return self.records[count - 1]
@@ -117,9 +117,23 @@ class Pair:
     upstream: tuple[str, int]
     """Where the client connects."""
     app_port: int
+    inbound_port: int
 
     async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(*self.upstream)
+        return await connected(self.upstream)
+
+
+async def connected(
+    address: tuple[str, int], first: bytes = b""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client's streams; `first` is there before the listener accepts.
+
+    The kernel connects before the listener's loop can turn, so a link that is refused at once is seen
+    as a reset of the connection and never as a failed connect.
+    """
+    sock = socket.create_connection(address)
+    sock.sendall(first)
+    return await asyncio.open_connection(sock=sock)
 
 
 StartPair = Callable[[int], Pair]
@@ -147,7 +161,7 @@ async def start_pair(make_side: MakeSide) -> AsyncIterator[StartPair]:
             OutboundLink(near.plane, sock, ip, port).start_upstream("api.shop", app_port)
 
         listeners.append(Listener(near.plane.poller, outbound, accepted))
-        pair = Pair(near, far, arrivals, outbound.getsockname(), app_port)
+        pair = Pair(near, far, arrivals, outbound.getsockname(), app_port, inbound_port)
         pairs.append(pair)
         return pair
 
@@ -172,3 +186,37 @@ async def serve() -> AsyncIterator[Callable[..., object]]:
     yield start
     for server in servers:
         server.close()
+
+
+Captured = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
+@pytest.fixture
+async def captured(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Captured]:
+    """`await captured(side, ip, port, first)`: the app of `side` dials and has said `first` when its
+    connection arrives, redirected.
+
+    What the kernel would say of the destination is handed in; tests/e2e has the real redirection.
+    """
+    listeners: list[Listener] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def dial(
+        side: Side, ip: str, port: int, first: bytes = b""
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        monkeypatch.setattr("sidecar.dataplane.outbound.original_dst", lambda _: (ip, port))
+        listening = sockets.listen("127.0.0.1", 0)
+
+        def accepted(sock: socket.socket, source_ip: str, source_port: int) -> None:
+            OutboundLink(side.plane, sock, source_ip, source_port).start_redirected()
+
+        listeners.append(Listener(side.plane.poller, listening, accepted))
+        reader, writer = await connected(listening.getsockname(), first)
+        writers.append(writer)
+        return reader, writer
+
+    yield dial
+    for writer in writers:
+        writer.close()
+    for listener in listeners:
+        listener.close()

@@ -11,7 +11,7 @@ import pytest
 
 from certs.trust.contexts import TlsMaterial
 from kit.clock import monotonic
-from sidecar.contract import ALPN
+from sidecar.contract import ALPN, OWN_PORTS
 from sidecar.dataplane import outbound, tunnel
 from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.splice import TunnelSplice
@@ -68,7 +68,7 @@ async def test_a_peer_cannot_go_on_under_our_identity_through_an_upstream_of_our
     tunnel_only: bool, pair: Pair, app: App, forge: Forge
 ) -> None:
     """What listens on an upstream's local port dials on as us: past the policy that names the peer."""
-    pair.far.plane.upstream_ports = frozenset({pair.app_port})
+    pair.far.plane.own_ports = OWN_PORTS | {pair.app_port}
     pair.far.plane.tunnel_only = tunnel_only
     _, writer = await asyncio.open_connection(*inbound_address(pair), ssl=lawful_context(forge))
     writer.write(opening(pair.app_port) + encode(DATA, MARKER))
@@ -76,7 +76,7 @@ async def test_a_peer_cannot_go_on_under_our_identity_through_an_upstream_of_our
     assert (record.verdict, record.reason) == ("denied", "own_port")
     writer.transport.abort()
     assert app.connections == 0
-    pair.far.plane.upstream_ports, pair.far.plane.tunnel_only = frozenset(), True
+    pair.far.plane.own_ports, pair.far.plane.tunnel_only = OWN_PORTS, True
     await honest_link_works(pair)
 
 
@@ -85,7 +85,7 @@ async def test_plaintext_cannot_go_on_under_our_identity_through_an_upstream_of_
     pair: Pair, app: App
 ) -> None:
     port = inbound_address(pair)[1]  # nothing redirects here, so this is where it "was going"
-    pair.far.plane.upstream_ports = frozenset({port})
+    pair.far.plane.own_ports = OWN_PORTS | {port}
     pair.far.plane.policy = PolicySet(allow_plaintext=True)
     with contextlib.suppress(ConnectionError):
         reader, writer = await asyncio.open_connection(*inbound_address(pair))
@@ -93,7 +93,7 @@ async def test_plaintext_cannot_go_on_under_our_identity_through_an_upstream_of_
         assert await reader.read() == b""
         writer.close()
     record = await pair.far.record()
-    assert (record.verdict, record.reason) == ("denied", "own_port")
+    assert (record.verdict, record.reason) == ("denied", "plaintext_denied")
 
 
 @pytest.mark.attack_row(7)

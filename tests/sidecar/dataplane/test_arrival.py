@@ -1,0 +1,204 @@
+"""What becomes of a connection that reaches the pod, where plaintext is let in and where it is not."""
+
+import asyncio
+import contextlib
+import ipaddress
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certs.trust.identity import WorkloadIdentity
+from sidecar import sockets
+from sidecar.dataplane.arrival import Arrivals
+from sidecar.dataplane.listener import Listener
+from sidecar.directory import Workload
+from sidecar.policy.authorise import NOT_TOLD, PolicySet
+from sidecar.ports import PortSet
+from tests.certs.forge import Forge
+from tests.sidecar.dataplane.conftest import API, MakeSide, Side, StartPair, connected
+from tests.sidecar.dataplane.test_link import echo
+
+Serve = Any
+LOOPBACK = "127.0.0.1"
+
+
+class Gate:
+    """The far side alone, with its connections going where a test says (as capture would have it)."""
+
+    def __init__(self, side: Side, address: tuple[str, int]) -> None:
+        self.side, self.address = side, address
+
+
+@pytest.fixture
+async def gate(make_side: MakeSide, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gate]:
+    side = make_side(API, LOOPBACK)
+    side.plane.tunnel_only = False
+    side.plane.policy = PolicySet(allow_plaintext=True)
+    side.plane.cluster_networks = (ipaddress.ip_network("127.0.0.0/8"),)
+    arrivals = Arrivals(side.plane)
+    listening = sockets.listen(LOOPBACK, 0)
+    listener = Listener(side.plane.poller, listening, arrivals.accepted)
+    yield Gate(side, listening.getsockname())
+    listener.close()
+    arrivals.close()
+
+
+def goes_to(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.dataplane.arrival.original_dst", lambda _: (LOOPBACK, port))
+
+
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220 ready\r\n")
+    await reader.read()
+    writer.close()
+
+
+async def ends(reader: asyncio.StreamReader) -> bytes:
+    with contextlib.suppress(ConnectionResetError):
+        return await asyncio.wait_for(reader.read(), 3)
+    return b""
+
+
+async def test_plaintext_that_is_allowed_reaches_the_app_and_its_record_says_so(
+    gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_to(await serve(echo), monkeypatch)
+    reader, writer = await connected(gate.address, b"hello")
+    assert await reader.readexactly(5) == b"hello"
+    writer.close()
+    record = await gate.side.record()
+    assert (record.verdict, record.security, record.reason) == (
+        "allowed",
+        "plaintext",
+        "permissive",
+    )
+    assert (record.bytes_sent, record.bytes_received, record.rule) == (5, 5, "plaintext:allow")
+
+
+@pytest.mark.parametrize("known", ["unmeshed", "skips the port", "asked"])
+async def test_a_client_known_to_be_unmeshed_is_not_waited_for_when_the_server_speaks_first(
+    known: str, gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = await serve(greet)
+    goes_to(port, monkeypatch)
+    identity = WorkloadIdentity("cluster.local", "shop", "old")
+    it = (
+        Workload("u", "shop", "o", identity, (LOOPBACK,), skip_outbound=PortSet.parse(str(port)))
+        if known == "skips the port"
+        else Workload("u", "shop", "old-0", None, (LOOPBACK,))
+    )
+    directory = gate.side.directory
+    directory.entries[LOOPBACK] = it
+    if known == "asked":
+        monkeypatch.setattr(directory, "known", lambda key: None)
+    reader, writer = await connected(gate.address)
+    async with asyncio.timeout(1):
+        assert await reader.readline() == b"220 ready\r\n"
+    writer.close()
+    await gate.side.record()
+
+
+@pytest.mark.attack_row(1)
+async def test_a_client_known_to_be_meshed_must_speak_first_even_where_plaintext_is_allowed(
+    gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.dataplane.arrival.TIMEOUT_S", 0.3)
+    goes_to(await serve(greet), monkeypatch)
+    gate.side.directory.entries[LOOPBACK] = Workload("u", "shop", "web-0", API, (LOOPBACK,))
+    reader, writer = await connected(gate.address)
+    assert await ends(reader) == b""
+    writer.close()
+    assert (await gate.side.record()).reason == "handshake_timeout"
+
+
+async def test_an_app_s_own_tls_passes_as_plaintext_untouched(
+    gate: Gate, serve: Serve, forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaf = forge.leaf(str(API), ips=[LOOPBACK], dns=["app.test"])
+    (tmp_path / "app.pem").write_bytes(leaf.key_pem + leaf.chain_pem)
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    theirs.load_cert_chain(tmp_path / "app.pem")
+    theirs.set_alpn_protocols(["h2"])
+    server = await asyncio.start_server(echo, LOOPBACK, 0, ssl=theirs)
+    goes_to(server.sockets[0].getsockname()[1], monkeypatch)
+    ours = ssl.create_default_context(cadata=forge.root_pem.decode())
+    ours.set_alpn_protocols(["h2"])
+    reader, writer = await asyncio.open_connection(
+        *gate.address, ssl=ours, server_hostname="app.test"
+    )
+    assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
+    writer.write(b"through")
+    assert await reader.readexactly(7) == b"through"
+    writer.close()
+    await writer.wait_closed()
+    record = await gate.side.record()
+    assert (record.security, record.reason) == ("plaintext", "permissive")
+    server.close()
+
+
+@pytest.mark.attack_row(20)
+async def test_plaintext_to_a_port_of_our_own_is_refused_and_does_not_come_round_again(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In localhost mode a peer dials our inbound port itself; plaintext there stands for no app."""
+    gate.side.plane.tunnel_only = True
+    gate.side.plane.own_ports = frozenset({gate.address[1]})
+    reader, writer = await connected(gate.address, b"GET / HTTP/1.1\r\n\r\n")
+    assert await ends(reader) == b""
+    writer.close()
+    await asyncio.sleep(0.1)
+    (record,) = gate.side.records
+    assert (record.verdict, record.reason) == ("denied", "plaintext_denied")
+
+
+@pytest.mark.attack_row(20)
+@pytest.mark.parametrize("tunnel_only", [True, False])
+async def test_a_peer_cannot_go_out_again_through_a_port_that_stands_for_an_upstream(
+    tunnel_only: bool, start_pair: StartPair, serve: Serve
+) -> None:
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise AssertionError("a peer reached the app's own way out")
+
+    pair = start_pair(await serve(never))
+    pair.far.plane.tunnel_only = tunnel_only
+    inbound = pair.inbound_port
+    pair.far.plane.own_ports = frozenset({pair.app_port} if tunnel_only else {inbound})
+    reader, writer = await pair.client()
+    assert await ends(reader) == b""
+    writer.close()
+    record = await pair.far.record()
+    assert (record.verdict, record.reason) == ("denied", "own_port")
+
+
+async def test_nobody_is_let_in_before_the_registry_has_spoken(
+    start_pair: StartPair, serve: Serve
+) -> None:
+    pair = start_pair(await serve(echo))
+    pair.far.plane.policy = NOT_TOLD
+    reader, writer = await pair.client()
+    assert await ends(reader) == b""
+    writer.close()
+    record = await pair.far.record()
+    assert (record.verdict, record.reason) == ("denied", "policy_denied")
+    assert "registry" in record.error
+
+
+async def test_plaintext_to_a_port_where_nothing_listens_says_so(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_to(1, monkeypatch)
+    reader, writer = await connected(gate.address, b"hello")
+    assert await ends(reader) == b""
+    writer.close()
+    assert (await gate.side.record()).reason == "app_unreachable"
+
+
+async def test_a_port_scan_leaves_no_record_and_no_stranger(gate: Gate) -> None:
+    gate.side.plane.policy = PolicySet()
+    _, writer = await connected(gate.address)
+    writer.close()
+    await asyncio.sleep(0.1)
+    assert not gate.side.records

@@ -1,0 +1,416 @@
+"""Where the app's own connections go: through a tunnel, in plaintext, or nowhere."""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from certs.trust.identity import WorkloadIdentity
+from sidecar.contract import OWN_PORTS
+from sidecar.dataplane import outbound
+from sidecar.directory import EXTERNAL, Answer, Endpoint, Found, Own, Service, Workload
+from sidecar.ports import PortSet
+from sidecar.wire.frames import ACCEPT, HEADER, OPEN, REFUSE, encode
+from sidecar.wire.opening import DENIED, UNREACHABLE, encode_accept, encode_code
+from tests.certs.forge import Forge
+from tests.sidecar.dataplane.conftest import API, WEB, Captured, MakeSide, Side, StartPair
+from tests.sidecar.dataplane.tunnels import Peer
+
+Serve = Any
+LOOPBACK = "127.0.0.1"
+
+
+async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(await reader.read(100) + b" back")
+    writer.close()
+
+
+async def echoes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    writer.write(b"there")
+    got = await asyncio.wait_for(reader.read(), 3)
+    writer.close()
+    return got == b"there back"
+
+
+async def is_reset(reader: asyncio.StreamReader) -> bool:
+    try:
+        return await asyncio.wait_for(reader.read(), 3) == b"not a reset"
+    except ConnectionResetError:
+        return True
+
+
+def unmeshed(ip: str = LOOPBACK) -> Workload:
+    return Workload("u", "shop", "old-0", None, (ip,))
+
+
+@pytest.fixture
+async def near(make_side: MakeSide) -> Side:
+    side = make_side(WEB, LOOPBACK)
+    side.plane.cluster_networks = (ipaddress.ip_network("127.0.0.0/8"),)
+    return side
+
+
+def service(*endpoints: Endpoint, port: int) -> Service:
+    return Service("shop", "api", ("10.96.0.9",), frozenset({port}), endpoints)
+
+
+# --- plaintext, where it is right -----------------------------------------------------------------
+
+
+async def test_an_address_outside_the_cluster_is_external_without_asking(
+    near: Side, captured: Captured, serve: Serve
+) -> None:
+    near.plane.cluster_networks = ()
+    port = await serve(hello)
+    assert await echoes(*await captured(near, LOOPBACK, port))
+    record = await near.record()
+    assert (record.verdict, record.security, record.reason) == ("allowed", "plaintext", "external")
+    assert (record.bytes_sent, record.bytes_received, record.close) == (5, 10, "fin")
+
+
+async def test_an_external_address_is_refused_where_the_pod_may_not_leave_the_mesh(
+    near: Side, captured: Captured, serve: Serve
+) -> None:
+    near.plane.cluster_networks, near.plane.allow_external = (), False
+    reader, _ = await captured(near, LOOPBACK, await serve(_never_reached))
+    assert await is_reset(reader)
+    record = await near.record()
+    assert (record.verdict, record.reason, record.attempts) == ("denied", "external_denied", 0)
+
+
+@pytest.mark.parametrize(
+    ("workload", "reason"),
+    [
+        (unmeshed(), "unmeshed_peer"),
+        (Workload("u", "shop", "api-0", API, (LOOPBACK,)), "skip_port"),
+    ],
+)
+async def test_a_pod_without_a_sidecar_or_a_skipped_port_is_reached_in_plaintext_and_it_shows(
+    workload: Workload, reason: str, near: Side, captured: Captured, serve: Serve
+) -> None:
+    port = await serve(hello)
+    if reason == "skip_port":
+        workload = Workload(
+            "u", "shop", "api-0", API, (LOOPBACK,), skip_inbound=PortSet.parse(str(port))
+        )
+    near.directory.entries[LOOPBACK] = workload
+    assert await echoes(*await captured(near, LOOPBACK, port))
+    record = await near.record()
+    assert (record.verdict, record.security, record.reason) == ("allowed", "plaintext", reason)
+    assert record.destination_pod == workload.pod
+
+
+async def test_a_pod_that_dials_itself_stays_on_loopback(
+    near: Side, captured: Captured, serve: Serve
+) -> None:
+    near.plane.own = Own("shop", "web-0", "u", frozenset({LOOPBACK}))
+    assert await echoes(*await captured(near, LOOPBACK, await serve(hello)))
+    record = await near.record()
+    assert (record.security, record.reason, record.endpoint_choice) == ("self", "self", "self")
+
+
+async def test_a_service_whose_endpoint_is_the_pod_itself_stays_on_loopback(
+    near: Side, captured: Captured, serve: Serve
+) -> None:
+    port = await serve(hello)
+    near.plane.own = Own("shop", "web-0", "u", frozenset({LOOPBACK}))
+    near.directory.entries["127.96.0.9"] = service(
+        Endpoint(LOOPBACK, {80: port}, Workload("u", "shop", "web-0", WEB, (LOOPBACK,))), port=80
+    )
+    assert await echoes(*await captured(near, "127.96.0.9", 80))
+    assert (await near.record()).reason == "self"
+
+
+# --- fail closed ----------------------------------------------------------------------------------
+
+
+async def _never_reached(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    raise AssertionError("reached")
+
+
+class SilentDirectory:
+    """The registry is away: nobody answers."""
+
+    def known(self, key: str) -> Found | None:
+        return None
+
+    def ask(self, key: str, answer: Answer) -> None:
+        asyncio.get_running_loop().call_later(0.05, answer, None)
+
+
+@pytest.mark.fault_row("control-plane-down")
+async def test_an_address_of_the_cluster_that_nobody_can_name_is_never_dialled(
+    near: Side, captured: Captured
+) -> None:
+    near.plane.directory = SilentDirectory()
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        listening.settimeout(0.2)
+        reader, _ = await captured(near, LOOPBACK, listening.getsockname()[1])
+        assert await is_reset(reader)
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(listening.accept)
+    record = await near.record()
+    assert (record.verdict, record.reason, record.attempts) == ("failed", "registry_unavailable", 0)
+
+
+@pytest.mark.fault_row("control-plane-down")
+async def test_a_meshed_pod_is_not_dialled_while_we_have_no_certificate(
+    near: Side, captured: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "CERTIFICATE_WAIT_S", 0.2)
+    near.plane.trust = None
+    near.directory.entries[LOOPBACK] = Workload("u", "shop", "api-0", API, (LOOPBACK,))
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        listening.settimeout(0.1)
+        reader, _ = await captured(near, LOOPBACK, listening.getsockname()[1])
+        assert await is_reset(reader)
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(listening.accept)
+    assert (await near.record()).reason == "no_certificate"
+
+
+@pytest.mark.fault_row("start-order")
+async def test_a_link_is_held_until_the_first_certificate_comes(
+    start_pair: StartPair, serve: Serve
+) -> None:
+    pair = start_pair(await serve(hello))
+    trust, pair.near.plane.trust = pair.near.plane.trust, None
+    reader, writer = await pair.client()
+    await asyncio.sleep(0.2)
+    assert not pair.near.records
+    pair.near.plane.trust = trust
+    assert await echoes(reader, writer)
+    writer.close()
+
+
+@pytest.mark.attack_row(20)
+@pytest.mark.parametrize("port", sorted(OWN_PORTS))
+async def test_an_app_that_dials_one_of_our_own_ports_is_refused(
+    port: int, near: Side, captured: Captured
+) -> None:
+    reader, _ = await captured(near, "10.0.0.9", port)
+    assert await is_reset(reader)
+    record = await near.record()
+    assert (record.verdict, record.reason) == ("denied", "own_port")
+
+
+async def test_an_upstream_that_nobody_knows_is_refused_and_not_dialled_on_this_machine(
+    start_pair: StartPair,
+) -> None:
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        listening.settimeout(0.2)
+        pair = start_pair(listening.getsockname()[1])
+        pair.near.directory.entries["api.shop"] = EXTERNAL
+        reader, writer = await pair.client()
+        assert await is_reset(reader)
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(listening.accept)
+    writer.close()
+    record = await pair.near.record()
+    assert (record.verdict, record.reason) == ("failed", "no_endpoints")
+    assert "api.shop" in record.error
+
+
+async def test_a_service_without_endpoints_says_so(near: Side, captured: Captured) -> None:
+    near.directory.entries["127.96.0.9"] = service(port=80)
+    reader, _ = await captured(near, "127.96.0.9", 80)
+    assert await is_reset(reader)
+    assert (await near.record()).reason == "no_endpoints"
+
+
+# --- another endpoint -----------------------------------------------------------------------------
+
+
+Start = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+async def start(near: Side, forge: Forge) -> AsyncIterator[Start]:
+    """`await start(peer, ...)`: the endpoints of the Service at 127.96.0.9, in redirect mode, each at
+    an address of its own from 127.0.0.2 on. What failed in a peer fails the test."""
+    started: list[Peer] = []
+
+    async def start(*peers: Peer) -> None:
+        endpoints = []
+        for number, peer in enumerate(peers, 2):
+            ip = f"127.0.0.{number}"
+            await peer.start(ip, forge)
+            started.append(peer)
+            workload = Workload("u", "shop", f"api-{number}", API, (ip,))
+            endpoints.append(Endpoint(ip, {80: peer.port}, workload))
+        near.directory.entries["127.96.0.9"] = service(*endpoints, port=80)
+        near.plane.random = _InOrder()  # type: ignore[assignment]
+
+    yield start
+    near.plane.pool.drop_all()
+    for link in list(near.plane.live):
+        link.cut(4, "drain")
+    for peer in started:
+        await peer.close()
+
+
+class _InOrder:
+    """Chance that always draws the first two."""
+
+    def sample(self, items: list[Endpoint], count: int) -> list[Endpoint]:
+        return items[:count]
+
+
+HELD = b"these bytes are held until ACCEPT"
+
+
+@pytest.mark.fault_row("endpoint-death")
+@pytest.mark.parametrize("answer", ["refuse", "fin", "nobody listens"])
+async def test_before_accept_the_link_moves_on_and_the_held_bytes_go_along(
+    answer: str, near: Side, captured: Captured, start: Start
+) -> None:
+    async def first(peer: Peer) -> None:
+        assert await peer.frame(OPEN)
+        if answer == "refuse":
+            peer.send(encode(REFUSE, encode_code(UNREACHABLE)))
+            await peer.until_closed()
+
+    async def second(peer: Peer) -> None:
+        await peer.accept()
+        assert await peer.data(len(HELD)) == HELD
+        await peer.end()
+
+    one, two = Peer(first), Peer(second)
+    await start(one, two)
+    if answer == "nobody listens":
+        await one.close()
+    reader, writer = await captured(near, "127.96.0.9", 80, HELD)
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.read(), 3) == b""
+    record = await near.record()
+    assert (record.verdict, record.destination_ip, record.attempts) == ("allowed", "127.0.0.3", 2)
+
+
+async def test_a_policy_s_no_is_an_answer_and_not_tried_elsewhere(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    async def deny(peer: Peer) -> None:
+        await peer.frame(OPEN)
+        peer.send(encode(REFUSE, encode_code(DENIED)))
+        await peer.until_closed()
+
+    async def never(peer: Peer) -> None:
+        raise AssertionError("asked a second endpoint")
+
+    one, two = Peer(deny), Peer(never)
+    await start(one, two)
+    reader, _ = await captured(near, "127.96.0.9", 80)
+    assert await is_reset(reader)
+    record = await near.record()
+    assert (record.verdict, record.reason, record.attempts) == ("denied", "policy_denied", 1)
+    assert not two.links
+
+
+@pytest.mark.fault_row("endpoint-death")
+async def test_after_accept_a_link_dies_with_its_peer_and_is_never_sent_again(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    async def accept_then_die(peer: Peer) -> None:
+        await peer.accept()
+        await peer.data(len(HELD))
+
+    async def never(peer: Peer) -> None:
+        raise AssertionError("sent twice")
+
+    one, two = Peer(accept_then_die), Peer(never)
+    await start(one, two)
+    reader, writer = await captured(near, "127.96.0.9", 80)
+    writer.write(HELD)
+    began = asyncio.get_running_loop().time()
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 3) == b""
+    assert asyncio.get_running_loop().time() - began < 1
+    record = await near.record()
+    assert (record.verdict, record.reason, record.close) == ("allowed", "peer_lost", "lost")
+    assert not two.links
+
+
+@pytest.mark.fault_row("endpoint-death")
+async def test_an_endpoint_that_does_not_answer_is_ejected_and_new_links_go_elsewhere(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    async def serve_one(peer: Peer) -> None:
+        await peer.accept()
+        await peer.end()
+
+    one, two = Peer(serve_one), Peer(serve_one)
+    await start(one, two)
+    await one.close()
+    for turn in (1, 2):
+        reader, writer = await captured(near, "127.96.0.9", 80)
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 3) == b""
+        record = await near.record(turn)
+        assert (record.destination_ip, record.attempts) == ("127.0.0.3", 3 - turn)
+
+
+async def test_more_than_may_be_held_waits_at_the_app_until_accept(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    size = outbound.HOLD_BYTES * 3
+    got = asyncio.Event()
+
+    async def late(peer: Peer) -> None:
+        await peer.frame(OPEN)
+        await asyncio.sleep(0.1)
+        assert len(peer.unread) <= outbound.HOLD_BYTES + HEADER
+        peer.send(encode(ACCEPT, encode_accept(b"t" * 16, b"s" * 8)))
+        await peer.data(size)
+        got.set()
+        await peer.until_closed()
+
+    peer = Peer(late)
+    await start(peer)
+    _, writer = await captured(near, "127.96.0.9", 80)
+    writer.write(b"x" * size)
+    async with asyncio.timeout(3):
+        await got.wait()
+
+
+async def test_an_answer_that_never_comes_ends_in_time(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    async def mute(peer: Peer) -> None:
+        await peer.until_closed()
+
+    peer = Peer(mute)
+    await start(peer)
+    reader, _ = await captured(near, "127.96.0.9", 80)
+    async with asyncio.timeout(4):
+        while not near.records:
+            for link in list(near.plane.live):  # as the watch does, a little later
+                link.look(near.plane.now() + outbound.ACCEPT_TIMEOUT_S + 1)
+            await asyncio.sleep(0.02)
+    assert await is_reset(reader)
+    assert near.records[0].reason == "handshake_timeout"
+
+
+async def test_an_unexpected_identity_behind_a_service_is_refused(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    async def never(peer: Peer) -> None:
+        raise AssertionError("reached")
+
+    peer = Peer(never)
+    await start(peer)
+    entry = near.directory.entries["127.96.0.9"]
+    assert isinstance(entry, Service)
+    other = Workload(
+        "u", "shop", "x", WorkloadIdentity("cluster.local", "shop", "other"), ("127.0.0.2",)
+    )
+    near.directory.entries["127.96.0.9"] = service(
+        Endpoint("127.0.0.2", {80: peer.port}, other), port=80
+    )
+    reader, writer = await captured(near, "127.96.0.9", 80)
+    writer.write(HELD)
+    assert await is_reset(reader)
+    assert (await near.record()).reason == "identity_mismatch"

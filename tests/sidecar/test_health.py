@@ -1,0 +1,86 @@
+"""The health port, asked by real sockets, politely and not."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sidecar import health
+from sidecar.health import HealthServer
+
+
+@pytest.fixture
+async def port(unused_tcp_port: int) -> AsyncIterator[int]:
+    server = HealthServer(
+        {"/livez": lambda: (True, "ok\n"), "/readyz": lambda: (False, "no certificate\n")}
+    )
+    await server.start(unused_tcp_port)
+    yield unused_tcp_port
+    await server.close()
+
+
+async def answer(port: int, request: bytes, host: str = "127.0.0.1") -> bytes:
+    reader, writer = await asyncio.open_connection(host, port)
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        writer.write(request)
+        got = await asyncio.wait_for(reader.read(), 3)
+    writer.close()
+    return got
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_well_is_200_and_not_well_is_503_with_the_reason(host: str, port: int) -> None:
+    well = await answer(port, get("/livez"), host)
+    assert well.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert well.endswith(b"\r\n\r\nok\n")
+    ill = await answer(port, get("/readyz?verbose"), host)
+    assert ill.startswith(b"HTTP/1.1 503 ")
+    assert ill.endswith(b"Content-Length: 15\r\nConnection: close\r\n\r\nno certificate\n")
+
+
+@pytest.mark.attack_row(32)
+@pytest.mark.parametrize(
+    "request_", [get("/"), get("/debug"), get("/livez/../etc"), b"POST /livez HTTP/1.1\r\n\r\n"]
+)
+async def test_nothing_else_is_served(request_: bytes, port: int) -> None:
+    assert (await answer(port, request_)).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"\r\n\r\n", b"\x16\x03\x01\x00\x05hello\r\n\r\n", b"GET\r\n\r\n", b"\xff" * 50 + b"\r\n\r\n"],
+)
+async def test_garbage_is_answered_with_404_and_hurts_nobody(junk: bytes, port: int) -> None:
+    assert (await answer(port, junk)).startswith(b"HTTP/1.1 404 ")
+    assert (await answer(port, get("/livez"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_an_endless_head_is_cut_off_without_an_answer(port: int) -> None:
+    assert await answer(port, b"GET /livez HTTP/1.1\r\nX: " + b"a" * 500_000) == b""
+    assert (await answer(port, get("/livez"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_slow_request_ends_at_its_deadline_and_holds_nobody_up(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_TIMEOUT_S", 0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /livez")
+    assert (await answer(port, get("/livez"))).startswith(b"HTTP/1.1 200 ")
+    assert await asyncio.wait_for(reader.read(), 2) == b""
+    writer.close()
+
+
+async def test_a_head_in_pieces_is_one_request(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for byte in get("/livez"):
+        writer.write(bytes((byte,)))
+        await writer.drain()
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
