@@ -49,7 +49,8 @@ class RegistryClient:
         self._get_channel, self._on_settings = get_channel, on_settings
         self._found: OrderedDict[str, Found] = OrderedDict()
         self._waiting: dict[str, list[Answer]] = {}
-        self._to_send: asyncio.Queue[pb.DiscoverRequest] = asyncio.Queue()
+        self._to_send: asyncio.Queue[pb.DiscoverRequest | None] = asyncio.Queue()
+        """For the present stream; None ends its sending half."""
         self.connected = False
         self.ready = asyncio.Event()
         """Set once the registry has said what is in force for this pod."""
@@ -106,18 +107,21 @@ class RegistryClient:
         )
         if keys:
             self._to_send.put_nowait(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=keys)))
-        responses = RegistryStub(channel).Discover(self._requests())
-        async for response in responses:
-            if not self.connected:
-                self.connected = True
-                backoff.reset()
-                _log.info("registry stream up")
-            self._apply(response)
+        try:
+            async for response in RegistryStub(channel).Discover(self._requests()):
+                if not self.connected:
+                    self.connected = True
+                    backoff.reset()
+                    _log.info("registry stream up")
+                self._apply(response)
+        finally:
+            # gRPC does not end the task that asks us for requests when a stream breaks.
+            self._to_send.put_nowait(None)
 
     async def _requests(self) -> AsyncIterator[pb.DiscoverRequest]:
         queue = self._to_send
-        while True:
-            yield await queue.get()
+        while (request := await queue.get()) is not None:
+            yield request
 
     def _apply(self, response: pb.DiscoverResponse) -> None:
         for entry in response.entries:
