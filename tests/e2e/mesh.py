@@ -151,7 +151,6 @@ class Running:
             os.close(stdin)
             os.close(stdout)
 
-        self._cluster = cluster
         self._thread = threading.Thread(target=wait, name=" ".join(request["argv"]))
         self._thread.start()
 

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from local.node.network import NODE_IP
 from tests.e2e.mesh import Mesh, now, until
 from tests.e2e.objects import PLAIN, pod, service, serving
 
 OUTSIDE = "198.51.100.7"
 """An address of the node that belongs to no cluster range (RFC 5737)."""
+UNTIL_INPUT_ENDS = "python -m tests.e2e.apps echo 7009 & cat > /dev/null; kill $!"
 REFUSED = {"ConnectionResetError", "ConnectionRefusedError"}
 
 
@@ -24,11 +26,10 @@ def servers(mesh: Mesh) -> Iterator[None]:
     ]
     mesh.apply(*made)
     mesh.node("ip", "addr", "add", f"{OUTSIDE}/32", "dev", "lo")
-    with mesh.on_node("python", "-m", "tests.e2e.apps", "echo", 7009) as outside:
+    with mesh.on_node("bash", "-c", UNTIL_INPUT_ENDS):
         probe = f"until nc -z {OUTSIDE} 7009; do sleep 0.05; done"
         mesh.node("timeout", "20", "bash", "-c", probe)
         yield
-        outside.kill()
     mesh.node("ip", "addr", "del", f"{OUTSIDE}/32", "dev", "lo")
     mesh.delete(*made)
 
@@ -62,12 +63,16 @@ def test_a_server_outside_the_mesh_is_reached_in_plaintext_and_the_record_says_w
         assert link["reason"] == "unmeshed_peer"
 
 
-@pytest.mark.parametrize("host", [OUTSIDE, "10.244.0.1"], ids=["outside", "gateway"])
-def test_what_is_no_pod_is_external(mesh: Mesh, host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "reason"), [(OUTSIDE, "external"), (NODE_IP, "unmeshed_peer")], ids=["world", "node"]
+)
+def test_what_is_neither_pod_nor_service_is_reached_in_plaintext(
+    mesh: Mesh, host: str, reason: str
+) -> None:
     since = now()
     assert mesh.attempt("mesh/client", host, 7009, "hello")["got"] == "hello"
     link = mesh.link(since, source="mesh/client", destination_address=host)
-    assert (link["security"], link["reason"]) == ("plaintext", "external")
+    assert (link["security"], link["reason"]) == ("plaintext", reason)
     assert link["verdict"] == "allowed"
 
 
