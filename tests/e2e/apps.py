@@ -8,6 +8,7 @@ test can say what an app saw. Clients print one line of JSON that says how it we
 import asyncio
 import hashlib
 import json
+import select
 import socket
 import sys
 import time
@@ -117,8 +118,6 @@ def _knock(host: str, port: int, word: bytes) -> None:
 
 
 def _stdin_ended() -> bool:
-    import select  # noqa: PLC0415
-
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
@@ -149,7 +148,7 @@ def _half_close(host: str, port: int, amount: int) -> dict[str, object]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-async def _burst(host: str, port: int, amount: int) -> dict[str, object]:
+async def _burst(host: str, port: int, amount: int) -> dict[str, int]:
     """Open `amount` connections at once; all are open before the first one is closed."""
     opened = 0
     all_open = asyncio.Event()

@@ -85,6 +85,15 @@ class Mesh:
         """One connection from `pod`: {"got": ..., "error": ..., "seconds": ...}."""
         return self.app(pod, "try", host, port, *([word] if word else []))
 
+    def talk(self, pod: str, host: str, port: int, word: str = "hello") -> None:
+        """One connection from `pod` to an echo server; it must bring `word` back."""
+        since = now()
+        done = self.attempt(pod, host, port, word)
+        if done["got"] != word:
+            links = self.eventually_links(since, 1, verdict=lambda verdict: verdict != "allowed")
+            reasons = [_short(link) for link in links]
+            raise AssertionError(f"{pod} to {host} port {port}: {done}; on record: {reasons}")
+
     def in_pod(self, pod: str, *argv: object) -> "Running":
         """Start a command in a pod and let it run."""
         namespace, _, name = pod.partition("/")
@@ -208,7 +217,11 @@ def identity(account: str, namespace: str = MESH) -> str:
 
 def _path(one: Object) -> str:
     metadata = one["metadata"]
-    return f"{metadata['namespace']}/{metadata['name']}" if "namespace" in metadata else metadata["name"]
+    return (
+        f"{metadata['namespace']}/{metadata['name']}"
+        if "namespace" in metadata
+        else metadata["name"]
+    )
 
 
 _NESTED = {
@@ -242,5 +255,3 @@ def _fits(item: Item, wanted: Item) -> bool:
 def _short(item: Item) -> Item:
     names = ("source", "destination", "service", "security", "verdict", "reason", "error", "sides")
     return {name: _value(item, name) for name in names}
-
-

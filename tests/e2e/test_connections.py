@@ -66,9 +66,7 @@ def test_it_is_heard_at_once_where_the_client_is_outside_the_mesh_and_may_come_i
 
 @pytest.mark.fault_row("half-close")
 @pytest.mark.parametrize("sent", [1, AMOUNT], ids=["one-byte", "ten-megabytes"])
-def test_after_its_end_of_sending_a_client_still_reads_ten_megabytes(
-    mesh: Mesh, sent: int
-) -> None:
+def test_after_its_end_of_sending_a_client_still_reads_ten_megabytes(mesh: Mesh, sent: int) -> None:
     since = now()
     answer = mesh.app("mesh/client", "half-close", "pour", 7000, sent)
     assert answer == {"size": AMOUNT, "sha256": apps.poured_sha256(AMOUNT)}

@@ -1,6 +1,5 @@
 """psql and pgbench against PostgreSQL, redis-cli and redis-benchmark against Redis: all unchanged."""
 
-import glob
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from tests.e2e.mesh import Mesh, identity, now
 from tests.e2e.objects import account, container, pod, service
 
-POSTGRES = max(glob.glob("/usr/lib/postgresql/*/bin"), default="")
+POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
 START_POSTGRES = """
 set -e
 {bin}/initdb --no-sync --no-instructions -A trust -U postgres -D /tmp/data >&2
@@ -21,7 +20,7 @@ PSQL = ("psql", "-h", "db", "-U", "postgres", "-At", "-v", "ON_ERROR_STOP=1")
 
 @pytest.fixture(scope="module", autouse=True)
 def databases(mesh: Mesh) -> Iterator[None]:
-    assert Path(POSTGRES, "postgres").exists(), "install PostgreSQL: apt-get install postgresql"
+    assert (POSTGRES / "postgres").exists(), "install PostgreSQL: apt-get install postgresql"
     redis = ["redis-server", "--port", "6379", "--bind", "*", "-::*", "--save", "", "--dir", "/tmp"]
     made = [
         account("db"),
@@ -46,7 +45,9 @@ def databases(mesh: Mesh) -> Iterator[None]:
 
 def test_psql_writes_and_reads_through_a_protected_link(mesh: Mesh) -> None:
     since = now()
-    sql = "create table t as select g as n, repeat('x', 1000) as pad from generate_series(1, 5000) g"
+    sql = (
+        "create table t as select g as n, repeat('x', 1000) as pad from generate_series(1, 5000) g"
+    )
     assert mesh.run("mesh/client", *PSQL, "-c", sql).strip() == "SELECT 5000"
     assert mesh.run("mesh/client", *PSQL, "-c", "select sum(n) from t").strip() == "12502500"
     whole = mesh.run("mesh/client", *PSQL, "-c", "select pad from t")

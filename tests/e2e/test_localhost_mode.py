@@ -12,14 +12,13 @@ UPSTREAMS = "9001=backend.mesh:80, 9002=local-backend.mesh:80, 9003=stateful-0.s
 
 @pytest.fixture(scope="module", autouse=True)
 def pods(mesh: Mesh) -> Iterator[None]:
-    named = {"hostname": "stateful-0", "subdomain": "stateful"}
     made = [
         account("backend"),
         service("backend", {"port": 80, "targetPort": 7001}),
         service("local-backend", {"port": 80, "targetPort": 7001}),
         service("stateful", 7001, app="stateful-0", clusterIP="None"),
         pod("backend", serving("echo", 7001), serviceAccountName="backend"),
-        pod("stateful-0", serving("echo", 7001), **named),
+        pod("stateful-0", serving("echo", 7001), hostname="stateful-0", subdomain="stateful"),
         pod("local-backend", serving("echo", 7001, "127.0.0.1"), config={"mode": "localhost"}),
         pod("caller", config={"mode": "localhost", "upstreams": UPSTREAMS}),
     ]
@@ -52,7 +51,7 @@ def test_an_upstream_leads_through_a_protected_link(
     mesh: Mesh, port: int, destination: str, account: str
 ) -> None:
     since = now()
-    assert mesh.attempt("mesh/caller", "127.0.0.1", port, "hello")["got"] == "hello"
+    mesh.talk("mesh/caller", "127.0.0.1", port, "hello")
     link = mesh.link(since, sides=2, source="mesh/caller", destination=destination)
     assert (link["security"], link["verdict"]) == ("mtls", "allowed")
     assert link["destination"]["identity"] == identity(account)
@@ -61,7 +60,7 @@ def test_an_upstream_leads_through_a_protected_link(
 
 def test_a_captured_pod_reaches_one_that_is_not(mesh: Mesh) -> None:
     since = now()
-    assert mesh.attempt("mesh/client", "local-backend", 80, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", "local-backend", 80, "hello")
     link = mesh.link(since, sides=2, source="mesh/client", destination="mesh/local-backend")
     assert (link["security"], link["verdict"]) == ("mtls", "allowed")
 

@@ -1,5 +1,6 @@
 """podlink's own ports, dialled by those who should not."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -35,8 +36,6 @@ def servers(mesh: Mesh) -> Iterator[None]:
 
 
 def _dial(mesh: Mesh, source: str, host: str, port: int) -> dict[str, int]:
-    import json  # noqa: PLC0415
-
     told = mesh.run(source, "python", "-c", DIAL, host, str(port), str(REPEATS))
     outcomes: dict[str, int] = json.loads(told)
     return outcomes
@@ -60,7 +59,7 @@ def test_another_pod_that_dials_them_is_refused(mesh: Mesh, port: int, version: 
     assert set(outcomes) <= REFUSED and sum(outcomes.values()) == REPEATS
     link = mesh.link(since, destination="mesh/besieged", asked_port=port, asked_address=ip)
     assert (link["verdict"], link["reason"]) == ("denied", "own_port")
-    assert mesh.attempt("mesh/client", ip, 7001, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", ip, 7001, "hello")
     until(lambda: mesh.seen("mesh/besieged") == [*seen, "accepted", "received 5"], "one link only")
     _settled(mesh, "mesh/besieged", before + 4)
 
@@ -77,7 +76,7 @@ def test_an_app_that_dials_them_makes_no_loop(mesh: Mesh, port: int, way: str) -
     link = mesh.link(since, asked_port=port, reason="own_port")
     assert link["verdict"] == "denied"
     _settled(mesh, name, before + 4)
-    assert mesh.attempt("mesh/client", mesh.ip(name), 7001, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", mesh.ip(name), 7001, "hello")
     lines = [line for line in mesh.cluster.logs(name, "podlink-proxy").splitlines() if line]
     assert len(lines) < REPEATS
 

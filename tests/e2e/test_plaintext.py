@@ -48,7 +48,7 @@ def test_plaintext_from_outside_the_mesh_is_reset_and_the_app_hears_nothing(
     assert link["source"]["address"] == mesh.ip("plain/stranger", version)
     assert (link["bytes_sent"], link["bytes_received"]) == (0, 0)
     # The control: a peer with an identity gets through, and is the only one whom the app has met.
-    assert mesh.attempt("mesh/client", ip, 7001, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", ip, 7001, "hello")
     until(lambda: mesh.seen("mesh/guarded") == [*before, "accepted", "received 5"], "one link only")
 
 
@@ -57,7 +57,7 @@ def test_a_server_outside_the_mesh_is_reached_in_plaintext_and_the_record_says_w
 ) -> None:
     for host, port in (("bare.plain", 80), (mesh.ip("plain/bare"), 7001)):
         since = now()
-        assert mesh.attempt("mesh/client", host, port, "hello")["got"] == "hello"
+        mesh.talk("mesh/client", host, port, "hello")
         link = mesh.link(since, source="mesh/client", destination="plain/bare")
         assert (link["security"], link["verdict"]) == ("plaintext", "allowed")
         assert link["reason"] == "unmeshed_peer"
@@ -70,7 +70,7 @@ def test_what_is_neither_pod_nor_service_is_reached_in_plaintext(
     mesh: Mesh, host: str, reason: str
 ) -> None:
     since = now()
-    assert mesh.attempt("mesh/client", host, 7009, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", host, 7009, "hello")
     link = mesh.link(since, source="mesh/client", destination_address=host)
     assert (link["security"], link["reason"]) == ("plaintext", reason)
     assert link["verdict"] == "allowed"
@@ -83,29 +83,29 @@ def test_a_pod_that_may_not_leave_the_mesh_is_refused_outside_it(mesh: Mesh) -> 
     link = mesh.link(since, source="mesh/homebody", verdict="denied")
     assert link["reason"] == "external_denied"
     assert link["destination"]["address"] == OUTSIDE
-    assert mesh.attempt("mesh/homebody", mesh.ip("mesh/guarded"), 7001, "hi")["got"] == "hi"
+    mesh.talk("mesh/homebody", mesh.ip("mesh/guarded"), 7001, "hi")
 
 
 def test_a_skipped_inbound_port_takes_plaintext_from_anyone(mesh: Mesh) -> None:
     ip = mesh.ip("mesh/half-guarded")
-    assert mesh.attempt("plain/stranger", ip, 7001, "hello")["got"] == "hello"
+    mesh.talk("plain/stranger", ip, 7001, "hello")
 
 
 def test_a_meshed_client_reaches_a_skipped_inbound_port_in_plaintext_on_record(mesh: Mesh) -> None:
     since, ip = now(), mesh.ip("mesh/half-guarded")
-    assert mesh.attempt("mesh/client", ip, 7001, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", ip, 7001, "hello")
     link = mesh.link(since, source="mesh/client", destination="mesh/half-guarded")
     assert (link["security"], link["reason"]) == ("plaintext", "skip_port")
 
 
 def test_a_skipped_outbound_port_is_not_captured(mesh: Mesh) -> None:
     since = now()
-    assert mesh.attempt("mesh/skipper", mesh.ip("plain/bare"), 7001, "hello")["got"] == "hello"
+    mesh.talk("mesh/skipper", mesh.ip("plain/bare"), 7001, "hello")
     done = mesh.attempt("mesh/skipper", mesh.ip("mesh/guarded"), 7001, "hello")
     assert done["got"] == "" and done["error"] in REFUSED
     denied = mesh.link(since, destination="mesh/guarded", verdict="denied")
     assert denied["reason"] == "plaintext_denied"
     assert denied["sides"] == ["inbound"]
     # Another port of the same pod is captured as ever.
-    assert mesh.attempt("mesh/skipper", OUTSIDE, 7009, "hello")["got"] == "hello"
+    mesh.talk("mesh/skipper", OUTSIDE, 7009, "hello")
     assert mesh.link(since, source="mesh/skipper", reason="external")["sides"] == ["outbound"]

@@ -59,7 +59,7 @@ def test_each_pod_of_a_stateful_set_is_reached_by_its_own_name(mesh: Mesh, ordin
     since, name = now(), f"mesh/member-{ordinal}"
     host = f"member-{ordinal}.members.mesh.svc.cluster.local"
     before = mesh.seen(name)
-    assert mesh.attempt("mesh/client", host, 7001, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", host, 7001, "hello")
     until(lambda: mesh.seen(name) == [*before, "accepted", "received 5"], f"{name} saw it")
     link = mesh.link(since, sides=2, destination=name)
     assert (link["security"], link["verdict"]) == ("mtls", "allowed")
@@ -75,13 +75,13 @@ def test_a_headless_service_leads_to_each_of_its_pods(mesh: Mesh) -> None:
     found = json.loads(mesh.run("mesh/client", "python", "-c", script))
     assert set(found) == {mesh.ip("mesh/member-0"), mesh.ip("mesh/member-1")}
     for ip in found:
-        assert mesh.attempt("mesh/client", ip, 7001, "hello")["got"] == "hello"
+        mesh.talk("mesh/client", ip, 7001, "hello")
 
 
 @pytest.mark.parametrize(("name", "port"), [("other-port", 81), ("named-port", 82)])
 def test_a_service_whose_target_port_differs(mesh: Mesh, name: str, port: int) -> None:
     since = now()
-    assert mesh.attempt("mesh/client", name, port, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", name, port, "hello")
     link = mesh.link(since, sides=2, destination="mesh/target", service=f"{name}.mesh")
     assert link["security"] == "mtls"
     assert (link["asked"]["port"], link["destination"]["port"]) == (port, 7001)
@@ -90,7 +90,7 @@ def test_a_service_whose_target_port_differs(mesh: Mesh, name: str, port: int) -
 def test_a_service_with_two_ports_leads_to_the_one_that_was_asked_for(mesh: Mesh) -> None:
     for port, target in ((1, 7002), (2, 7003)):
         since = now()
-        assert mesh.attempt("mesh/client", "two-ports", port, "hello")["got"] == "hello"
+        mesh.talk("mesh/client", "two-ports", port, "hello")
         link = mesh.link(since, sides=2, destination="mesh/two-ports", destination_port=target)
         assert (link["security"], link["asked"]["port"]) == ("mtls", port)
 
@@ -116,7 +116,7 @@ def test_a_port_where_nobody_listens_is_refused_at_once(mesh: Mesh) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_pod_is_reached_by_its_ip_of_either_version(mesh: Mesh, version: int) -> None:
     since, ip = now(), mesh.ip("mesh/target", version)
-    assert mesh.attempt("mesh/client", ip, 7001, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", ip, 7001, "hello")
     link = mesh.link(since, sides=2, destination="mesh/target", destination_address=ip)
     assert (link["security"], link["verdict"]) == ("mtls", "allowed")
     assert link["endpoint_choice"] == "pod-ip"
@@ -124,7 +124,7 @@ def test_a_pod_is_reached_by_its_ip_of_either_version(mesh: Mesh, version: int) 
 
 def test_an_app_that_listens_on_localhost_only_is_reached(mesh: Mesh) -> None:
     since = now()
-    assert mesh.attempt("mesh/client", "local-only", 7001, "hello")["got"] == "hello"
+    mesh.talk("mesh/client", "local-only", 7001, "hello")
     assert mesh.link(since, sides=2, destination="mesh/local-only")["security"] == "mtls"
 
 
@@ -138,7 +138,7 @@ def test_a_pod_that_calls_itself_leaves_a_record_of_its_own_kind(mesh: Mesh, way
     }
     host, port = ways[way]
     before = mesh.seen("mesh/itself")
-    assert mesh.attempt("mesh/itself", host, port, "hello")["got"] == "hello"
+    mesh.talk("mesh/itself", host, port, "hello")
     until(lambda: mesh.seen("mesh/itself") == [*before, "accepted", "received 5"], "it saw it once")
     link = mesh.link(since, source="mesh/itself", destination="mesh/itself")
     assert (link["security"], link["verdict"]) == ("self", "allowed")
@@ -148,8 +148,8 @@ def test_a_pod_that_calls_itself_leaves_a_record_of_its_own_kind(mesh: Mesh, way
 def test_localhost_is_left_alone(mesh: Mesh) -> None:
     since = now()
     for host in ("127.0.0.1", "::1"):
-        assert mesh.attempt("mesh/itself", host, 7001, "hello")["got"] == "hello"
+        mesh.talk("mesh/itself", host, 7001, "hello")
     # A captured link made later is on record, and localhost is not.
-    assert mesh.attempt("mesh/itself", mesh.ip("mesh/target"), 7001, "later")["got"] == "later"
+    mesh.talk("mesh/itself", mesh.ip("mesh/target"), 7001, "later")
     mesh.link(since, source="mesh/itself", destination="mesh/target")
     assert mesh.eventually_links(since, 0, source="mesh/itself", destination="mesh/itself") == []
