@@ -149,34 +149,40 @@ def _half_close(host: str, port: int, amount: int) -> dict[str, object]:
 
 
 async def _burst(host: str, port: int, amount: int) -> dict[str, int]:
-    """Open `amount` connections at once; all are open before the first one is closed."""
-    opened = 0
-    all_open = asyncio.Event()
+    """Open `amount` connections at once; none is closed before each was answered or has failed."""
+    settled = 0
+    all_settled = asyncio.Event()
     outcomes: dict[str, int] = {}
 
-    async def one(number: int) -> None:
-        nonlocal opened
+    def settle() -> None:
+        nonlocal settled
+        settled += 1
+        if settled == amount:
+            all_settled.set()
+
+    async def one(number: int) -> str:
         word = f"caller {number}\n".encode()
         try:
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
+            async with asyncio.timeout(60):
+                reader, writer = await asyncio.open_connection(host, port)
                 writer.write(word)
                 answer = await reader.readexactly(len(word))
-                opened += 1
-                if opened == amount:
-                    all_open.set()
-                async with asyncio.timeout(60):
-                    await all_open.wait()
-                writer.write_eof()
-                rest = await reader.read()
-                outcome = "answered" if answer == word and not rest else "wrong answer"
-            finally:
-                writer.close()
         except (OSError, EOFError, TimeoutError) as e:
-            outcome = type(e).__name__
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            settle()
+            return type(e).__name__
+        settle()
+        await all_settled.wait()
+        try:
+            writer.write_eof()
+            rest = await reader.read()
+        except OSError as e:
+            return f"{type(e).__name__} at the end"
+        finally:
+            writer.close()
+        return "answered" if answer == word and not rest else "wrong answer"
 
-    await asyncio.gather(*(one(number) for number in range(amount)))
+    for outcome in await asyncio.gather(*(one(number) for number in range(amount))):
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
     return outcomes
 
 

@@ -132,12 +132,16 @@ class Mesh:
             time.sleep(_POLL_S)
         raise AssertionError(f"no link fits {wanted}; there are: {[_short(i) for i in recent]}")
 
-    def eventually_links(self, since: int, count: int, **wanted: Any) -> list[Item]:
+    def eventually_links(self, since: int, count: int, sides: int = 0, **wanted: Any) -> list[Item]:
         """All links since then that are as `wanted`, once there are at least `count`."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
             found = [
-                i for i in self.links() if int(i["start_unix_ns"]) >= since and _fits(i, wanted)
+                item
+                for item in self.links()
+                if int(item["start_unix_ns"]) >= since
+                and len(item["sides"]) >= sides
+                and _fits(item, wanted)
             ]
             if len(found) >= count or time.monotonic() > deadline:
                 return found
