@@ -38,7 +38,7 @@ check: $(READY)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(PY) scripts/gen.py --check
-	$(PY) -m tests.threats --quiet
+	@$(PY) -m tests.threats > /dev/null
 
 bench: $(BENCH_READY)
 	@.venv-bench/bin/python scripts/needs.py bench

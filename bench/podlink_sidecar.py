@@ -1,7 +1,8 @@
 """One podlink data plane for the bench: static certificates and resolver, all else real.
 
     python -m bench.podlink_sidecar \\
-        outbound --listen 127.0.0.1:P --target 127.0.0.1:Q --app 127.0.0.1:R --certs DIR --otlp 127.0.0.1:S
+        outbound --listen 127.0.0.1:P --target 127.0.0.1:Q --app 127.0.0.1:R \\
+        --certs DIR --otlp 127.0.0.1:S
     python -m bench.podlink_sidecar \\
         inbound --listen 127.0.0.1:Q --app 127.0.0.1:R --certs DIR --otlp 127.0.0.1:S
 
@@ -35,8 +36,6 @@ from pathlib import Path
 
 import uvloop
 
-import sidecar.app  # noqa: F401 - so that the memory measured is that of a pod's sidecar
-import sidecar.dataplane.outbound
 from bench.certificates import FAR_IDENTITY, NEAR_IDENTITY
 from certs.client.ca import CaClient  # noqa: F401 - likewise
 from certs.trust.contexts import TlsMaterial
@@ -49,6 +48,7 @@ from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Listener
 from sidecar.dataplane.outbound import OutboundLink
+from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
 from sidecar.directory import Answer, Found, Own, Workload
@@ -130,13 +130,14 @@ async def run(args: argparse.Namespace) -> None:
             endpoint=args.otlp, plaintext=True, resource=PodResource(pod=own, namespace="bench")
         )
     )
+    poller = Poller(loop)
     plane = Plane(
-        loop=loop,
+        poller=poller,
         own=Own("bench", own, own, frozenset({"192.0.2.1"})),
         directory=StaticDirectory(),
         verify=SvidChecker("cluster.local"),
         report=exporter.report,
-        pool=Pool(loop, monotonic),
+        pool=Pool(poller, monotonic),
         trust=trust(Path(args.certs), own, identity),
         policy=POLICIES,
         tunnel_only=True,
@@ -149,9 +150,9 @@ async def run(args: argparse.Namespace) -> None:
         OutboundLink(plane, sock, ip, port).start_upstream("far.bench", app_port)
 
     if near:
-        sidecar.dataplane.outbound.INBOUND_PORT = address(args.target)[1]
+        plane.tunnel_port = address(args.target)[1]
     listener = Listener(
-        loop, sockets.listen(*address(args.listen)), accepted if near else arrivals.accepted
+        poller, sockets.listen(*address(args.listen)), accepted if near else arrivals.accepted
     )
     exporter.start()
     await stopping.wait()

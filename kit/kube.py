@@ -49,22 +49,20 @@ class Kube:
     def in_cluster(cls) -> Self:
         """As the pod's own service account; raises ConfigException outside a pod."""
         configuration = Configuration()
-        kubernetes_config.load_incluster_config(  # type: ignore[no-untyped-call]
-            client_configuration=configuration
-        )
+        kubernetes_config.load_incluster_config(client_configuration=configuration)
         return cls(configuration)
 
     @classmethod
     async def from_kubeconfig(cls, path: str | None = None, context: str | None = None) -> Self:
         """As kubectl would: `path`, else $KUBECONFIG, else ~/.kube/config."""
         configuration = Configuration()
-        await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
+        await kubernetes_config.load_kube_config(
             config_file=path, context=context, client_configuration=configuration
         )
         return cls(configuration)
 
     async def close(self) -> None:
-        await self._api.close()  # type: ignore[no-untyped-call]
+        await self._api.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,7 +140,7 @@ class Kube:
         response = None
         try:
             await self._authorise(sent)
-            answer = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
+            answer = await self._api.rest_client.request(
                 method, url, headers=sent, body=body, _request_timeout=_timeout(timeout_s)
             )
             response = answer.response

@@ -112,7 +112,7 @@ class Client:
         return self._kinds.get((api_version, kind))
 
     def path(self, api_version: str, kind: str, namespace: str, name: str = "") -> str:
-        """The URL path of an object or a collection. Raises ApiError NotFound for an unknown kind."""
+        """The path of an object or a collection. Raises ApiError NotFound for an unknown kind."""
         found = self.resource(api_version, kind)
         if found is None:
             raise ApiError(404, "NotFound", f"no kind {kind!r} in {api_version!r}")

@@ -36,7 +36,7 @@ _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 class Cluster:
-    """A running cluster. `up` starts one, `find` is one that runs already; both are cheap to hold."""
+    """A running cluster: `up` starts one, `find` is one that runs already."""
 
     def __init__(self, state: StateDir, facts: Mapping[str, Any], tie: int = -1) -> None:
         self._state, self._tie = state, tie
@@ -104,7 +104,7 @@ class Cluster:
         self.down()
 
     def down(self, timeout_s: float = 20.0) -> None:
-        """End the cluster and wait until nothing of it is left. Calling it again changes nothing."""
+        """End the cluster and wait until nothing of it is left. May be called again."""
         with suppress(ProcessLookupError):
             if self._state.is_running():
                 os.kill(int(self.facts["supervisor_pid"]), signal.SIGTERM)
@@ -168,7 +168,7 @@ class Cluster:
     def select(
         self, kind: str, namespace: str, api_version: str = "v1", **query: str
     ) -> list[Object]:
-        """The objects of a kind in a namespace; `labelSelector` and `fieldSelector` as in the API."""
+        """The objects of a kind in a namespace; `labelSelector`, `fieldSelector` as in the API."""
         answer = self.client.call("GET", self.client.path(api_version, kind, namespace), **query)
         found: list[Object] = answer["items"]
         return found
@@ -219,7 +219,7 @@ class Cluster:
     def node_exec(
         self, argv: Sequence[str], *, feed: bytes = b"", timeout_s: float = 60.0
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a command in the node's own namespaces, as its root: `nft list ruleset`, tcpdump..."""
+        """Run a command in the node's own namespaces, as its root: nft, tcpdump..."""
         return self._run(control.node_request(argv), argv, feed, timeout_s)
 
     def _run(

@@ -41,49 +41,14 @@ _AT_FDCWD = -100
 _MOUNT_ATTR_RDONLY = 1
 _CAP_VERSION_3 = 0x20080522
 
-CAPABILITIES = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-]
+_NAMES = """
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
+NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO
+SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG
+MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM
+BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
+"""
+CAPABILITIES = _NAMES.split()
 """Capability names without their CAP_ prefix, at the index that is their number."""
 
 
@@ -124,7 +89,7 @@ def mount(
 
 
 def bind(source: str, target: str) -> None:
-    """Bind `source` with everything mounted below it: the kernel refuses less in a user namespace."""
+    """Bind `source` with all that is mounted below it (a user namespace may not do less)."""
     mount(source, target, None, MS_BIND | MS_REC)
 
 
@@ -187,7 +152,7 @@ def drop_from_bounding_set(names: Iterable[str]) -> None:
 
 
 def set_capabilities(names: Iterable[str], *, ambient: Iterable[str] = ()) -> None:
-    """Make `names` the permitted and effective set, and `ambient` what survives exec as non-root."""
+    """Make `names` permitted and effective, and `ambient` what survives exec as non-root."""
     permitted, inherited = _bits(names), _bits(ambient)
     header = (ctypes.c_uint32 * 2)(_CAP_VERSION_3, 0)
     low, high = (1 << 32) - 1, 32

@@ -4,7 +4,7 @@ import datetime as dt
 from typing import Any
 
 Object = dict[str, Any]
-"""One Kubernetes object as the API sends it. Objects from the store are shared: never change one."""
+"""One Kubernetes object as the API sends it. What the store holds is shared: never change it."""
 
 
 def name_of(obj: Object) -> str:

@@ -1,4 +1,4 @@
-"""Holds one cluster: opens the host's sockets, makes the namespaces, and cleans up whatever happens.
+"""Holds one cluster: opens the host's sockets, makes the namespaces, cleans up in every case.
 
 Started as `python -m local.supervisor <plan as JSON>`. Three processes, each dying with its parent:
 

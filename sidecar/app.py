@@ -28,6 +28,7 @@ from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Accepted, Listener
 from sidecar.dataplane.outbound import OutboundLink
+from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
 from sidecar.discovery.client import RegistryClient
@@ -56,13 +57,14 @@ class Sidecar:
         self._registry = RegistryClient(
             config.own, config.trust_domain, self._channel.get, self._settings_came
         )
+        self._poller = poller = Poller(loop)
         self._plane = Plane(
-            loop=loop,
+            poller=poller,
             own=config.own,
             directory=self._registry,
             verify=SvidChecker(config.trust_domain),
             report=self._exporter.report,
-            pool=Pool(loop, monotonic),
+            pool=Pool(poller, monotonic),
             policy=PolicySet(allow_plaintext=config.allow_plaintext),
             allow_external=config.allow_external,
             cluster_networks=config.cluster_networks,
@@ -113,10 +115,10 @@ class Sidecar:
                 self._listen_on(ip, upstream.local_port, partial(self._asked_for, upstream))
         for ip in _wildcards():
             sock = sockets.listen(ip, INBOUND_PORT)
-            self._inbound.append(Listener(self._loop, sock, self._arrivals.accepted))
+            self._inbound.append(Listener(self._poller, sock, self._arrivals.accepted))
 
     def _listen_on(self, ip: str, port: int, accepted: Accepted) -> None:
-        self._listeners.append(Listener(self._loop, sockets.listen(ip, port), accepted))
+        self._listeners.append(Listener(self._poller, sockets.listen(ip, port), accepted))
 
     def _captured(self, sock: socket.socket, ip: str, port: int) -> None:
         OutboundLink(self._plane, sock, ip, port).start_redirected()
@@ -194,6 +196,7 @@ class Sidecar:
         self._watch.close()
         self._plane.pool.close()
         self._arrivals.close()
+        self._poller.close()
         await self._health.close()
         await self._channel.close()
         await self._exporter.close()

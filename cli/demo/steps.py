@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,13 @@ class NotTrue(Exception):
 class Shop:
     """The shop on a running cluster, and what was seen of it so far."""
 
-    def __init__(self, cluster: Cluster, links: Callable[[], list[Link]]) -> None:
+    def __init__(self, cluster: Cluster, links: Callable[[], Sequence[Link]]) -> None:
         self._cluster, self._links = cluster, links
         self._secret = f"card-{secrets.token_hex(8)}"
         """What web sends to api: it must never be seen on the wire."""
         self._control = f"bare-{secrets.token_hex(8)}"
         """What the stranger sends: it must be seen."""
-        self.seen: list[Link] = []
+        self.seen: Sequence[Link] = ()
 
     @property
     def store(self) -> str:
@@ -155,7 +155,7 @@ def shop_objects() -> str:
     """The shop's manifest, with Redis for the store if the machine has one."""
     redis = shutil.which("redis-server")
     command = (
-        [redis, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/tmp"]  # noqa: S104, S108
+        [redis, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/tmp"]  # noqa: S108
         if redis
         else ["python", "-m", "cli.demo.store"]
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import yaml
 from aiohttp import web
 
 from kit.clock import monotonic, utcnow
+from kit.tasks import spawn, stop
 from local.apiserver import discovery, forward, resources
 from local.apiserver.api import Api
 from local.apiserver.resources import Resource, Target, read_path
@@ -168,14 +169,14 @@ class HttpApi:
 
     async def _pump(
         self,
-        stream: Any,
+        stream: AsyncGenerator[Object, None],
         response: web.StreamResponse,
         resource: Resource,
         deadline: float,
         bookmarks: bool,
         as_table: bool,
     ) -> None:
-        waiting: asyncio.Future[Object] = asyncio.ensure_future(anext(stream))
+        waiting = spawn(_next(stream), name="watch")
         try:
             while (left_s := deadline - monotonic()) > 0:
                 await asyncio.wait({waiting}, timeout=min(left_s, _BOOKMARK_EVERY_S))
@@ -186,13 +187,11 @@ class HttpApi:
                         shown = table(resource, [event["object"]], version, utcnow())
                         event = {"type": event["type"], "object": shown}
                     await response.write(_line(event))
-                    waiting = asyncio.ensure_future(anext(stream))
+                    waiting = spawn(_next(stream), name="watch")
                 elif bookmarks:
                     await response.write(_line(self._bookmark(resource)))
         finally:
-            waiting.cancel()
-            with suppress(asyncio.CancelledError, ApiError):
-                await waiting
+            await stop(waiting)
 
     def _bookmark(self, resource: Resource) -> Object:
         metadata = {"resourceVersion": str(self._api.store.version)}
@@ -300,6 +299,10 @@ class HttpApi:
             await self._logs.stream(pod, container, dict(request.query), response.write)
             await response.write_eof()
         return response
+
+
+async def _next(stream: AsyncGenerator[Object, None]) -> Object:
+    return await anext(stream)
 
 
 def _selection(request: web.Request) -> Match:

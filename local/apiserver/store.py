@@ -1,7 +1,7 @@
 """The objects, their versions, and a bounded history for watches. No I/O, no waiting.
 
-One counter numbers every change of the cluster, as etcd's revision does, so a resourceVersion can be
-compared across kinds. Stored objects are never changed in place: an update stores a new one.
+One counter numbers every change of the cluster, as etcd's revision does, so a resourceVersion can
+be compared across kinds. Stored objects are never changed in place: an update stores a new one.
 """
 
 from collections import deque
@@ -34,7 +34,7 @@ Listener = Callable[[Event], None]
 
 
 class Store:
-    """Objects by kind, namespace and name. Listeners are called at once, in the order of changes."""
+    """Objects by kind, namespace and name. Listeners are called at once, in order."""
 
     def __init__(self, history: int = HISTORY) -> None:
         self._objects: dict[Key, dict[tuple[str, str], Object]] = {}
@@ -51,7 +51,7 @@ class Store:
         found = sorted(self._objects.get(key, {}).items(), key=lambda item: item[0])
         return [obj for (ns, _), obj in found if namespace in ("", ns)]
 
-    def keys(self) -> list[Key]:
+    def kinds(self) -> list[Key]:
         return list(self._objects)
 
     def add(self, key: Key, obj: Object) -> Object:
@@ -97,7 +97,7 @@ class Store:
         return gone
 
     def since(self, key: Key, version: int) -> Iterator[Event]:
-        """The changes to a kind after `version`; raises ApiError Expired if history is too short."""
+        """The changes to a kind after `version`; raises ApiError Expired if they are forgotten."""
         oldest = self._history[0].version if self._history else self.version + 1
         forgot = len(self._history) == self._history.maxlen and version < oldest - 1
         if forgot or version > self.version:

@@ -1,4 +1,4 @@
-"""Service-account tokens: made by TokenRequest, judged by TokenReview. Signed with a key of this run.
+"""Service-account tokens: made by TokenRequest, judged by TokenReview; the key is this run's.
 
 The claims are those of a bound service-account token (Kubernetes "Managing Service Accounts"): a
 token is good for one audience list, until it expires, and as long as the pod it is bound to exists

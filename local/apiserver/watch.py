@@ -1,7 +1,7 @@
 """One watch: the changes to a kind, as a selector sees them, from a version on."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from local.apiserver.resources import Resource
 from local.apiserver.selectors import Match
@@ -26,7 +26,7 @@ def seen(event: Event, namespace: str, match: Match) -> Object | None:
 
 async def changes(
     store: Store, resource: Resource, namespace: str, match: Match, version: int | None
-) -> AsyncIterator[Object]:
+) -> AsyncGenerator[Object, None]:
     """Watch events, without end. `version` None or 0 begins with what there is now.
 
     Raises ApiError Expired at once if `version` is forgotten. Close the iterator to end the watch.

@@ -57,9 +57,9 @@ def slice_of(service: Object, pods: Iterable[Object], family: str) -> Object:
                 "uid": uid_of(pod),
             },
         }
-        if hostname := dig(pod, "spec", "hostname"):
-            if dig(pod, "spec", "subdomain") == name_of(service):
-                endpoint["hostname"] = hostname
+        hostname, subdomain = (dig(pod, "spec", field) for field in ("hostname", "subdomain"))
+        if hostname and subdomain == name_of(service):
+            endpoint["hostname"] = hostname
         endpoints.append(endpoint)
     return {"addressType": family, "endpoints": endpoints, "ports": ports or []}
 

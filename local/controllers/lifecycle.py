@@ -57,7 +57,7 @@ class LifecycleController:
 
     def _living(self) -> set[str]:
         store = self._api.store
-        return {uid_of(obj) for key in store.keys() for obj in store.select(key)}
+        return {uid_of(obj) for key in store.kinds() for obj in store.select(key)}
 
     async def _delete(self, resource: Resource, obj: Object) -> None:
         if not is_terminating(obj):

@@ -1,7 +1,7 @@
 """Deployments, ReplicaSets and StatefulSets, as far as a demo needs them.
 
-A Deployment's new template gets a ReplicaSet of its own; the old one is scaled down when the new one
-is ready. A StatefulSet makes its pods in order, each when the one before is ready.
+A Deployment's new template gets a ReplicaSet of its own; the old one is scaled down when the new
+one is ready. A StatefulSet makes its pods in order, each when the one before is ready.
 """
 
 import hashlib

@@ -8,7 +8,7 @@ status, at which the kernel ends whatever else the app had started.
 import os
 import resource
 import signal
-import sys
+from pathlib import Path
 from typing import NoReturn, TypedDict
 
 from local import linux
@@ -82,7 +82,7 @@ _IPC = ("ipc", linux.CLONE_NEWIPC)
 
 
 def join(first_pid: int) -> None:
-    """Enter every namespace of the container whose first process is `first_pid`, but for its pids."""
+    """Enter the namespaces, but for the pids, of the container that began with `first_pid`."""
     kinds = (
         _IPC,
         ("uts", linux.CLONE_NEWUTS),
@@ -150,8 +150,8 @@ def _take_on(credentials: Credentials) -> None:
 def _known() -> list[str]:
     """The capabilities this kernel has; dropping a newer one would be an error."""
     try:
-        with open("/proc/sys/kernel/cap_last_cap") as f:
-            return linux.CAPABILITIES[: int(f.read()) + 1]
+        last = Path("/proc/sys/kernel/cap_last_cap").read_text()
+        return linux.CAPABILITIES[: int(last) + 1]
     except OSError:
         return linux.CAPABILITIES
 
@@ -191,5 +191,4 @@ def _give_up(error: int, cause: BaseException) -> NoReturn:
     try:
         os.write(error, text.splitlines()[0].encode()[:1000])
     finally:
-        sys.stdout = sys.stderr = None  # type: ignore[assignment]
         os._exit(START_FAILED)

@@ -18,7 +18,7 @@ from kit.tasks import spawn
 from local.errors import ApiError, LocalError
 from local.linux import CAPABILITIES
 from local.node.container import Command
-from local.node.environment import SOURCE_ROOT, PATH, interpreted
+from local.node.environment import PATH, SOURCE_ROOT, interpreted
 from local.node.kubelet import Kubelet
 from local.node.spawner import Process, Spawner
 
@@ -86,8 +86,10 @@ async def _until_done(process: Process, connection: socket.socket) -> int:
     """Wait for the command; a caller that hangs up takes it along."""
     loop = asyncio.get_running_loop()
     gone = spawn(loop.sock_recv(connection, 1), name="exec caller")
+    ended: asyncio.Future[Any] = process.ended
+    awaited: set[asyncio.Future[Any]] = {gone, ended}
     try:
-        await asyncio.wait({gone, process.ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         if not process.ended.done():
             process.send(signal.SIGKILL)
         return await process.ended
@@ -113,8 +115,13 @@ def _node_command(argv: list[str]) -> Command:
 
 async def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     loop = asyncio.get_running_loop()
-    readable = loop.create_future()
-    loop.add_reader(connection.fileno(), lambda: readable.done() or readable.set_result(None))
+    readable: asyncio.Future[None] = loop.create_future()
+
+    def hear() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(connection.fileno(), hear)
     try:
         async with asyncio.timeout(10):
             await readable

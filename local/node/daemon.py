@@ -34,7 +34,7 @@ from local.node import dns, tools
 from local.node.control import Control
 from local.node.environment import SOURCE_ROOT
 from local.node.kubelet import Kubelet, record_event
-from local.node.network import NODE_IP, Network
+from local.node.network import DNS_IP, NODE_IP, Network
 from local.node.podworker import Node
 from local.node.proxy import ServiceProxy
 from local.node.publish import publish
@@ -92,7 +92,7 @@ async def run(plan: dict[str, Any], wire: int) -> None:
     kubelet.start()
     await _seed(api)
     await ServiceProxy(api.store).start()
-    await dns.serve(api.store, NODE_IP)
+    await dns.serve(api.store, DNS_IP)
     api_socket = sockets.pop("api")
     await _serve_api(api, kubelet, tls, api_socket)
     spawn(Control(sockets.pop("control"), spawner, kubelet).serve(), name="control socket")
@@ -142,7 +142,7 @@ async def _seed(api: Api) -> None:
         {"name": f"dns-{kind.lower()}", "port": 53, "targetPort": 53, "protocol": kind}
         for kind in ("UDP", "TCP")
     ]
-    await _own_service(api, "kube-system", "kube-dns", dns.CLUSTER_IP, ports)
+    await _own_service(api, "kube-system", "kube-dns", DNS_IP, ports)
 
 
 async def _own_service(

@@ -21,10 +21,10 @@ from kit.tasks import spawn
 from local.apiserver import resources
 from local.apiserver.forward import slices_of
 from local.apiserver.store import Store
+from local.node.network import DNS_IP
 from local.objects import Object, dig
 
 DOMAIN = "cluster.local"
-CLUSTER_IP = "10.96.0.10"
 _TTL_S = 5
 _TCP_IDLE_S = 10.0
 _TYPES = {"A": "IPv4", "AAAA": "IPv6"}
@@ -131,4 +131,5 @@ async def serve(store: Store, address: str, port: int = 53) -> None:
 def resolv_conf(namespace: str) -> str:
     """A pod's /etc/resolv.conf under dnsPolicy ClusterFirst."""
     search = f"{namespace}.svc.{DOMAIN} svc.{DOMAIN} {DOMAIN}"
-    return f"nameserver {CLUSTER_IP}\nsearch {search}\noptions ndots:5 timeout:2 attempts:2\n"
+    options = "ndots:5 timeout:1 attempts:3 single-request"
+    return f"nameserver {DNS_IP}\nsearch {search}\noptions {options}\n"

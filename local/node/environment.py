@@ -19,24 +19,11 @@ PATH = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 _PYTHONS = frozenset({"python", "python3"})
 _REFERENCE = re.compile(r"\$(\$|\((?P<name>[A-Za-z_.-][\w.-]*)\))")
 _KEYED = re.compile(r"metadata\.(?P<kind>labels|annotations)\['(?P<key>[^']+)'\]")
-_ROOT_CAPABILITIES = frozenset(
-    [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "SETGID",
-        "SETUID",
-        "SETPCAP",
-        "NET_BIND_SERVICE",
-        "NET_RAW",
-        "SYS_CHROOT",
-        "MKNOD",
-        "AUDIT_WRITE",
-        "SETFCAP",
-    ]
-)
+_ROOT_NAMES = """
+CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT
+MKNOD AUDIT_WRITE SETFCAP
+"""
+_ROOT_CAPABILITIES = frozenset(_ROOT_NAMES.split())
 """What container runtimes leave to root (containerd's default set)."""
 
 
@@ -201,9 +188,9 @@ def interpreted(words: Sequence[str]) -> list[str]:
 def credentials(pod: Object, container: Object, *, single_uid: bool) -> Credentials:
     """Whom a container runs as: its own securityContext beats the pod's.
 
-    Capabilities that the spec adds for a user other than root are ambient, so that they work without
-    file capabilities; where one user id is all there is, everybody is that one, and capabilities are
-    what sets them apart.
+    Capabilities that the spec adds for a user other than root are ambient, so that they work
+    without file capabilities; where one user id is all there is, everybody is that one, and
+    capabilities are what sets them apart.
     """
     own = container.get("securityContext") or {}
     shared = dig(pod, "spec", "securityContext", default={})

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from local import linux
@@ -100,19 +101,10 @@ class Init:
         elif asked["inside"] is not None:
             linux.enter(f"/proc/{asked['inside']}/ns/pid", linux.CLONE_NEWPID)
         pid = os.fork()
-        if pid:
-            linux.setns(self._own_pids, linux.CLONE_NEWPID)  # what is forked next is the node's
-            return pid
-        signal.set_wakeup_fd(-1)
-        if asked["do"] == "run":
-            container.run(spec, stdio, error)
-        try:
-            if asked["inside"] is not None:
-                container.join(asked["inside"])
-        except OSError as e:
-            os.write(error, str(e).encode())
-            os._exit(container.START_FAILED)
-        container.become(spec, stdio, error)
+        if pid == 0:
+            _become(asked, spec, stdio, error)
+        linux.setns(self._own_pids, linux.CLONE_NEWPID)  # what is forked next is the node's
+        return pid
 
     def _pause(self, hostname: str) -> int:
         """Fork the process that holds a pod's network, host name and shared memory."""
@@ -132,6 +124,20 @@ class Init:
             self._wire.send(json.dumps(message).encode())
 
 
+def _become(asked: dict[str, Any], spec: Any, stdio: tuple[int, int, int], error: int) -> NoReturn:
+    """Be the container or the command that was asked for; `spec` is the daemon's own."""
+    signal.set_wakeup_fd(-1)
+    if asked["do"] == "run":
+        container.run(spec, stdio, error)
+    try:
+        if asked["inside"] is not None:
+            container.join(asked["inside"])
+    except OSError as e:
+        os.write(error, str(e).encode())
+        os._exit(container.START_FAILED)
+    container.become(spec, stdio, error)
+
+
 def _hold_pod(hostname: str, tell: int) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
@@ -140,8 +146,8 @@ def _hold_pod(hostname: str, tell: int) -> NoReturn:
         linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
         socket.sethostname(hostname)
         for name, value in _POD_SYSCTLS.items():
-            with suppress(FileNotFoundError), open(f"/proc/sys/net/{name}", "w") as f:
-                f.write(value)
+            with suppress(FileNotFoundError):
+                Path(f"/proc/sys/net/{name}").write_text(value)
         os.write(tell, b"ok")
         os.closerange(3, 65536)
     except OSError as e:

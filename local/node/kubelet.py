@@ -40,9 +40,9 @@ class Kubelet:
 
     def _hear(self, event: Event) -> None:
         if event.key in (resources.CONFIG_MAPS.key, resources.SECRETS.key):
-            for worker in self._workers.values():
-                if namespace_of(worker.pod) == namespace_of(event.object):
-                    worker.sources_changed()
+            for each in self._workers.values():
+                if namespace_of(each.pod) == namespace_of(event.object):
+                    each.sources_changed()
         if event.key != resources.PODS.key:
             return
         pod, uid = event.object, uid_of(event.object)

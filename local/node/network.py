@@ -1,8 +1,8 @@
 """The node's network: one bridge, and a link and two addresses for each pod.
 
 Every pod has a /32 and a /128 and reaches everything else through the node, never the next pod
-directly (the bridge's ports are isolated). So all traffic passes the node's routing, where ClusterIPs
-are translated and translated back, and source addresses stay what they are.
+directly (the bridge's ports are isolated). So all traffic passes the node's routing, where
+ClusterIPs are translated and translated back, and source addresses stay what they are.
 """
 
 import ipaddress
@@ -17,8 +17,16 @@ BRIDGE = "podlink0"
 POD_CIDR = ipaddress.IPv4Network("10.244.0.0/24")
 POD_CIDR6 = ipaddress.IPv6Network("fd44::/64")
 SERVICE_CIDR = "10.96.0.0/16"
+DNS_IP = "10.96.0.10"
+"""The cluster's name server, an address of the node itself.
+
+Were it translated like other ClusterIPs, the kernel would now and then drop one of the two queries
+(A and AAAA) that a resolver sends at once from one port, and a name would take seconds to resolve
+(kubernetes/kubernetes#56903; node-local DNS caches exist for that reason).
+"""
 NODE_IP = str(POD_CIDR[1])
 NODE_IP6 = str(POD_CIDR6[1])
+_BRIDGE_MAC = "0a:58:0a:f4:00:01"
 _SYSCTLS = {
     "ipv4/ip_forward": "1",
     "ipv6/conf/all/forwarding": "1",
@@ -61,21 +69,22 @@ class Network:
     async def start(self) -> None:
         """Make the bridge and the node's routes. The network namespace must be a fresh one."""
         for name, value in _SYSCTLS.items():
-            Path(f"/proc/sys/net/{name}").write_text(value)
+            _set(name, value)
         batch = [
             "link set lo up",
-            f"link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0",
+            # Without an address of its own a bridge takes the lowest of its ports', and changes it
+            # under the pods that have just learnt it when a new pod comes.
+            f"link add {BRIDGE} address {_BRIDGE_MAC} type bridge forward_delay 0 mcast_snooping 0",
             f"addr add {NODE_IP}/{POD_CIDR.prefixlen} dev {BRIDGE}",
             f"addr add {NODE_IP6}/{POD_CIDR6.prefixlen} dev {BRIDGE} nodad",
             f"link set {BRIDGE} up",
             # The node's own calls to a ClusterIP need some route before they are translated.
             f"route add {SERVICE_CIDR} dev {BRIDGE} src {NODE_IP}",
+            f"addr add {DNS_IP}/32 dev lo",
         ]
         await tools.run("ip", "-batch", "-", feed="\n".join(batch) + "\n")
         for name in _BRIDGE_FILTER:  # else bridged frames would pass the address rules twice
-            path = Path(f"/proc/sys/net/bridge/{name}")
-            if path.exists():
-                path.write_text("0")
+            _set(f"bridge/{name}", "0", missing_ok=True)
 
     async def attach(self, pause_pid: int) -> Address:
         """Give the network namespace of `pause_pid` a link and addresses."""
@@ -110,3 +119,10 @@ class Network:
     def release(self, address: Address) -> None:
         """Take the address back. Its link went with the pod's namespace."""
         self._free.append(address.number)
+
+
+def _set(name: str, value: str, *, missing_ok: bool = False) -> None:
+    """Write a network sysctl of this namespace."""
+    path = Path(f"/proc/sys/net/{name}")
+    if path.exists() or not missing_ok:
+        path.write_text(value)

@@ -70,7 +70,7 @@ class PodState:
     """Type -> (status, since), so that lastTransitionTime stays true."""
 
 
-def phase(containers: list[ContainerState], restart_policy: str, *, initialised: bool) -> str:
+def phase(containers: list[ContainerState], *, initialised: bool) -> str:
     """Kubernetes "Pod Lifecycle", phases."""
     apps = [c for c in containers if c.role == "app"]
     if any(c.role == "init" and c.finished and _failed(c) for c in containers):
@@ -87,11 +87,9 @@ def _failed(container: ContainerState) -> bool:
     return container.ended is not None and container.ended["exitCode"] != 0
 
 
-def pod_status(
-    pod: Object, state: PodState, containers: list[ContainerState], now: dt.datetime
-) -> Object:
+def pod_status(state: PodState, containers: list[ContainerState], now: dt.datetime) -> Object:
     """The whole `status` of a pod."""
-    current = phase(containers, pod["spec"]["restartPolicy"], initialised=state.initialised)
+    current = phase(containers, initialised=state.initialised)
     over = current in ("Succeeded", "Failed")
     ready = not over and all(c.ready for c in containers if c.role != "init")
     ready = ready and state.initialised

@@ -193,7 +193,7 @@ class PodWorker:
         return task
 
     async def _end(self, grace_s: float) -> None:
-        """SIGTERM to the apps, then to the sidecars in reverse order; SIGKILL when grace is over."""
+        """SIGTERM to the apps, then to the sidecars from the last; SIGKILL when grace is over."""
         deadline = monotonic() + grace_s
         first = [c for c in self.containers if c.role != "sidecar"]
         await asyncio.gather(*(c.stop(grace_s) for c in first))
@@ -219,7 +219,7 @@ class PodWorker:
 
     def _publish(self) -> None:
         states = [c.state for c in self.containers]
-        status = pod_status(self.pod, self._state, states, utcnow())
+        status = pod_status(self._state, states, utcnow())
         self._node.api.set_status(resources.PODS, self.pod, status)
 
     def _write_etc(self) -> tuple[Mount, ...]:

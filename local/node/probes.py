@@ -11,8 +11,8 @@ from local.objects import Object
 _QUICK_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Before the first success a probe is tried at these times as well; their failures do not count.
 
-A kubelet with periodSeconds 10 leaves a pod that starts in 50 ms unready for seconds; here that wait
-would be most of a test's time.
+A kubelet with periodSeconds 10 leaves a pod that starts in 50 ms unready for seconds; here that
+wait would be most of a test's time.
 """
 Exec = Callable[[list[str], float], Awaitable[int]]
 """Runs a command in the container within some seconds and returns its exit status."""

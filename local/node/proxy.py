@@ -1,6 +1,6 @@
-"""ClusterIPs, as kube-proxy does them: one nft table, replaced as a whole when endpoints change.
+"""ClusterIPs, as kube-proxy does them: one nft table, changed in one transaction at a time.
 
-`ruleset` is pure: Services and EndpointSlices in, the text for `nft -f -` out.
+`frontends`, `contents` and `change` are pure: objects in, the text for `nft -f -` out.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from kit.tasks import spawn, stop
 from local.apiserver import resources
 from local.apiserver.store import Event, Store
 from local.node import tools
-from local.node.network import SERVICE_CIDR
+from local.node.network import DNS_IP, SERVICE_CIDR
 from local.objects import Object, dig, labels_of, name_of, namespace_of
 
 _SERVICE_NAME = "kubernetes.io/service-name"
@@ -36,7 +36,7 @@ def frontends(services: Iterable[Object], slices: Sequence[Object]) -> list[Fron
     found = []
     for service in services:
         address = dig(service, "spec", "clusterIP", default="None")
-        if address in ("None", ""):
+        if address in ("None", "", DNS_IP):
             continue
         own = by_service.get((namespace_of(service), name_of(service)), [])
         for port in dig(service, "spec", "ports", default=[]):
@@ -65,50 +65,85 @@ def _endpoints(slices: Iterable[Object], port_name: str) -> list[tuple[str, int]
     return sorted(set(ready or leaving))
 
 
-def ruleset(found: Sequence[Frontend]) -> str:
-    """The whole table. Replacing it in one transaction leaves running connections alone."""
+_TABLE = "ip podlink_services"
+_LOOKUP = "ip daddr . meta l4proto . th dport vmap"
+_MAP = "type ipv4_addr . inet_proto . inet_service : verdict;"
+BASE = f"""
+table {_TABLE} {{
+  set hairpins {{ type ipv4_addr . ipv4_addr; }}
+  map services {{ {_MAP} }}
+  map refused {{ {_MAP} }}
+  chain refuse {{ meta l4proto tcp reject with tcp reset; reject; }}
+  chain unserved {{
+    ip daddr {DNS_IP} return
+    {_LOOKUP} @refused
+    ip daddr {SERVICE_CIDR} goto refuse
+  }}
+  chain prerouting {{ type nat hook prerouting priority dstnat; {_LOOKUP} @services; }}
+  chain output {{ type nat hook output priority -100; {_LOOKUP} @services; }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat
+    ip saddr . ip daddr @hairpins masquerade
+  }}
+  chain forward {{ type filter hook forward priority filter; jump unserved; }}
+  chain queries {{
+    type filter hook prerouting priority raw
+    ip daddr {DNS_IP} udp dport 53 notrack
+  }}
+  chain answers {{
+    type filter hook output priority raw
+    ip saddr {DNS_IP} udp sport 53 notrack
+  }}
+  chain own {{ type filter hook output priority filter; jump unserved; }}
+}}
+"""
+"""What stays for good. The hooked chains are never replaced: a connection whose first packet came
+between the old ones and the new would go untranslated for its whole life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """One state of the table: its elements, and the chains that choose an endpoint, by name."""
+
+    elements: tuple[tuple[str, tuple[str, ...]], ...]
+    chains: tuple[tuple[str, str], ...]
+
+
+def contents(found: Sequence[Frontend], generation: int) -> Contents:
+    """What the table should hold. Chains of different generations never share a name."""
     chains, services, refused = [], [], []
-    pods = sorted({ip for f in found for ip, _ in f.endpoints})
     for number, front in enumerate(found):
         key = f"{front.ip} . {front.protocol} . {front.port}"
         if not front.endpoints:
             refused.append(f"{key} : goto refuse")
             continue
-        services.append(f"{key} : goto svc{number}")
-        branches = []
+        name = f"svc{generation}_{number}"
+        services.append(f"{key} : goto {name}")
         for index, (ip, port) in enumerate(front.endpoints):
-            branches.append(f"{index} : goto svc{number}_{index}")
-            chains.append(
-                f"chain svc{number}_{index} {{ meta l4proto {front.protocol} dnat to {ip}:{port}; }}"
-            )
+            rule = f"meta l4proto {front.protocol} dnat to {ip}:{port}"
+            chains.append((f"{name}_{index}", rule))
+        branches = (f"{index} : goto {name}_{index}" for index in range(len(front.endpoints)))
         pick = f"numgen random mod {len(front.endpoints)} vmap {{ {', '.join(branches)} }}"
-        chains.append(f"chain svc{number} {{ {pick}; }}")
-    hairpins = [f"{ip} . {ip}" for ip in pods]
-    lookup = "ip daddr . meta l4proto . th dport vmap"
-    kind = "type ipv4_addr . inet_proto . inet_service : verdict"
-    lines = [
-        "table ip podlink_services {}",
-        "delete table ip podlink_services",
-        "table ip podlink_services {",
-        f"set hairpins {{ type ipv4_addr . ipv4_addr; {_elements(hairpins)} }}",
-        *chains,
-        "chain refuse { meta l4proto tcp reject with tcp reset; reject; }",
-        f"map services {{ {kind}; {_elements(services)} }}",
-        f"map refused {{ {kind}; {_elements(refused)} }}",
-        "chain prerouting { type nat hook prerouting priority dstnat; " + lookup + " @services; }",
-        "chain output { type nat hook output priority -100; " + lookup + " @services; }",
-        "chain postrouting { type nat hook postrouting priority srcnat;"
-        " ip saddr . ip daddr @hairpins masquerade; }",
-        f"chain unserved {{ {lookup} @refused; ip daddr {SERVICE_CIDR} goto refuse; }}",
-        "chain forward { type filter hook forward priority filter; jump unserved; }",
-        "chain own { type filter hook output priority filter; jump unserved; }",
-        "}",
-    ]
+        chains.append((name, pick))
+    pods = sorted({ip for front in found for ip, _ in front.endpoints})
+    hairpins = tuple(f"{ip} . {ip}" for ip in pods)
+    named = (("services", tuple(services)), ("refused", tuple(refused)), ("hairpins", hairpins))
+    return Contents(named, tuple(chains))
+
+
+def change(old: Contents, new: Contents) -> str:
+    """The one transaction for `nft -f -` that leads from `old` to `new`."""
+    lines = [f"add chain {_TABLE} {name}" for name, _ in new.chains]
+    lines += [f"add rule {_TABLE} {name} {rule}" for name, rule in new.chains]
+    for name, elements in new.elements:
+        kind = "set" if name == "hairpins" else "map"
+        lines.append(f"flush {kind} {_TABLE} {name}")
+        if elements:
+            lines.append(f"add element {_TABLE} {name} {{ {', '.join(elements)} }}")
+    # The last first: a Service's chain refers to those of its endpoints, which come before it.
+    lines += [f"flush chain {_TABLE} {name}" for name, _ in reversed(old.chains)]
+    lines += [f"delete chain {_TABLE} {name}" for name, _ in reversed(old.chains)]
     return "\n".join(lines) + "\n"
-
-
-def _elements(items: Sequence[str]) -> str:
-    return f"elements = {{ {', '.join(items)} }};" if items else ""
 
 
 class ServiceProxy:
@@ -118,10 +153,13 @@ class ServiceProxy:
         self._store = store
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._loaded = ""
+        self._found: list[Frontend] = []
+        self._loaded = Contents((), ())
+        self._generation = 0
 
     async def start(self) -> None:
         self._store.listen(self._hear)
+        await tools.run("nft", "-f", "-", feed=BASE)
         await self._load()
         self._task = spawn(self._run(), name="service-proxy")
 
@@ -140,7 +178,9 @@ class ServiceProxy:
 
     async def _load(self) -> None:
         services = self._store.select(resources.SERVICES.key)
-        text = ruleset(frontends(services, self._store.select(resources.SLICES.key)))
-        if text != self._loaded:
-            await tools.run("nft", "-f", "-", feed=text)
-            self._loaded = text
+        found = frontends(services, self._store.select(resources.SLICES.key))
+        if found != self._found:
+            new = contents(found, self._generation + 1)
+            await tools.run("nft", "-f", "-", feed=change(self._loaded, new))
+            self._found, self._loaded = found, new
+            self._generation += 1

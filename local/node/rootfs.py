@@ -14,6 +14,8 @@ from local import linux
 
 _OLD = "/.old"
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "nix", "gnu")
+_WRITABLE = {"/run": "755", "/tmp": "1777", "/var": "755"}
+"""Directories of the container's own, with their modes."""
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -40,7 +42,7 @@ def build(staging: str, needed: list[str], mounts: list[Mount], *, read_only_roo
     os.chdir("/")
     for name in _SYSTEM:
         _show_system(name)
-    for directory, mode in (("/run", "755"), ("/tmp", "1777"), ("/var", "755")):
+    for directory, mode in _WRITABLE.items():
         os.mkdir(directory)
         linux.mount("tmpfs", directory, "tmpfs", flags, f"mode={mode},size=256m")
     _fill_var()
@@ -56,7 +58,9 @@ def build(staging: str, needed: list[str], mounts: list[Mount], *, read_only_roo
     os.rmdir(_OLD)
     if read_only_root:
         remount = linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | flags
-        linux.mount(None, "/", None, remount)
+        volumes = {os.path.realpath(m["target"]) for m in mounts}
+        for directory in {"/", *_WRITABLE} - volumes:
+            linux.mount(None, directory, None, remount)
 
 
 def _show_system(name: str) -> None:

@@ -64,7 +64,7 @@ class Spawner:
     async def run_inside(
         self, command: Command, stdio: Sequence[int], inside: int | None
     ) -> Process:
-        """Start a command inside the container whose first pid is `inside`, or on the node itself."""
+        """Start a command in the container whose first pid is `inside`, or on the node."""
         return await self._start({"do": "exec", "inside": inside}, command, stdio)
 
     async def _start(self, request: dict[str, Any], spec: Command, stdio: Sequence[int]) -> Process:

@@ -1,8 +1,8 @@
 """A pod's volumes: directories on the node's tmpfs that containers bind.
 
 ConfigMap, Secret, projected and downward API volumes are written as the kubelet writes them (a
-timestamped directory behind the symlink `..data`), so a reader sees the old files or the new, never a
-mixture, and `refresh` updates them in place. `payload` is pure given the sources.
+timestamped directory behind the symlink `..data`), so a reader sees the old files or the new, never
+a mixture, and `refresh` updates them in place. `payload` is pure given the sources.
 """
 
 import base64
@@ -97,7 +97,7 @@ class Volumes:
                 path.chmod(0o2777 if self._fs_group is not None else 0o777)
 
     def refresh(self, pod: Object) -> None:
-        """Bring what is written up to date with its sources; one that is missing keeps its files."""
+        """Bring the files up to date with their sources; one that is missing keeps its files."""
         self._pod = pod
         for volume in pod["spec"].get("volumes") or ():
             if any(kind in volume for kind in _WRITTEN):
@@ -110,7 +110,7 @@ class Volumes:
         shutil.rmtree(self._root, ignore_errors=True)
 
     def source(self, mount: Object) -> str:
-        """What a volumeMount binds: the volume, or the file or directory in it that subPath names."""
+        """What a volumeMount binds: the volume, or what subPath names in it."""
         volume = next(v for v in self._pod["spec"]["volumes"] if v["name"] == mount["name"])
         base = Path(dig(volume, "hostPath", "path") or self._root / volume["name"])
         if not base.exists():

@@ -16,12 +16,12 @@ from sidecar.dataplane.context import Plane
 from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
 from sidecar.dataplane.inbound import InboundTunnel, new_record
 from sidecar.dataplane.plaintext import PlaintextLink
-from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
 from sidecar.dataplane.tunnel import RECORD, Tunnel
 from sidecar.directory import EXTERNAL, Found, Workload
 from sidecar.errors import Denied, HandshakeTimeout, NotReady, OwnPort, SidecarError
 from sidecar.policy.authorise import authorise
 from sidecar.report import LinkRecord
+from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
 from sidecar.wire.client_hello import FirstBytes, classify
 from sidecar.wire.session import Role
 
@@ -98,9 +98,9 @@ class Arrival:
         to_port = self._to[1]
         if to_port in OWN_PORTS and not self._plane.tunnel_only:
             return self._turn_away(OwnPort(f"{self._ip} dialled port {to_port}, podlink's own"))
-        loop = self._plane.loop
-        self._deadline = loop.call_later(TIMEOUT_S, self._too_late)
-        loop.add_reader(self._sock.fileno(), self._readable)
+        poller = self._plane.poller
+        self._deadline = poller.call_later(TIMEOUT_S, self._too_late)
+        poller.add_reader(self._sock.fileno(), self._readable)
         if self._plane.policy.allow_plaintext:
             # A stranger that waits for the server to speak first must not be waited for.
             known = self._plane.directory.known(self._ip)
@@ -148,7 +148,7 @@ class Arrival:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-            self._plane.loop.remove_reader(self._sock.fileno())
+            self._plane.poller.remove_reader(self._sock.fileno())
 
     # --- a peer -----------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Arrival:
             )
         watch_for_dead_peer(self._sock)
         self._handshake = Handshake(
-            plane.loop,
+            plane.poller,
             self._sock,
             trust.server,
             Role.ACCEPTOR,

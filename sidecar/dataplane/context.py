@@ -1,6 +1,5 @@
 """What all links of one sidecar share. Filled by `sidecar.app`; the data plane only reads it."""
 
-import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,8 +8,10 @@ from random import Random, SystemRandom
 from typing import Protocol
 
 from kit.clock import monotonic, unix_ns, unix_s
+from sidecar.contract import INBOUND_PORT
 from sidecar.dataplane.choose import Affinity, Ejections
 from sidecar.dataplane.handshake import Verify
+from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.directory import Directory, Own
 from sidecar.policy.authorise import PolicySet
@@ -41,13 +42,16 @@ class LiveLink(Protocol):
     def tunnel_expires_at(self) -> float | None:
         """Monotonic end of the tunnel that carries it; None for plaintext or before one."""
 
+    def look(self, now: float) -> None:
+        """Called every few seconds: end what has waited too long."""
+
     def cut(self, code: int, close: str) -> None:
         """End it now; `code` is for the peer (sidecar.wire.opening.RESETS), `close` for the record."""
 
 
 @dataclass(slots=True)
 class Plane:
-    loop: asyncio.AbstractEventLoop
+    poller: Poller
     own: Own
     directory: Directory
     verify: Verify
@@ -61,6 +65,8 @@ class Plane:
     """Addresses in here are asked of the registry; the rest is external without asking."""
     mark: int = 0
     """SO_MARK for our own connections; 0 where capture exempts us by UID."""
+    tunnel_port: int = INBOUND_PORT
+    """Where peers in `localhost` mode take tunnels."""
     tunnel_only: bool = False
     """`mode: localhost`: peers dial our inbound port, and OPEN names the app's."""
     now: Callable[[], float] = monotonic

@@ -9,14 +9,14 @@ from typing import Final
 from certs.trust.identity import WorkloadIdentity
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.handshake import Handshake
+from sidecar.dataplane.tunnel import Tunnel
+from sidecar.errors import EndpointUnreachable, IdentityMismatch, SidecarError
 from sidecar.sockets import (
     connect_error,
     is_connected,
     start_connect,
     watch_for_dead_peer,
 )
-from sidecar.dataplane.tunnel import Tunnel
-from sidecar.errors import EndpointUnreachable, IdentityMismatch, SidecarError
 from sidecar.wire.session import Role
 
 CONNECT_TIMEOUT_S: Final = 1.0
@@ -32,7 +32,7 @@ class Connect:
     perhaps before the constructor returns: on loopback connections mostly come about at once.
     """
 
-    __slots__ = ("_deadline", "_done", "_loop", "_sock", "_to")
+    __slots__ = ("_deadline", "_done", "_poller", "_sock", "_to")
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Connect:
         timeout_s: float,
         done: Answered,
     ) -> None:
-        self._loop, self._done, self._to = plane.loop, done, f"{ip} port {port}"
+        self._poller, self._done, self._to = plane.poller, done, f"{ip} port {port}"
         self._sock: socket.socket | None = None
         self._deadline: asyncio.TimerHandle | None = None
         try:
@@ -54,8 +54,8 @@ class Connect:
             done(sock, None)
             return
         self._sock = sock
-        self._deadline = plane.loop.call_later(timeout_s, self._too_late)
-        plane.loop.add_writer(sock.fileno(), self._writable)
+        self._deadline = plane.poller.call_later(timeout_s, self._too_late)
+        plane.poller.add_writer(sock.fileno(), self._writable)
 
     @property
     def pending(self) -> bool:
@@ -86,7 +86,7 @@ class Connect:
         sock, self._sock = self._sock, None
         if sock is not None and self._deadline is not None:
             self._deadline.cancel()
-            self._loop.remove_writer(sock.fileno())
+            self._poller.remove_writer(sock.fileno())
         return sock
 
 
@@ -127,7 +127,7 @@ class Dial:
         watch_for_dead_peer(sock)
         plane = self._plane
         self._step = handshake = Handshake(
-            plane.loop,
+            plane.poller,
             sock,
             self._trust.client,
             Role.DIALLER,

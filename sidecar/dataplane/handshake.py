@@ -5,7 +5,6 @@ not fail when ALPN finds no common protocol (docs/threat-model.md, attacks 4 and
 else may turn a TLS connection into a Tunnel.
 """
 
-import asyncio
 import socket
 import ssl
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Final
 
 from certs.trust.facts import LeafFacts
 from sidecar.contract import ALPN
+from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.tunnel import RECORD, Tunnel
 from sidecar.errors import (
     AlpnMismatch,
@@ -42,7 +42,7 @@ class Handshake:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         sock: socket.socket,
         context: ssl.SSLContext,
         role: Role,
@@ -55,7 +55,7 @@ class Handshake:
         done: Done,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        self._loop, self._sock, self._role, self._verify = loop, sock, role, verify
+        self._poller, self._sock, self._role, self._verify = poller, sock, role, verify
         self._own_end, self._now, self._wall, self._done = own_end, now, wall, done
         self._peer_address = peer_address
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -64,11 +64,11 @@ class Handshake:
         )
         self._taken = 0
         self._over = False
-        self._deadline = loop.call_later(timeout_s, self._too_late)
+        self._deadline = poller.call_later(timeout_s, self._too_late)
 
     def start(self, head: bytes = b"") -> None:
         """Begin; `head` is what was read of the connection already."""
-        self._loop.add_reader(self._sock.fileno(), self._readable)
+        self._poller.add_reader(self._sock.fileno(), self._readable)
         self._feed(head)
 
     def abandon(self) -> None:
@@ -130,7 +130,7 @@ class Handshake:
         left_s = peer.not_after.timestamp() - self._wall()
         self._stop()
         tunnel = Tunnel(
-            self._loop,
+            self._poller,
             self._sock,
             self._tls,
             self._incoming,
@@ -148,7 +148,7 @@ class Handshake:
     def _stop(self) -> None:
         self._over = True
         self._deadline.cancel()
-        self._loop.remove_reader(self._sock.fileno())
+        self._poller.remove_reader(self._sock.fileno())
 
     def _fail(self, error: SidecarError) -> None:
         if not self._over:

@@ -10,13 +10,13 @@ import socket
 from sidecar.contract import OWN_PORTS
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
-from sidecar.sockets import loopback_of
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import Workload
 from sidecar.errors import AppUnreachable, Denied, OwnPort, PeerLost, SidecarError
 from sidecar.policy.authorise import Permit, authorise
 from sidecar.report import LinkRecord
+from sidecar.sockets import loopback_of
 from sidecar.wire.frames import ACCEPT, GOAWAY, GOAWAY_FRAME, OPEN, REFUSE
 from sidecar.wire.opening import (
     BAD_PORT,
@@ -188,7 +188,7 @@ class InboundLink:
         record.verdict, record.security = "allowed", "mtls"
         # Before the app sees a byte: a dialler that reads our FIN without it may try elsewhere.
         tunnel.send(ACCEPT, encode_accept(record.trace_id, record.span_id))
-        self._splice = splice = TunnelSplice(plane.loop, app, tunnel, self._ended)
+        self._splice = splice = TunnelSplice(plane.poller, app, tunnel, self._ended)
         tunnel.user = splice
         splice.start()
         if held is not None:
@@ -198,6 +198,7 @@ class InboundLink:
         record = self.record
         if error is not None:
             record.reason, record.error = error.reason, str(error)
+        self._splice = None  # it refers to this link: leave nothing to the garbage collector
         self._keeper.rest()
         self._report(splice.to_near, splice.from_near, close)
 
@@ -229,6 +230,9 @@ class InboundLink:
     @property
     def tunnel_expires_at(self) -> float | None:
         return self.tunnel.expires_at
+
+    def look(self, now: float) -> None:
+        """Nothing here waits without a deadline of its own."""
 
     def cut(self, code: int, close: str) -> None:
         if self._splice is not None:

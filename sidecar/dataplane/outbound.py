@@ -8,16 +8,14 @@ link may move to another endpoint, replaying the bytes it holds: the app behind 
 them. After ACCEPT it never moves.
 """
 
-import asyncio
 import socket
 from typing import Final
 
 from certs.trust.identity import WorkloadIdentity
-from sidecar.contract import INBOUND_PORT, OWN_PORTS
+from sidecar.contract import OWN_PORTS
 from sidecar.dataplane.choose import choose, eligible
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
-from sidecar.sockets import original_dst, reset
 from sidecar.dataplane.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import EXTERNAL, Found, Service, Workload
@@ -35,6 +33,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.report import LinkRecord, Security
+from sidecar.sockets import original_dst, reset
 from sidecar.wire.frames import ACCEPT, DATA, HEADER, OPEN, REFUSE, RESET, encode
 from sidecar.wire.opening import (
     APP_RESET,
@@ -58,7 +57,7 @@ class OutboundLink:
     """One link on its dialler's side. It keeps itself alive through the loop's callbacks."""
 
     __slots__ = (
-        "_deadline",
+        "_answer_by",
         "_held",
         "_identity",
         "_near",
@@ -88,7 +87,7 @@ class OutboundLink:
         self._tunnel: Tunnel | None = None
         self._splice: TunnelSplice | RawSplice | None = None
         self._step: Connect | Dial | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._answer_by = 0.0
         self._service: Service | None = None
         self._tried: list[str] = []
         self._wait_until = 0.0
@@ -207,11 +206,12 @@ class OutboundLink:
         near, self._near = self._near, None
         assert near is not None
         self._plane.link_opened(record.destination_ip, record.destination_port)
-        self._splice = splice = RawSplice(self._plane.loop, near, sock, self._raw_ended)
+        self._splice = splice = RawSplice(self._plane.poller, near, sock, self._raw_ended)
         return splice.start()
 
     def _raw_ended(self, splice: RawSplice, close: str, error: SidecarError | None) -> None:
         self._plane.link_closed(self.record.destination_ip, self.record.destination_port)
+        self._splice = None
         self._report(splice.from_near, splice.to_near, close)
 
     # --- through a tunnel -------------------------------------------------------------------
@@ -227,7 +227,7 @@ class OutboundLink:
         record.destination_identity = str(pod.identity)
         self._set_destination(ip, port)
         self._identity = pod.identity
-        self._peer_port = INBOUND_PORT if pod.tunnel_only else port
+        self._peer_port = self._plane.tunnel_port if pod.tunnel_only else port
         return self._read_first()
 
     def _read_first(self) -> None:
@@ -278,7 +278,7 @@ class OutboundLink:
         self._wait_until = self._wait_until or now + CERTIFICATE_WAIT_S
         if now >= self._wait_until:
             return self._fail(NotReady("no valid certificate of our own: is the CA reachable?"))
-        self._plane.loop.call_later(_CERTIFICATE_POLL_S, self._dial_again)
+        self._plane.poller.call_later(_CERTIFICATE_POLL_S, self._dial_again)
         return None
 
     def _dial_again(self) -> None:
@@ -313,7 +313,7 @@ class OutboundLink:
             frames += encode(DATA, self._held)
         tunnel.session.sent(OPEN)
         tunnel.write(frames)
-        self._deadline = self._plane.loop.call_later(ACCEPT_TIMEOUT_S, self._no_answer)
+        self._answer_by = self._plane.now() + ACCEPT_TIMEOUT_S
 
     def tunnel_data(self, piece: memoryview) -> None:
         raise ProtocolViolation("DATA before ACCEPT")  # the session refuses it before this
@@ -344,15 +344,14 @@ class OutboundLink:
             return self._try_elsewhere(error)
         return self._fail(error)
 
-    def _no_answer(self) -> None:
-        if self._tunnel is not None:
+    def look(self, now: float) -> None:
+        if self._tunnel is not None and self._splice is None and now > self._answer_by:
             self._fail(HandshakeTimeout("the peer neither accepted nor refused the link"))
 
     def _accepted(self, payload: bytes) -> None:
         tunnel, near, record = self._tunnel, self._near, self.record
-        assert tunnel is not None and near is not None and self._deadline is not None
+        assert tunnel is not None and near is not None
         decode_accept(payload)
-        self._deadline.cancel()
         self._near = None
         record.verdict, record.security = "allowed", "mtls"
         self._describe_peer(tunnel)
@@ -360,7 +359,7 @@ class OutboundLink:
         plane = self._plane
         plane.ejections.worked(record.destination_ip, record.destination_port)
         plane.link_opened(record.destination_ip, record.destination_port)
-        self._splice = splice = TunnelSplice(plane.loop, near, tunnel, self._tunnel_ended)
+        self._splice = splice = TunnelSplice(plane.poller, near, tunnel, self._tunnel_ended)
         splice.from_near = len(self._held)
         self._held = b""
         tunnel.user = splice
@@ -382,6 +381,7 @@ class OutboundLink:
         plane.link_closed(record.destination_ip, record.destination_port)
         if error is not None:
             record.reason, record.error = error.reason, str(error)
+        self._splice = None  # it refers to this link: leave nothing to the garbage collector
         plane.pool.give(self._key(), splice.tunnel)
         self._report(splice.from_near, splice.to_near, close)
 
@@ -429,8 +429,6 @@ class OutboundLink:
 
     def _forget_tunnel(self) -> None:
         self._tunnel = None
-        if self._deadline is not None:
-            self._deadline.cancel()
 
     def _set_destination(self, ip: str, port: int) -> None:
         self.record.destination_ip, self.record.destination_port = ip, port

@@ -4,11 +4,11 @@ import socket
 
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Answered, Connect
-from sidecar.sockets import loopback_of, reset
 from sidecar.dataplane.splice import RawSplice
 from sidecar.errors import AppUnreachable, SidecarError
 from sidecar.policy.authorise import Permit
 from sidecar.report import LinkRecord
+from sidecar.sockets import loopback_of, reset
 
 
 class PlaintextLink:
@@ -56,7 +56,7 @@ class PlaintextLink:
     def _begin(self, app: socket.socket) -> None:
         self._connect = None
         self.record.verdict = "allowed"
-        self._splice = RawSplice(self._plane.loop, self._sock, app, self._ended)
+        self._splice = RawSplice(self._plane.poller, self._sock, app, self._ended)
         self._splice.start(self._head)
 
     def _ended(self, splice: RawSplice, close: str, error: SidecarError | None) -> None:
@@ -69,6 +69,9 @@ class PlaintextLink:
     @property
     def tunnel_expires_at(self) -> float | None:
         return None
+
+    def look(self, now: float) -> None:
+        """Nothing here waits without a deadline of its own."""
 
     def cut(self, code: int, close: str) -> None:
         if self._splice is not None:

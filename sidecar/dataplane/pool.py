@@ -5,13 +5,13 @@ tenth of that: the pool decides the cost of a connection. The most recently used
 so that the rest can age out. An idle tunnel keeps reading: a dead one is noticed before it is used.
 """
 
-import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from certs.trust.identity import WorkloadIdentity
+from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.errors import ProtocolViolation, SidecarError
 from sidecar.wire.frames import GOAWAY
@@ -40,16 +40,16 @@ class Pool:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         now: Callable[[], float],
         limits: PoolLimits = PoolLimits(),
     ) -> None:
-        self._loop, self._now, self._limits = loop, now, limits
+        self._poller, self._now, self._limits = poller, now, limits
         self._idle: dict[Key, list[Tunnel]] = {}
         self._by_age: OrderedDict[Tunnel, None] = OrderedDict()
         self._dials: dict[Key, int] = {}
         self._waiting: dict[Key, deque[Callable[[], None]]] = {}
-        self._timer = loop.call_later(SWEEP_EVERY_S, self._sweep)
+        self._timer = poller.call_later(SWEEP_EVERY_S, self._sweep)
 
     def __len__(self) -> int:
         return len(self._by_age)
@@ -105,7 +105,7 @@ class Pool:
     def _wake(self, key: Key) -> None:
         waiting = self._waiting.get(key)
         if waiting:
-            self._loop.call_soon(waiting.popleft())
+            self._poller.call_soon(waiting.popleft())
             if not waiting:
                 del self._waiting[key]
 
@@ -135,7 +135,7 @@ class Pool:
                 self._drop(tunnel)
         for key in [key for key, idle in self._idle.items() if not idle]:
             del self._idle[key]
-        self._timer = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
+        self._timer = self._poller.call_later(SWEEP_EVERY_S, self._sweep)
 
 
 class _Idle:

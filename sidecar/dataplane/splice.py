@@ -5,16 +5,16 @@ direction ends on its own (half-close); a slow reader stops the reading on the o
 one buffer of a link waits in memory.
 """
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from sidecar.sockets import reset
+from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.errors import PeerLost, SidecarError
-from sidecar.wire.frames import DATA, END, HEADER, RESET
+from sidecar.sockets import reset
+from sidecar.wire.frames import DATA, END, END_FRAME, HEADER, RESET
 from sidecar.wire.opening import APP_RESET, RESETS, decode_code, encode_code
 
 _BUFFER: Final = bytearray(256 * 1024)
@@ -38,8 +38,8 @@ class TunnelSplice:
         "_ended",
         "_far_ended",
         "_fd",
-        "_loop",
         "_near_ended",
+        "_poller",
         "_read_size",
         "_reading",
         "from_near",
@@ -51,12 +51,12 @@ class TunnelSplice:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         near: socket.socket,
         tunnel: Tunnel,
         ended: "Callable[[TunnelSplice, str, SidecarError | None], None]",
     ) -> None:
-        self._loop, self.near, self._fd, self.tunnel = loop, near, near.fileno(), tunnel
+        self._poller, self.near, self._fd, self.tunnel = poller, near, near.fileno(), tunnel
         self._ended = ended
         self._backlog: bytearray | None = None
         self._near_ended = self._far_ended = self._reading = False
@@ -68,7 +68,7 @@ class TunnelSplice:
     def start(self) -> None:
         """Both ends are up: begin to read the near one."""
         self._reading = True
-        self._loop.add_reader(self._fd, self._near_readable)
+        self._poller.add_reader(self._fd, self._near_readable)
 
     def deliver(self, held: bytearray, control: Sequence[tuple[int, bytes]]) -> None:
         """What the tunnel brought while the near socket was connecting; the tunnel is paused."""
@@ -96,17 +96,38 @@ class TunnelSplice:
         _BUFFER[2] = size >> 8 & 0xFF
         _BUFFER[3] = size & 0xFF
         self.from_near += size
-        if size == self._read_size and size < MAX_READ:
+        if size < self._read_size:
+            if self._poller.hung_up and self._at_end(size):
+                return self._finish_with(size)
+        elif size < MAX_READ:
             self._read_size = min(MAX_READ, (size + HEADER) * 2 - HEADER)
         if not self.tunnel.write(_VIEW[: size + HEADER]):
             self._reading = False
-            self._loop.remove_reader(self._fd)
+            self._poller.remove_reader(self._fd)
         return None
+
+    def _at_end(self, size: int) -> bool:
+        """The FIN has come: see whether it follows the `size` bytes that were just read."""
+        try:
+            return not self.near.recv_into(_PAYLOAD[size:], 1, socket.MSG_PEEK)
+        except OSError:
+            return False  # whatever it is, the next call meets it again
+
+    def _finish_with(self, size: int) -> None:
+        """The last bytes of the near side and its END in one write."""
+        end = size + HEADER
+        _VIEW[end : end + HEADER] = END_FRAME
+        self._near_ended = True
+        self._stop_reading()
+        self.tunnel.session.sent(END)
+        self.tunnel.write(_VIEW[: end + HEADER])
+        if self._far_ended and self._backlog is None:
+            self._finish("fin", None)
 
     def tunnel_writable(self) -> None:
         if not self._near_ended and not self._reading:
             self._reading = True
-            self._loop.add_reader(self._fd, self._near_readable)
+            self._poller.add_reader(self._fd, self._near_readable)
 
     def _near_finished(self) -> None:
         """The near side sends no more: pass that on, and go on in the other direction."""
@@ -137,7 +158,7 @@ class TunnelSplice:
         if sent < len(piece):
             self._backlog = bytearray(piece[sent:])
             self.tunnel.pause()
-            self._loop.add_writer(self._fd, self._near_writable)
+            self._poller.add_writer(self._fd, self._near_writable)
         return None
 
     def _near_writable(self) -> None:
@@ -153,7 +174,7 @@ class TunnelSplice:
             del self._backlog[:sent]
             return None
         self._backlog = None
-        self._loop.remove_writer(self._fd)
+        self._poller.remove_writer(self._fd)
         if self._far_ended:
             return self._shut_near()
         return self.tunnel.resume()
@@ -189,16 +210,14 @@ class TunnelSplice:
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._fd)
+            self._poller.remove_reader(self._fd)
 
     def _finish(self, close: str, error: SidecarError | None, *, cut: bool = False) -> None:
         if self.over:
             return
         self.over = True
-        self._stop_reading()
-        if self._backlog is not None:
-            self._backlog = None
-            self._loop.remove_writer(self._fd)
+        self._reading, self._backlog = False, None
+        self._poller.forget(self._fd)
         if cut:
             reset(self.near)
         else:
@@ -209,16 +228,16 @@ class TunnelSplice:
 class _Half:
     """One direction of a RawSplice."""
 
-    __slots__ = ("_backlog", "_loop", "_over", "_reading", "_source", "_target", "ended", "moved")
+    __slots__ = ("_backlog", "_over", "_poller", "_reading", "_source", "_target", "ended", "moved")
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         source: socket.socket,
         target: socket.socket,
         over: Callable[[bool], None],
     ) -> None:
-        self._loop, self._source, self._target, self._over = loop, source, target, over
+        self._poller, self._source, self._target, self._over = poller, source, target, over
         self._backlog: bytearray | None = None
         self._reading = False
         self.ended = False
@@ -226,7 +245,7 @@ class _Half:
 
     def start(self) -> None:
         self._reading = True
-        self._loop.add_reader(self._source.fileno(), self._readable)
+        self._poller.add_reader(self._source.fileno(), self._readable)
 
     def send_first(self, head: bytes) -> None:
         """Bytes of the source that were read before the splice began."""
@@ -259,7 +278,7 @@ class _Half:
         if sent < len(piece):
             self.stop()
             self._backlog = bytearray(piece[sent:])
-            self._loop.add_writer(self._target.fileno(), self._writable)
+            self._poller.add_writer(self._target.fileno(), self._writable)
         return None
 
     def _writable(self) -> None:
@@ -275,16 +294,16 @@ class _Half:
             del self._backlog[:sent]
             return None
         self._backlog = None
-        self._loop.remove_writer(self._target.fileno())
+        self._poller.remove_writer(self._target.fileno())
         return self.start()
 
     def stop(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._source.fileno())
+            self._poller.remove_reader(self._source.fileno())
         if self._backlog is not None:
             self._backlog = None
-            self._loop.remove_writer(self._target.fileno())
+            self._poller.remove_writer(self._target.fileno())
 
 
 class RawSplice:
@@ -297,14 +316,14 @@ class RawSplice:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         near: socket.socket,
         other: socket.socket,
         ended: "Callable[[RawSplice, str, SidecarError | None], None]",
     ) -> None:
         self._near, self._other, self._ended = near, other, ended
-        self._out = _Half(loop, near, other, self._half_over)
-        self._in = _Half(loop, other, near, self._half_over)
+        self._out = _Half(poller, near, other, self._half_over)
+        self._in = _Half(poller, other, near, self._half_over)
 
     @property
     def from_near(self) -> int:
@@ -334,4 +353,7 @@ class RawSplice:
         self._in.stop()
         for sock in (self._near, self._other):
             reset(sock) if broken else sock.close()
+        # The halves call back into this object: without this every link would be left to the
+        # garbage collector.
+        del self._out._over, self._in._over
         self._ended(self, close, error)

@@ -8,12 +8,12 @@ One receive buffer and one plaintext buffer serve every tunnel of the process; n
 between two events.
 """
 
-import asyncio
 import socket
 import ssl
 from typing import Final, Protocol
 
 from certs.trust.facts import LeafFacts
+from sidecar.dataplane.poller import Poller
 from sidecar.errors import PeerLost, ProtocolViolation, SidecarError
 from sidecar.wire.frames import GOAWAY, PING, PONG, PONG_FRAME, FrameReader, encode
 from sidecar.wire.session import Phase, Role, Session
@@ -53,9 +53,9 @@ class Tunnel:
         "_chunk",
         "_fd",
         "_incoming",
-        "_loop",
         "_outgoing",
         "_paused",
+        "_poller",
         "_reader",
         "_sock",
         "_ssl",
@@ -79,7 +79,7 @@ class Tunnel:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         sock: socket.socket,
         tls: ssl.SSLObject,
         incoming: ssl.MemoryBIO,
@@ -90,7 +90,7 @@ class Tunnel:
         peer_address: tuple[str, int],
         expires_at: float,
     ) -> None:
-        self._loop, self._sock, self._fd = loop, sock, sock.fileno()
+        self._poller, self._sock, self._fd = poller, sock, sock.fileno()
         self._ssl, self._incoming, self._outgoing = tls, incoming, outgoing
         self._reader = FrameReader()
         self._backlog: memoryview | None = None
@@ -118,7 +118,7 @@ class Tunnel:
 
     def start(self) -> None:
         """Begin to read; what the handshake left in the BIO is delivered at once."""
-        self._loop.add_reader(self._fd, self._readable)
+        self._poller.add_reader(self._fd, self._readable)
         self._drain()
 
     @property
@@ -147,12 +147,12 @@ class Tunnel:
             sent = 0
         except OSError as e:
             # Told later: whoever is writing must not find itself closed underneath.
-            self._loop.call_soon(self._lost, PeerLost(f"send: {e.strerror}"))
+            self._poller.call_soon(self._lost, PeerLost(f"send: {e.strerror}"))
             return True
         if sent == len(out):
             return True
         self._backlog = memoryview(out)[sent:]
-        self._loop.add_writer(self._fd, self._writable)
+        self._poller.add_writer(self._fd, self._writable)
         return False
 
     def _writable(self) -> None:
@@ -167,7 +167,7 @@ class Tunnel:
             self._backlog = self._backlog[sent:]
             return None
         self._backlog = None
-        self._loop.remove_writer(self._fd)
+        self._poller.remove_writer(self._fd)
         if not self._outgoing.pending or self._flush():
             self.user.tunnel_writable()
         return None
@@ -178,7 +178,7 @@ class Tunnel:
         """Read no more: whoever takes the data is slow, and TCP tells the peer."""
         if not self._paused:
             self._paused = True
-            self._loop.remove_reader(self._fd)
+            self._poller.remove_reader(self._fd)
 
     def resume(self) -> None:
         """Read again, beginning with what lies decrypted or waiting in the BIO.
@@ -187,7 +187,7 @@ class Tunnel:
         """
         if self._paused and not self.closed:
             self._paused = False
-            self._loop.add_reader(self._fd, self._readable)
+            self._poller.add_reader(self._fd, self._readable)
             self._drain()
 
     def _readable(self) -> None:
@@ -256,10 +256,7 @@ class Tunnel:
         if self.closed:
             return
         self.closed = True
-        if not self._paused:
-            self._loop.remove_reader(self._fd)
-        if self._backlog is not None:
-            self._loop.remove_writer(self._fd)
+        self._poller.forget(self._fd)
         self._sock.close()
 
     def _lost(self, error: SidecarError) -> None:

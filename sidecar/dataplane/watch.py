@@ -22,20 +22,21 @@ class Watch:
     def __init__(self, plane: Plane, arrivals: Arrivals) -> None:
         self._plane, self._arrivals = plane, arrivals
         self._told: set[LiveLink] = set()
-        self._timer: asyncio.TimerHandle = plane.loop.call_later(EVERY_S, self._round)
+        self._timer: asyncio.TimerHandle = plane.poller.call_later(EVERY_S, self._round)
 
     def close(self) -> None:
         self._timer.cancel()
 
     def _round(self) -> None:
         self.look()
-        self._timer = self._plane.loop.call_later(EVERY_S, self._round)
+        self._timer = self._plane.poller.call_later(EVERY_S, self._round)
 
     def look(self) -> None:
         """One round, now."""
         plane = self._plane
         now, now_ns = plane.now(), plane.unix_ns()
         for link in list(plane.live):
+            link.look(now)
             ends = link.tunnel_expires_at
             if ends is not None and ends <= now:
                 link.cut(CUT_AT_EXPIRY, "expired")

@@ -7,6 +7,7 @@ and a rule over CIDRs never matches a peer with one (ISTIO-SECURITY-2021-004).
 
 import ipaddress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from certs.trust.identity import WorkloadIdentity
 from sidecar.errors import Denied, PlaintextDenied
@@ -66,8 +67,7 @@ class PolicySet:
     policies: tuple[Policy, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(NamedTuple):
     """Proof that `authorise` said yes. The dialler of the app takes a Permit, never a bare port."""
 
     peer: WorkloadIdentity | None

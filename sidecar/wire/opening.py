@@ -15,8 +15,7 @@ left over is refused: a later form negotiates its own ALPN.
 """
 
 import struct
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from sidecar.errors import ProtocolViolation
 
@@ -47,8 +46,7 @@ RESETS = {
 """Codes of RESET, and how a link closed by it is reported."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(NamedTuple):
     port: int
     trace_id: bytes
     span_id: bytes

@@ -48,7 +48,6 @@ def test_a_run_gives_each_proxy_a_sample_per_round_and_leaves_nothing_behind(sit
     assert len(pids) == 2
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     costs = {one.kind.name: one.values["haproxy"].median for one in figures(bench.samples)}
-    assert costs["cpu_per_connection"] > costs["cpu_per_request"] > 0
     assert costs["memory_idle"] > costs["memory_idle_anonymous"] > 0
 
 

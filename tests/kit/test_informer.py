@@ -33,13 +33,13 @@ class Watched:
 
     async def until(self, count: int) -> list[Change]:
         async with asyncio.timeout(5):
-            while len(self.changes) < count:  # noqa: ASYNC110
+            while len(self.changes) < count:
                 await asyncio.sleep(0.005)
         return self.changes
 
     async def until_asked(self, count: int) -> list[dict[str, str]]:
         async with asyncio.timeout(5):
-            while len(self.api.asked) < count:  # noqa: ASYNC110
+            while len(self.api.asked) < count:
                 await asyncio.sleep(0.005)
         return self.api.asked
 
@@ -105,7 +105,7 @@ async def test_the_next_watch_starts_from_the_last_bookmark_without_a_list() -> 
         assert [one.get("resourceVersion") for one in asked] == [None, "5", "99"]
 
 
-@pytest.mark.fault_row("Watch 410 Gone / expired")
+@pytest.mark.fault_row("watch-gone")
 @pytest.mark.parametrize(
     "gone", [refusal(410, "Expired"), events(event("ERROR", GONE))], ids=["status", "event"]
 )
@@ -122,7 +122,7 @@ async def test_gone_lists_again_and_tells_only_the_differences(gone: Answer) -> 
         assert (await it.until_asked(4))[3]["resourceVersion"] == "50"
 
 
-@pytest.mark.fault_row("Watch 410 Gone / expired")
+@pytest.mark.fault_row("watch-gone")
 async def test_the_last_known_state_stays_while_listing_again_fails() -> None:
     away = [refusal(503, "ServiceUnavailable")] * 4
     script = (listing("5", pod("a", image="x")), refusal(410, "Expired"), *away)
@@ -134,7 +134,7 @@ async def test_the_last_known_state_stays_while_listing_again_fails() -> None:
         assert it.changes == [("shop/a", None, "x")]
 
 
-@pytest.mark.fault_row("API server flood / 429 / slow / flapping")
+@pytest.mark.fault_row("api-server-slow")
 async def test_retry_after_is_honoured() -> None:
     busy = refusal(429, "TooManyRequests", {"Retry-After": "1"})
     async with informed(busy, listing("5")) as it:
@@ -144,7 +144,7 @@ async def test_retry_after_is_honoured() -> None:
         assert asyncio.get_running_loop().time() - began >= 0.9
 
 
-@pytest.mark.fault_row("API server flood / 429 / slow / flapping")
+@pytest.mark.fault_row("api-server-slow")
 async def test_a_server_that_hangs_up_at_once_is_asked_ever_more_rarely() -> None:
     async with informed(listing("5"), *[events()] * 500) as it:
         await asyncio.sleep(0.5)

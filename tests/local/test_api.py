@@ -72,7 +72,9 @@ def test_kubectl_applies_shows_changes_reads_logs_and_deletes(cluster: Cluster) 
     text = namespace("ctl") + pod("one", container, namespace="ctl", labels={"a": "b"})
     applied = _kubectl(cluster, "apply", "-f", "-", feed=text)
     assert applied.stdout.splitlines() == ["namespace/ctl created", "pod/one created"]
-    ready = _kubectl(cluster, "-n", "ctl", "wait", "--for=condition=Ready", "pod/one", "--timeout=9s")
+    ready = _kubectl(
+        cluster, "-n", "ctl", "wait", "--for=condition=Ready", "pod/one", "--timeout=9s"
+    )
     assert ready.returncode == 0, ready.stderr
     shown = _kubectl(cluster, "-n", "ctl", "get", "pods", "-l", "a=b").stdout.splitlines()
     assert shown[0].split() == ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]
@@ -89,8 +91,8 @@ def test_kubectl_applies_shows_changes_reads_logs_and_deletes(cluster: Cluster) 
 def test_a_deployment_replaces_its_pods_when_its_template_changes(cluster: Cluster) -> None:
     def deployment(colour: str) -> str:
         container = sleeper(env=[{"name": "COLOUR", "value": colour}])
-        template = {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [container]}}
-        template["spec"]["terminationGracePeriodSeconds"] = 1
+        pod_spec = {"containers": [container], "terminationGracePeriodSeconds": 1}
+        template = {"metadata": {"labels": {"app": "d"}}, "spec": pod_spec}
         selector = {"matchLabels": {"app": "d"}}
         spec = {"replicas": 2, "selector": selector, "template": template}
         head = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}
@@ -116,7 +118,8 @@ def test_a_mutating_webhook_in_a_pod_is_called_over_https_through_its_service(
     cluster: Cluster,
 ) -> None:
     key_and_chain, ca = _certificate("hook.hooks.svc")
-    cluster.apply(namespace("hooks") + namespace("guarded").replace("{name", "{labels: {g: y}, name"))
+    guarded = namespace("guarded").replace("{name", "{labels: {g: y}, name")
+    cluster.apply(namespace("hooks") + guarded)
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -149,7 +152,7 @@ def test_a_mutating_webhook_in_a_pod_is_called_over_https_through_its_service(
     assert "seen-by" not in cluster.get("Pod", "default/elsewhere")["metadata"]["annotations"]
 
     cluster.apply(_configuration(_certificate("hook.hooks.svc")[1]))  # somebody else's CA
-    with pytest.raises(BadManifest, match='failed calling webhook "hook.podlink.test"'):
+    with pytest.raises(BadManifest, match=r'failed calling webhook "hook.podlink.test"'):
         cluster.apply(pod("unheard", namespace="guarded"))
     cluster.apply(_configuration(ca, failurePolicy="Ignore"))
     cluster.client.call("DELETE", "/api/v1/namespaces/hooks/pods/hook", gracePeriodSeconds="0")
@@ -237,9 +240,7 @@ def test_custom_resources_are_served_once_they_are_defined(cluster: Cluster) -> 
             "group": "podlink.dev",
             "scope": "Namespaced",
             "names": {"plural": "linkpolicies", "kind": "LinkPolicy"},
-            "versions": [
-                {"name": "v1alpha1", "served": True, "storage": True, "subresources": {"status": {}}}
-            ],
+            "versions": [{"name": "v1alpha1", "storage": True, "subresources": {"status": {}}}],
         },
     }
     policy = (

@@ -336,7 +336,7 @@ async def test_the_registry_forgets_a_stream_that_ended() -> None:
                 await sidecar.ask("10.0.0.9")
                 await sidecar.entry("10.0.0.9", "external")
         async with asyncio.timeout(5):
-            while it.server.hub.listeners:  # noqa: ASYNC110
+            while it.server.hub.listeners:
                 await asyncio.sleep(0.01)
 
 

@@ -50,7 +50,7 @@ def kept(config: TracesConfig) -> dict[str | None, int]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - another thread changes it
+        while not condition():
             await asyncio.sleep(0.05)
 
 

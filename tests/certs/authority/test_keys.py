@@ -118,8 +118,8 @@ def bad_files() -> dict[str, KeyFiles]:
     }
 
 
-@pytest.mark.fault_row("CA root lost / wrong")
-@pytest.mark.fault_row("Corrupt state files")
+@pytest.mark.fault_row("root-lost")
+@pytest.mark.fault_row("corrupt-state")
 def test_a_ca_whose_parts_do_not_fit_is_refused_and_no_key_is_quoted() -> None:
     for name, files in bad_files().items():
         with pytest.raises(AuthorityRefused) as refused:

@@ -20,7 +20,7 @@ async def found(kube: Kube) -> Any:
     return await ensure_authority(kube, "podlink-system", "cluster.local", utcnow)
 
 
-@pytest.mark.fault_row("CA restart")
+@pytest.mark.fault_row("ca-restart")
 async def test_the_second_start_finds_the_root_of_the_first() -> None:
     fake = FakeKube()
     async with fake.running() as kube:
@@ -43,7 +43,7 @@ def secret_of(**data: bytes) -> dict[str, Any]:
     return {"metadata": {"name": "podlink-ca"}, "data": encoded}
 
 
-@pytest.mark.fault_row("CA root lost / wrong")
+@pytest.mark.fault_row("root-lost")
 async def test_a_secret_that_holds_no_working_ca_is_never_overwritten() -> None:
     good, other = create_root("cluster.local", utcnow()), create_root("cluster.local", utcnow())
     fake = FakeKube()

@@ -36,7 +36,7 @@ async def run(client: CaClient) -> AsyncIterator[CaClient]:
 
 async def until(condition: Any, seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - it is another end's state
+        while not condition():
             await asyncio.sleep(0.02)
 
 
@@ -60,8 +60,8 @@ async def test_two_pods_get_leaves_that_believe_each_other(ca: RunningCa) -> Non
     assert near.generation == near.bundle_generation == 1
 
 
-@pytest.mark.fault_row("Control plane down > half-life")
-@pytest.mark.fault_row("CA restart")
+@pytest.mark.fault_row("control-plane-down")
+@pytest.mark.fault_row("ca-restart")
 async def test_a_short_leaf_is_renewed_kept_through_an_outage_and_gone_when_it_ends(
     tmp_path: Path,
 ) -> None:
@@ -110,7 +110,7 @@ async def test_a_new_root_takes_effect_without_a_new_leaf_and_is_acknowledged(
         shake(after.material.client_context(), theirs.server_context())
 
 
-@pytest.mark.fault_row("CA root lost / wrong")
+@pytest.mark.fault_row("root-lost")
 async def test_a_bundle_without_the_root_of_our_own_leaf_is_neither_used_nor_acknowledged(
     ca: RunningCa,
 ) -> None:
@@ -125,7 +125,7 @@ async def test_a_bundle_without_the_root_of_our_own_leaf_is_neither_used_nor_ack
         assert ca.server.feed.using(2) == ()
 
 
-@pytest.mark.fault_row("CA root lost / wrong")
+@pytest.mark.fault_row("root-lost")
 async def test_a_ca_with_another_root_is_not_believed(tmp_path: Path) -> None:
     async with running_ca(tmp_path) as right, running_ca(tmp_path) as wrong:
         token = wrong.fake.add_pod()
@@ -247,7 +247,7 @@ async def test_a_pod_that_is_quicker_than_the_kubelet_gets_its_address_soon(ca: 
         assert client.current.facts.ips == {"10.0.0.7"}
 
 
-@pytest.mark.fault_row("CA restart")
+@pytest.mark.fault_row("ca-restart")
 async def test_after_a_restart_of_the_ca_the_bundle_is_watched_again(tmp_path: Path) -> None:
     fake = FakeKube()
     async with running_ca(tmp_path, fake) as first:

@@ -27,7 +27,7 @@ def test_a_leaf_of_seconds_is_still_renewed_before_it_ends(lifetime_s: float) ->
     assert renew_after_s(lifetime_s) < lifetime_s
 
 
-@pytest.mark.fault_row("Clock skew")
+@pytest.mark.fault_row("clock-skew")
 @given(st.floats(-1e6, 1, allow_nan=False))
 def test_a_leaf_that_came_too_late_makes_no_hot_loop(lifetime_s: float) -> None:
     assert renew_after_s(lifetime_s) >= FLOOR_S
@@ -40,14 +40,14 @@ def test_pauses_are_never_hot_and_short_against_the_life(lifetime_s: float, draw
     assert longest_pause_s(lifetime_s) <= max(FLOOR_S, lifetime_s / 10)
 
 
-@pytest.mark.fault_row("CA returns, 500 proxies renew at once")
+@pytest.mark.fault_row("renewal-stampede")
 def test_pods_that_started_together_do_not_come_back_together() -> None:
     times = sorted(renew_after_s(3600) for _ in range(500))
     busiest = max(sum(t <= u < t + 1 for u in times) for t in times)
     assert busiest <= 15, "500 calls over six minutes, not in one second"
 
 
-@pytest.mark.fault_row("Control plane down > half-life")
+@pytest.mark.fault_row("control-plane-down")
 @given(st.floats(60, 86_400))
 def test_an_outage_of_a_third_of_the_life_is_survived(lifetime_s: float) -> None:
     now = renew_after_s(lifetime_s, lambda _low, high: high)

@@ -92,7 +92,7 @@ async def pod(tmp_path: Path) -> AsyncIterator[tuple[Pod, FakeKube]]:
     await runner.cleanup()
 
 
-@pytest.mark.fault_row("CA restart")
+@pytest.mark.fault_row("ca-restart")
 async def test_it_starts_publishes_survives_a_kill_and_ends_with_0(
     pod: tuple[Pod, FakeKube],
 ) -> None:
@@ -101,7 +101,7 @@ async def test_it_starts_publishes_survives_a_kill_and_ends_with_0(
     async with program.started() as process:
         await program.ready()
         async with asyncio.timeout(10):
-            while fake.bundle_in("shop") is None:  # noqa: ASYNC110 - another process writes it
+            while fake.bundle_in("shop") is None:
                 await asyncio.sleep(0.05)
         process.kill()
     published = fake.bundle_in("shop")

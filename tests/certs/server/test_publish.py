@@ -17,7 +17,7 @@ SYSTEM = "podlink-system"
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - it is another end's state
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -39,7 +39,7 @@ async def test_enrolled_namespaces_get_it_now_and_later_and_others_never() -> No
     assert fake.bundle_in("default") is None
 
 
-@pytest.mark.fault_row("Watch 410 Gone")
+@pytest.mark.fault_row("watch-gone")
 async def test_after_410_it_lists_again_and_misses_nobody() -> None:
     fake = FakeKube()
     fake.add_namespace("shop")

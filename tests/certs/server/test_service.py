@@ -298,7 +298,7 @@ async def test_the_ca_shows_its_own_name_and_no_other(ca: RunningCa) -> None:
     assert len(ca.issued) == 1
 
 
-@pytest.mark.fault_row("CA restart")
+@pytest.mark.fault_row("ca-restart")
 async def test_a_restarted_ca_has_the_same_root_and_its_old_leaves_stay_good(
     tmp_path: Path,
 ) -> None:
@@ -313,7 +313,7 @@ async def test_a_restarted_ca_has_the_same_root_and_its_old_leaves_stay_good(
     leaf.verify_directly_issued_by(x509.load_der_x509_certificate(after.bundle.root_der[0]))
 
 
-@pytest.mark.fault_row("CA returns, 500 proxies renew at once")
+@pytest.mark.fault_row("renewal-stampede")
 async def test_a_crowd_is_shed_and_served_within_seconds(ca: RunningCa) -> None:
     tokens = [ca.fake.add_pod(name=f"pod-{n}") for n in range(120)]
     ca.fake.wait = lambda: asyncio.sleep(0.02)

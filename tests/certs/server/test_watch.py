@@ -31,7 +31,7 @@ async def watching(ca: RunningCa, token: str) -> AsyncIterator[Any]:
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - it is another end's state
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -44,7 +44,7 @@ async def test_the_bundle_comes_at_once_and_again_when_it_changes(ca: RunningCa)
         assert (second.generation, len(second.root_der)) == (2, 2)
 
 
-@pytest.mark.fault_row("Rotation half-done")
+@pytest.mark.fault_row("rotation-laggard")
 async def test_a_pod_that_has_not_acknowledged_is_known_by_name(ca: RunningCa) -> None:
     async with watching(ca, ca.fake.add_pod()) as call:
         await call.read()

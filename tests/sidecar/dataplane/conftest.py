@@ -21,6 +21,7 @@ from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Listener
 from sidecar.dataplane.outbound import OutboundLink
+from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.directory import Answer, Found, Own, Workload
 from sidecar.report import LinkRecord
@@ -81,16 +82,16 @@ async def make_side(forge: Forge) -> AsyncIterator[MakeSide]:
     made: list[Side] = []
 
     def make(identity: WorkloadIdentity, ip: str) -> Side:
-        loop = asyncio.get_running_loop()
+        poller = Poller(asyncio.get_running_loop())
         directory = FakeDirectory()
         records: list[LinkRecord] = []
         plane = Plane(
-            loop=loop,
+            poller=poller,
             own=Own(identity.namespace, identity.service_account, "uid", frozenset({"192.0.2.9"})),
             directory=directory,
             verify=SvidChecker("cluster.local"),
             report=records.append,
-            pool=Pool(loop, monotonic),
+            pool=Pool(poller, monotonic),
             trust=trust_from(forge, identity, ip),
             tunnel_only=True,
         )
@@ -101,6 +102,7 @@ async def make_side(forge: Forge) -> AsyncIterator[MakeSide]:
     yield make
     for side in made:
         side.plane.pool.close()
+        side.plane.poller.close()
         for link in list(side.plane.live):
             link.cut(4, "drain")
 
@@ -124,9 +126,7 @@ StartPair = Callable[[int], Pair]
 
 
 @pytest.fixture
-async def start_pair(
-    make_side: MakeSide, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[StartPair]:
+async def start_pair(make_side: MakeSide) -> AsyncIterator[StartPair]:
     """Call it with the app's port: `pair = start_pair(port)`."""
     listeners: list[Listener] = []
     pairs: list[Pair] = []
@@ -136,8 +136,8 @@ async def start_pair(
         arrivals = Arrivals(far.plane)
         inbound = sockets.listen("127.0.0.1", 0)
         inbound_port = inbound.getsockname()[1]
-        monkeypatch.setattr("sidecar.dataplane.outbound.INBOUND_PORT", inbound_port)
-        listeners.append(Listener(far.plane.loop, inbound, arrivals.accepted))
+        near.plane.tunnel_port = inbound_port
+        listeners.append(Listener(far.plane.poller, inbound, arrivals.accepted))
         near.directory.entries["api.shop"] = Workload(
             "uid", "shop", "api-0", API, ("127.0.0.1",), tunnel_only=True
         )
@@ -146,7 +146,7 @@ async def start_pair(
         def accepted(sock: socket.socket, ip: str, port: int) -> None:
             OutboundLink(near.plane, sock, ip, port).start_upstream("api.shop", app_port)
 
-        listeners.append(Listener(near.plane.loop, outbound, accepted))
+        listeners.append(Listener(near.plane.poller, outbound, accepted))
         pair = Pair(near, far, arrivals, outbound.getsockname(), app_port)
         pairs.append(pair)
         return pair

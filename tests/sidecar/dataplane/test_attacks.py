@@ -21,7 +21,7 @@ from sidecar.dataplane import arrival
 from sidecar.wire.frames import DATA, OPEN, encode
 from sidecar.wire.opening import Opening
 from tests.certs.forge import Forge
-from tests.sidecar.dataplane.conftest import API, WEB, MakeSide, Pair, StartPair
+from tests.sidecar.dataplane.conftest import API, WEB, Pair, StartPair
 
 MARKER = b"PODLINK-MARKER-7f3a"
 _FORGED = Forge()
@@ -67,16 +67,12 @@ async def app() -> App:
 
 
 @pytest.fixture
-async def pair(
-    start_pair: StartPair, serve: Any, app: App
-) -> AsyncIterator[Pair]:
+async def pair(start_pair: StartPair, serve: Any, app: App) -> AsyncIterator[Pair]:
     yield start_pair(await serve(app))
 
 
 def inbound_address(pair: Pair) -> tuple[str, int]:
-    from sidecar.dataplane import outbound
-
-    return "127.0.0.1", outbound.INBOUND_PORT
+    return "127.0.0.1", pair.near.plane.tunnel_port
 
 
 async def honest_link_works(pair: Pair) -> None:
@@ -136,16 +132,14 @@ async def test_a_forged_leaf_as_client_reaches_no_app(
 @pytest.mark.attack_row(19)
 @pytest.mark.parametrize("name", SHOWABLE)
 async def test_a_forged_leaf_as_server_gets_no_byte_of_the_app(
-    name: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, pair: Pair, tmp_path: Path
 ) -> None:
     leaf = BAD.get(name) or UNTRUSTED[name]
     context = attacker_context(tmp_path, ssl.PROTOCOL_TLS_SERVER, leaf.key_pem, leaf.chain_pem)
     stolen = App()
     server = await asyncio.start_server(stolen, "127.0.0.1", 0, ssl=context)
     honest = inbound_address(pair)[1]
-    monkeypatch.setattr(
-        "sidecar.dataplane.outbound.INBOUND_PORT", server.sockets[0].getsockname()[1]
-    )
+    pair.near.plane.tunnel_port = server.sockets[0].getsockname()[1]
     reader, writer = await pair.client()
     with contextlib.suppress(ConnectionError):
         writer.write(MARKER)
@@ -156,7 +150,7 @@ async def test_a_forged_leaf_as_server_gets_no_byte_of_the_app(
     assert record.reason in ("peer_untrusted", "handshake_failed")
     server.close()
     assert stolen.got == b""
-    monkeypatch.setattr("sidecar.dataplane.outbound.INBOUND_PORT", honest)
+    pair.near.plane.tunnel_port = honest
     pair.near.plane.ejections.worked("127.0.0.1", pair.app_port)
     await honest_link_works(pair)
 
@@ -164,7 +158,11 @@ async def test_a_forged_leaf_as_server_gets_no_byte_of_the_app(
 @pytest.mark.attack_row(19)
 @pytest.mark.parametrize(
     ("identity", "ips"),
-    [("spiffe://cluster.local/ns/shop/sa/web", ["127.0.0.1"]), (str(API), ["10.0.0.99"]), (str(API), [])],
+    [
+        ("spiffe://cluster.local/ns/shop/sa/web", ["127.0.0.1"]),
+        (str(API), ["10.0.0.99"]),
+        (str(API), []),
+    ],
     ids=["another identity", "another pod's address", "no address"],
 )
 async def test_a_valid_leaf_of_somebody_else_at_this_address_gets_no_byte(
@@ -173,15 +171,12 @@ async def test_a_valid_leaf_of_somebody_else_at_this_address_gets_no_byte(
     pair: Pair,
     forge: Forge,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     leaf = forge.leaf(identity, ips=ips)
     context = attacker_context(tmp_path, ssl.PROTOCOL_TLS_SERVER, leaf.key_pem, leaf.chain_pem)
     stolen = App()
     server = await asyncio.start_server(stolen, "127.0.0.1", 0, ssl=context)
-    monkeypatch.setattr(
-        "sidecar.dataplane.outbound.INBOUND_PORT", server.sockets[0].getsockname()[1]
-    )
+    pair.near.plane.tunnel_port = server.sockets[0].getsockname()[1]
     reader, writer = await pair.client()
     with contextlib.suppress(ConnectionError):
         writer.write(MARKER)
@@ -260,16 +255,14 @@ async def test_tls_1_2_is_refused_even_with_a_good_leaf(
 
 @pytest.mark.attack_row(4)
 async def test_the_alpn_of_the_handshake_is_checked_not_only_that_of_the_first_bytes(
-    make_side: MakeSide, pair: Pair, app: App, forge: Forge, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, forge: Forge
 ) -> None:
     """The dialler's side has no first bytes to judge: a server without ALPN must be refused."""
     key_pem, chain_pem = forge.leaf(str(API), ips=["127.0.0.1"])
     context = TlsMaterial(key_pem, chain_pem, forge.root_pem).server_context()
     stolen = App()
     server = await asyncio.start_server(stolen, "127.0.0.1", 0, ssl=context)
-    monkeypatch.setattr(
-        "sidecar.dataplane.outbound.INBOUND_PORT", server.sockets[0].getsockname()[1]
-    )
+    pair.near.plane.tunnel_port = server.sockets[0].getsockname()[1]
     reader, writer = await pair.client()
     with contextlib.suppress(ConnectionError):
         writer.write(MARKER)
@@ -281,9 +274,7 @@ async def test_the_alpn_of_the_handshake_is_checked_not_only_that_of_the_first_b
 
 
 @pytest.mark.attack_row(5)
-async def test_bytes_before_a_handshake_that_never_comes_reach_no_app(
-    pair: Pair, app: App
-) -> None:
+async def test_bytes_before_a_handshake_that_never_comes_reach_no_app(pair: Pair, app: App) -> None:
     """The shape of CVE-2023-40217: data, then a close, before any handshake."""
     for n in range(300):
         with socket.create_connection(inbound_address(pair)) as sock:

@@ -17,7 +17,7 @@ from tests.sidecar.telemetry.collectors import black_hole, collecting, nobody, r
 from tests.sidecar.telemetry.records import denied, inbound_of, outbound
 from tests.traces.process import StoreProcess
 
-OUTAGE = "OTLP collector down / slow / black-hole"
+OUTAGE = "collector-down"
 FAST = TelemetryConfig(
     plaintext=True, delay_s=0.05, timeout_s=5.0, resource=PodResource(pod="api-1", namespace="shop")
 )
@@ -35,7 +35,7 @@ async def exporting(config: TelemetryConfig) -> AsyncIterator[LinkExporter]:
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - other threads and processes change it
+        while not condition():
             await asyncio.sleep(0.02)
 
 

@@ -1,6 +1,7 @@
 """The states of a tunnel, read off the table."""
 
 import itertools
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -34,8 +35,8 @@ def test_no_data_may_arrive_at_an_acceptor_before_open() -> None:
 @pytest.mark.parametrize("near_first", [True, False])
 def test_a_tunnel_rests_once_both_sides_have_ended(role: Role, near_first: bool) -> None:
     session = accepted(role)
-    ends = [lambda: session.sent(END), lambda: session.received(END)]
-    for end in ends if near_first else reversed(ends):
+    ends = [partial(session.sent, END), partial(session.received, END)]
+    for end in ends if near_first else ends[::-1]:
         assert session.phase is Phase.OPEN
         end()
     assert session.phase is Phase.IDLE
