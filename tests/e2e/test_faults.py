@@ -88,6 +88,26 @@ def test_when_the_peers_proxy_dies_the_app_hears_of_it_at_once(mesh: Mesh) -> No
 
 
 @pytest.mark.fault_row("start-order")
+def test_while_the_proxy_does_not_serve_a_connection_is_held_and_nothing_is_let_out(
+    mesh: Mesh,
+) -> None:
+    since, host, seen = now(), mesh.ip("mesh/steady"), mesh.seen("mesh/steady")
+    proxy = str(mesh.proxy_pid("mesh/crasher"))
+    mesh.node("kill", "-STOP", proxy)
+    try:
+        done = mesh.attempt("mesh/crasher", host, 7001, "too early")
+    finally:
+        mesh.node("kill", "-CONT", proxy)
+    assert (done["got"], done["error"]) == ("", "TimeoutError")
+    mesh.talk("mesh/crasher", host, 7001, "in time")
+    mesh.link(since, sides=2, source="mesh/crasher", destination="mesh/steady", bytes_sent=7)
+    links = [i for i in mesh.links() if int(i["start_unix_ns"]) >= since]
+    assert [i for i in links if i["security"] == "plaintext"] == []
+    assert [i for i in links if i["reason"] == "plaintext_denied"] == []
+    assert "received 7" in mesh.seen("mesh/steady")[len(seen) :]
+
+
+@pytest.mark.fault_row("start-order")
 def test_an_app_that_dials_with_its_first_breath_is_protected_already(mesh: Mesh) -> None:
     since = now()
     dial = ["bash", "-c", "exec nc -N steady 7001 <<< first"]
