@@ -72,7 +72,7 @@ def _capture(mesh: MeshSettings, pod: PodSettings) -> Spec:
     return {
         "name": contract.CAPTURE_CONTAINER,
         "image": mesh.image,
-        "command": ["python", "-m", "sidecar.capture"],
+        "command": list(contract.CAPTURE_COMMAND),
         "env": _plain(
             PODLINK_EXEMPT_BY=mesh.exempt_by,
             PODLINK_SKIP_INBOUND_PORTS=pod.skip_inbound_ports,
@@ -121,7 +121,7 @@ def _proxy(mesh: MeshSettings, pod: PodSettings) -> Spec:
     return {
         "name": contract.PROXY_CONTAINER,
         "image": mesh.image,
-        "command": ["python", "-m", "sidecar"],
+        "command": list(contract.PROXY_COMMAND),
         "restartPolicy": "Always",
         "env": env,
         "startupProbe": {

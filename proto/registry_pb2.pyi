@@ -442,6 +442,7 @@ class PodSettings(_message.Message):
     PLAINTEXT_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
+    DECLARED_PORTS_FIELD_NUMBER: _builtins.int
     mesh_default: _builtins.str
     """"allow-meshed", "deny" or "allow-all" """
     plaintext: _builtins.str
@@ -452,6 +453,12 @@ class PodSettings(_message.Message):
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]:
         """Policies that select this pod, compiled; an unknown version is refused and the last good kept."""
 
+    @_builtins.property
+    def declared_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ports that the pod's own containers declare (containerPort). Only these may be reached on the
+        pod's loopback as well: what else listens there is not for others.
+        """
+
     def __init__(
         self,
         *,
@@ -459,10 +466,11 @@ class PodSettings(_message.Message):
         plaintext: _builtins.str = ...,
         external: _builtins.str = ...,
         policies: _abc.Iterable[Global___Policy] | None = ...,
+        declared_ports: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_ports", b"declared_ports", "external", b"external", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "policies", b"policies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

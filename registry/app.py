@@ -47,7 +47,7 @@ class RegistryServer:
         self._config, self._source = config, source
         self.model = Model(on_drop=log_dropped)
         self.hub = Hub(Answers(self.model, config.mesh_default))
-        self.watch = ClusterWatch(kube, self.model, self.hub, config.proxy_image)
+        self.watch = ClusterWatch(kube, self.model, self.hub)
         self._service = RegistryService(self.hub, self.model, SvidChecker(config.trust_domain))
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_STREAMS)
         self._watching: asyncio.Task[None] | None = None

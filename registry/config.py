@@ -22,8 +22,6 @@ class RegistryConfig:
     """`host:port` for sidecars, mutual TLS."""
     mesh_default: str
     health_port: int
-    proxy_image: str
-    """A pod is meshed if its proxy container runs this image, whatever the tag."""
     log_level: str
 
     @classmethod
@@ -46,7 +44,6 @@ class RegistryConfig:
             listen=settings.listen("PODLINK_REGISTRY_LISTEN", f"[::]:{contract.REGISTRY_PORT}"),
             mesh_default=settings.choice("PODLINK_MESH_DEFAULT", "allow-meshed", _MESH_DEFAULTS),
             health_port=settings.port("PODLINK_HEALTH_PORT", 8080),
-            proxy_image=settings.text("PODLINK_IMAGE", f"podlink/podlink:{contract.VERSION}"),
             log_level=settings.choice(
                 "PODLINK_LOG_LEVEL", "info", frozenset({"debug", "info", "warning", "error"})
             ),

@@ -5,7 +5,7 @@ A reader raises KeyError, TypeError, ValueError or AttributeError for an object 
 the informer then treats the object as absent.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from sys import intern
@@ -66,6 +66,8 @@ class PodFacts:
     skip_outbound: tuple[str, ...] = ()
     plaintext: str = ""
     external: str = ""
+    declared_ports: tuple[int, ...] = ()
+    """TCP ports that the pod's own containers name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,29 +123,22 @@ class NamespaceFacts:
     external: str
 
 
-def image_repository(image: str) -> str:
-    """The image's name without digest and tag: pods keep theirs while podlink is upgraded."""
-    name = image.partition("@")[0]
-    head, slash, last = name.rpartition("/")
-    return head + slash + last.partition(":")[0]
-
-
-def pod_reader(proxy_image: str) -> Callable[[Raw], PodFacts]:
-    """How to read pods, where a proxy is a container of `proxy_image`, whatever its tag."""
-    repository = image_repository(proxy_image)
-
-    def read(raw: Raw) -> PodFacts:
-        return _read_pod(raw, repository)
-
-    return read
-
-
-def _read_pod(raw: Raw, repository: str) -> PodFacts:
+def read_pod(raw: Raw) -> PodFacts:
+    """What one pod says of itself. Meshed is what carries our proxy by name and command: both are
+    fixed once the pod exists, while its images and its metadata can be changed by who may edit it,
+    and peers would then send plaintext.
+    """
     metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
     host_network = bool(spec.get("hostNetwork"))
-    proxy = None if host_network else _container(spec, contract.PROXY_CONTAINER, repository)
-    capture = None if proxy is None else _container(spec, contract.CAPTURE_CONTAINER, repository)
+    proxy = (
+        None if host_network else _container(spec, contract.PROXY_CONTAINER, contract.PROXY_COMMAND)
+    )
+    capture = (
+        None
+        if proxy is None
+        else _container(spec, contract.CAPTURE_CONTAINER, contract.CAPTURE_COMMAND)
+    )
     proxy_env, capture_env = _env(proxy), _env(capture)
     return PodFacts(
         uid=metadata["uid"],
@@ -165,6 +160,7 @@ def _read_pod(raw: Raw, repository: str) -> PodFacts:
         skip_outbound=_listed(capture_env.get("PODLINK_SKIP_OUTBOUND_PORTS")),
         plaintext=annotations.get(contract.CONFIG_PREFIX + "plaintext", ""),
         external=annotations.get(contract.CONFIG_PREFIX + "external", ""),
+        declared_ports=_declared_ports(spec),
     )
 
 
@@ -173,12 +169,28 @@ def _addresses(listed: Any, single: Any) -> tuple[str, ...]:
     return tuple(canonical_ip(text) for text in texts)
 
 
-def _container(spec: Raw, name: str, repository: str) -> Raw | None:
+def _container(spec: Raw, name: str, command: Sequence[str]) -> Raw | None:
     for container in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
-        if container["name"] == name and image_repository(container["image"]) == repository:
+        if container["name"] == name and container.get("command") == list(command):
             found: Raw = container
             return found
     return None
+
+
+def _declared_ports(spec: Raw) -> tuple[int, ...]:
+    ours = (contract.PROXY_CONTAINER, contract.CAPTURE_CONTAINER)
+    containers = (*(spec.get("initContainers") or ()), *(spec.get("containers") or ()))
+    return tuple(
+        sorted(
+            {
+                int(port["containerPort"])
+                for container in containers
+                if container["name"] not in ours
+                for port in container.get("ports") or ()
+                if port.get("protocol", "TCP") == "TCP"
+            }
+        )
+    )
 
 
 def _env(container: Raw | None) -> dict[str, str]:

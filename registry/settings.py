@@ -18,6 +18,7 @@ def pod_settings(
         mesh_default=mesh_default,
         plaintext=_choose(pod.plaintext or near_plaintext, "deny"),
         external=_choose(pod.external or near_external, "allow"),
+        declared_ports=pod.declared_ports,
     )
 
 

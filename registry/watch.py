@@ -17,8 +17,8 @@ from registry.facts import (
     PodFacts,
     ServiceFacts,
     SliceFacts,
-    pod_reader,
     read_namespace,
+    read_pod,
     read_service,
     read_slice,
 )
@@ -38,11 +38,11 @@ _log = logging.getLogger(__name__)
 class ClusterWatch:
     """Keeps `model` equal to the cluster, and tells `hub` what changed."""
 
-    def __init__(self, kube: Kube, model: Model, hub: Hub, proxy_image: str) -> None:
+    def __init__(self, kube: Kube, model: Model, hub: Hub) -> None:
         self._model, self._hub = model, hub
         self._informers: list[Informer[Any]] = [
             Informer(kube, NAMESPACES, self._namespace, read_namespace),
-            Informer(kube, PODS, self._pod, pod_reader(proxy_image)),
+            Informer(kube, PODS, self._pod, read_pod),
             Informer(kube, SERVICES, self._service, read_service),
             Informer(kube, SLICES, self._slice, read_slice),
         ]

@@ -160,6 +160,7 @@ class Sidecar:
         """Raises NotUnderstood, with nothing changed."""
         self._plane.policy = policy_set(settings)
         self._plane.allow_external = settings.external != "deny"
+        self._plane.declared_ports = frozenset(settings.declared_ports)
 
     def _started(self) -> tuple[bool, str]:
         """For the startup probe: the app may start once its first connection would work."""

@@ -28,6 +28,8 @@ PROXY_MARK = 0x24100
 
 CAPTURE_CONTAINER = "podlink-capture"
 PROXY_CONTAINER = "podlink-proxy"
+CAPTURE_COMMAND = ("python", "-m", "sidecar.capture")
+PROXY_COMMAND = ("python", "-m", "sidecar")
 
 ALPN = "podlink/1"
 TOKEN_AUDIENCE = "podlink-ca"  # noqa: S105 - a name, not a secret

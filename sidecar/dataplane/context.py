@@ -63,6 +63,9 @@ class Plane:
     allow_external: bool = True
     cluster_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     """Addresses in here are asked of the registry; the rest is external without asking."""
+    declared_ports: frozenset[int] = frozenset()
+    """Ports that the app's containers declare: only these are tried on loopback as well, since what
+    else listens there alone (an admin page, a profiler) is not for peers."""
     mark: int = 0
     """SO_MARK for our own connections; 0 where capture exempts us by UID."""
     tunnel_port: int = INBOUND_PORT

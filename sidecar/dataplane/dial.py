@@ -68,9 +68,13 @@ class Connect:
             sock.close()
 
     def _writable(self) -> None:
+        assert self._sock is not None
+        code = connect_error(self._sock)
+        if not code and not is_connected(self._sock):
+            return  # a late event of another socket that had this number before (see Poller)
         sock = self._forget()
         assert sock is not None
-        if code := connect_error(sock):
+        if code:
             sock.close()
             self._done(None, EndpointUnreachable(f"{self._to}: {os.strerror(code)}"))
         else:

@@ -147,7 +147,8 @@ class InboundLink:
         return self._plane.tunnel_only or port == self.record.original_port
 
     def _connect_app(self, permit: Permit) -> None:
-        """To the address that was dialled, then to loopback: apps may listen on it alone."""
+        """To the address that was dialled, then to loopback if the app declares the port: it may
+        listen there alone."""
         ip = self._keeper.to[0]
         connect = Connect(self._plane, ip, permit.port, CONNECT_TIMEOUT_S, self._app_answered)
         if connect.pending:
@@ -158,6 +159,8 @@ class InboundLink:
         if sock is not None:
             return self._accept(sock)
         assert self._permit is not None
+        if self._permit.port not in self._plane.declared_ports:
+            return self._loopback_answered(None, error)
         ip = loopback_of(self._keeper.to[0])
         connect = Connect(
             self._plane, ip, self._permit.port, CONNECT_TIMEOUT_S, self._loopback_answered

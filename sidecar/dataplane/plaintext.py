@@ -43,6 +43,8 @@ class PlaintextLink:
     def _first_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:
         if app is not None:
             return self._begin(app)
+        if self._to[1] not in self._plane.declared_ports:
+            return self._last_answer(None, error)
         return self._try(loopback_of(self._to[0]), self._last_answer)
 
     def _last_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:

@@ -87,7 +87,7 @@ class Poller:
     def _wake(self) -> None:
         readers, writers = self._readers, self._writers
         # A callback may close a socket whose event is in this batch, and another may get its number:
-        # such a late event finds no callback, or one that reads nothing.
+        # such a late event finds no callback, or one that must bear being called for nothing.
         for fd, events in self._epoll.poll(0, _BATCH):
             try:
                 if events & _READS and (ready := readers.get(fd)) is not None:

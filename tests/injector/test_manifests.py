@@ -86,7 +86,6 @@ def test_the_programs_read_the_settings_that_the_objects_give_them() -> None:
     assert ca.listen.endswith(f":{contract.CA_PORT}")
     assert registry.listen.endswith(f":{contract.REGISTRY_PORT}")
     assert injector.listen.endswith(f":{contract.INJECTOR_PORT}")
-    assert registry.proxy_image == injector.mesh.image
     for config in (registry, injector):
         assert str(config.token_path) == contract.TOKEN_PATH
         assert str(config.bundle_path) == contract.BUNDLE_PATH

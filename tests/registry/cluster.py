@@ -3,11 +3,9 @@
 from typing import Any
 
 from registry.endpoints import Dropped
-from registry.facts import PodFacts, pod_reader, read_namespace, read_service, read_slice
+from registry.facts import PodFacts, read_namespace, read_pod, read_service, read_slice
 from registry.model import Model, ServiceView, Topics
-from tests.registry.objects import IMAGE
 
-read_pod = pod_reader(IMAGE)
 Raw = dict[str, Any]
 
 

@@ -1,6 +1,7 @@
 """Raw Kubernetes objects for the registry's tests, as the API server sends them."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 Raw = dict[str, Any]
@@ -25,6 +26,7 @@ def pod(
     annotations: dict[str, str] | None = None,
     env: dict[str, str] | None = None,
     image: str = IMAGE,
+    command: Sequence[str] = ("python", "-m", "sidecar"),
 ) -> Raw:
     metadata: Raw = {
         "uid": uid or f"{namespace}-{name}",
@@ -42,8 +44,19 @@ def pod(
         metadata["deletionTimestamp"] = "2026-11-21T09:00:00Z"
     own = [{"name": key, "value": value} for key, value in (env or {}).items()]
     ours = [
-        {"name": "podlink-capture", "image": image, "env": own},
-        {"name": "podlink-proxy", "image": image, "restartPolicy": "Always", "env": own},
+        {
+            "name": "podlink-capture",
+            "image": image,
+            "command": ["python", "-m", "sidecar.capture"],
+            "env": own,
+        },
+        {
+            "name": "podlink-proxy",
+            "image": image,
+            "command": list(command),
+            "restartPolicy": "Always",
+            "env": own,
+        },
     ]
     return {
         "metadata": metadata,

@@ -55,7 +55,7 @@ def opening(port: int) -> bytes:
 
 async def until(true: Any) -> None:
     async with asyncio.timeout(5):
-        while not true():  # noqa: ASYNC110 - anything may be waited for
+        while not true():
             await asyncio.sleep(0.01)
 
 
