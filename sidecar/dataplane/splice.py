@@ -191,9 +191,11 @@ class TunnelSplice:
 
     def _shut_near(self) -> None:
         if self._near_ended:
-            return self._finish("fin", None)
-        with contextlib.suppress(OSError):  # it may be gone; reading will tell
-            self.near.shutdown(socket.SHUT_WR)
+            self._finish("fin", None)
+        else:
+            with contextlib.suppress(OSError):  # it may be gone; reading will tell
+                self.near.shutdown(socket.SHUT_WR)
+        # Even if the link is over: a tunnel left paused would never answer the next one.
         return self.tunnel.resume()
 
     # --- the end ----------------------------------------------------------------------------
