@@ -82,6 +82,17 @@ def test_netcat_that_ends_its_sending_reads_the_whole_answer(mesh: Mesh) -> None
     assert digest.split()[0] == apps.poured_sha256(AMOUNT)
 
 
+@pytest.mark.fault_row("slow-reader")
+def test_a_tunnel_that_a_slow_reader_held_up_serves_the_next_link(mesh: Mesh) -> None:
+    # The reader falls behind, so that the end of the answer lies behind data that waits for it:
+    # somewhere among these sizes its last bytes and its end arrive together in a full socket.
+    for size in range(64 << 10, 4 << 20, 128 << 10):
+        command = f"head -c {size} /dev/zero | nc -N echo 7001 | (sleep 0.05; wc -c)"
+        got = mesh.run("mesh/client", "bash", "-c", command)
+        assert int(got) == size
+        mesh.talk("mesh/client", mesh.ip("mesh/echo"), 7001)
+
+
 def test_what_a_client_sends_after_a_server_spoke_comes_back_unchanged(mesh: Mesh) -> None:
     body = hashlib.sha256(b"x").hexdigest().encode() * 10_000
     echoed = mesh.run("mesh/client", "nc", "-N", "echo", "7001", feed=body)
