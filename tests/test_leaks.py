@@ -90,9 +90,13 @@ def run(pytester: pytest.Pytester, body: str, monkeypatch: pytest.MonkeyPatch) -
     lines = body.strip("\n").splitlines()
     margin = len(lines[0]) - len(lines[0].lstrip())
     pytester.makepyfile(HEAD + "\n".join(line[margin:] for line in lines))
-    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
+    pytester.makeini(
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
+    )
     pytester.makeconftest(
-        "import pytest\n@pytest.fixture\ndef netns_name():\n    return 'leak-" + str(os.getpid()) + "'\n"
+        "import pytest\n@pytest.fixture\ndef netns_name():\n    return 'leak-"
+        + str(os.getpid())
+        + "'\n"
     )
     return pytester.runpytest_subprocess("-p", "tests.leaks", "-p", "no:cacheprovider", timeout=30)
 

@@ -16,7 +16,6 @@ from sidecar.dataplane.context import Plane
 from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
 from sidecar.dataplane.inbound import InboundTunnel, new_record
 from sidecar.dataplane.plaintext import PlaintextLink
-from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
 from sidecar.dataplane.tunnel import RECORD, Tunnel
 from sidecar.directory import EXTERNAL, Found, Workload
 from sidecar.errors import (
@@ -29,6 +28,7 @@ from sidecar.errors import (
 )
 from sidecar.policy.authorise import authorise
 from sidecar.report import LinkRecord
+from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
 from sidecar.wire.client_hello import FirstBytes, classify
 from sidecar.wire.session import Role
 

@@ -9,14 +9,14 @@ from typing import Final
 from certs.trust.identity import WorkloadIdentity
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.handshake import Handshake
+from sidecar.dataplane.tunnel import Tunnel
+from sidecar.errors import EndpointUnreachable, IdentityMismatch, SidecarError
 from sidecar.sockets import (
     connect_error,
     is_connected,
     start_connect,
     watch_for_dead_peer,
 )
-from sidecar.dataplane.tunnel import Tunnel
-from sidecar.errors import EndpointUnreachable, IdentityMismatch, SidecarError
 from sidecar.wire.session import Role
 
 CONNECT_TIMEOUT_S: Final = 1.0

@@ -9,13 +9,13 @@ import socket
 
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
-from sidecar.sockets import loopback_of
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import Workload
 from sidecar.errors import AppUnreachable, Denied, OwnPort, PeerLost, SidecarError
 from sidecar.policy.authorise import Permit, authorise
 from sidecar.report import LinkRecord
+from sidecar.sockets import loopback_of
 from sidecar.wire.frames import ACCEPT, GOAWAY, GOAWAY_FRAME, OPEN, REFUSE
 from sidecar.wire.opening import (
     BAD_PORT,

@@ -17,7 +17,6 @@ from sidecar.contract import INBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.choose import choose, eligible
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
-from sidecar.sockets import original_dst, reset
 from sidecar.dataplane.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import EXTERNAL, Found, Service, Workload
@@ -35,6 +34,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.report import LinkRecord, Security
+from sidecar.sockets import original_dst, reset
 from sidecar.wire.frames import ACCEPT, DATA, HEADER, OPEN, REFUSE, RESET, encode
 from sidecar.wire.opening import (
     APP_RESET,

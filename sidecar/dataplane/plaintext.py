@@ -4,11 +4,11 @@ import socket
 
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Answered, Connect
-from sidecar.sockets import loopback_of, reset
 from sidecar.dataplane.splice import RawSplice
 from sidecar.errors import AppUnreachable, SidecarError
 from sidecar.policy.authorise import Permit
 from sidecar.report import LinkRecord
+from sidecar.sockets import loopback_of, reset
 
 
 class PlaintextLink:

@@ -11,9 +11,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from sidecar.sockets import reset
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.errors import PeerLost, SidecarError
+from sidecar.sockets import reset
 from sidecar.wire.frames import DATA, END, HEADER, RESET
 from sidecar.wire.opening import APP_RESET, RESETS, decode_code, encode_code
 

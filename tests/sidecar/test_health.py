@@ -53,7 +53,8 @@ async def test_nothing_else_is_served(request_: bytes, port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "junk", [b"\r\n\r\n", b"\x16\x03\x01\x00\x05hello\r\n\r\n", b"GET\r\n\r\n", b"\xff" * 50 + b"\r\n\r\n"]
+    "junk",
+    [b"\r\n\r\n", b"\x16\x03\x01\x00\x05hello\r\n\r\n", b"GET\r\n\r\n", b"\xff" * 50 + b"\r\n\r\n"],
 )
 async def test_garbage_is_answered_with_404_and_hurts_nobody(junk: bytes, port: int) -> None:
     assert (await answer(port, junk)).startswith(b"HTTP/1.1 404 ")

@@ -70,7 +70,11 @@ async def test_plaintext_that_is_allowed_reaches_the_app_and_its_record_says_so(
     assert await reader.readexactly(5) == b"hello"
     writer.close()
     record = await gate.side.record()
-    assert (record.verdict, record.security, record.reason) == ("allowed", "plaintext", "permissive")
+    assert (record.verdict, record.security, record.reason) == (
+        "allowed",
+        "plaintext",
+        "permissive",
+    )
     assert (record.bytes_sent, record.bytes_received, record.rule) == (5, 5, "plaintext:allow")
 
 

@@ -67,9 +67,7 @@ async def app() -> App:
 
 
 @pytest.fixture
-async def pair(
-    start_pair: StartPair, serve: Any, app: App
-) -> AsyncIterator[Pair]:
+async def pair(start_pair: StartPair, serve: Any, app: App) -> AsyncIterator[Pair]:
     yield start_pair(await serve(app))
 
 
@@ -164,7 +162,11 @@ async def test_a_forged_leaf_as_server_gets_no_byte_of_the_app(
 @pytest.mark.attack_row(19)
 @pytest.mark.parametrize(
     ("identity", "ips"),
-    [("spiffe://cluster.local/ns/shop/sa/web", ["127.0.0.1"]), (str(API), ["10.0.0.99"]), (str(API), [])],
+    [
+        ("spiffe://cluster.local/ns/shop/sa/web", ["127.0.0.1"]),
+        (str(API), ["10.0.0.99"]),
+        (str(API), []),
+    ],
     ids=["another identity", "another pod's address", "no address"],
 )
 async def test_a_valid_leaf_of_somebody_else_at_this_address_gets_no_byte(
@@ -281,9 +283,7 @@ async def test_the_alpn_of_the_handshake_is_checked_not_only_that_of_the_first_b
 
 
 @pytest.mark.attack_row(5)
-async def test_bytes_before_a_handshake_that_never_comes_reach_no_app(
-    pair: Pair, app: App
-) -> None:
+async def test_bytes_before_a_handshake_that_never_comes_reach_no_app(pair: Pair, app: App) -> None:
     """The shape of CVE-2023-40217: data, then a close, before any handshake."""
     for n in range(300):
         with socket.create_connection(inbound_address(pair)) as sock:

@@ -91,6 +91,3 @@ class Peer:
         head = await self._reader.readexactly(4)
         size = int.from_bytes(head[1:], "big")
         return head[0], await self._reader.readexactly(size) if size else b""
-
-
-
