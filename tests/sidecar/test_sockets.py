@@ -47,11 +47,13 @@ def test_a_refused_connection_says_so() -> None:
 
 
 def test_reset_is_a_reset() -> None:
-    with contextlib.closing(sockets.listen("127.0.0.1", 0)) as listening:
-        with socket.create_connection(listening.getsockname()) as client:
-            sockets.reset(listening.accept()[0])
-            with pytest.raises(ConnectionResetError):
-                client.recv(1)
+    with (
+        contextlib.closing(sockets.listen("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as client,
+    ):
+        sockets.reset(listening.accept()[0])
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,7 @@ async def pair(start_pair: StartPair, serve: Any, app: App) -> AsyncIterator[Pai
 
 
 def inbound_address(pair: Pair) -> tuple[str, int]:
-    from sidecar.dataplane import outbound
-
-    return "127.0.0.1", outbound.INBOUND_PORT
+    return "127.0.0.1", pair.inbound_port
 
 
 async def honest_link_works(pair: Pair) -> None:

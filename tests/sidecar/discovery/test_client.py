@@ -1,4 +1,4 @@
-"""The sidecar's stream against the real registry: real mutual TLS, real gRPC, a real API server behind."""
+"""The sidecar's stream against the real registry: real mutual TLS, a real API server."""
 
 import asyncio
 import logging
@@ -139,7 +139,7 @@ class Scripted(RegistryServicer):
     def __init__(self, *messages: pb.DiscoverResponse) -> None:
         self.messages = messages
 
-    async def Discover(self, requests: Any, context: Any) -> AsyncIterator[pb.DiscoverResponse]:  # type: ignore[override]
+    async def Discover(self, requests: Any, context: Any) -> AsyncIterator[pb.DiscoverResponse]:
         for message in self.messages:
             yield message
         await asyncio.Event().wait()
