@@ -20,8 +20,8 @@ closes after us, and connection handlers that see their peer's end one turn of t
 
 gRPC keeps a poller for the life of the process: one daemon thread, a pair of Unix sockets, event
 descriptors. They are made once, before the first test, by holding gRPC's own reference count up; from
-then on they are there before and after every test. So is the one pipe for signals that libuv makes
-with the first loop. Event descriptors (eventfd, epoll) are never
+then on they are there before and after every test. So is the one pipe for signals that libuv makes with
+the first loop. Event descriptors (eventfd, epoll) are never
 counted: they carry no connection, and a loop that was not closed shows by its other descriptors and
 its ResourceWarning.
 """
@@ -76,11 +76,11 @@ def present() -> frozenset[Thing]:
 
 
 def _descriptors() -> Iterator[Thing]:
-    for fd in os.listdir("/proc/self/fd"):
+    for fd in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one of this very listing
-            target = os.readlink(f"/proc/self/fd/{fd}")
+            target = str(fd.readlink())
             if not target.startswith(_UNCOUNTED):
-                yield "descriptor", f"{fd} ({target})"
+                yield "descriptor", f"{fd.name} ({target})"
 
 
 def _threads() -> Iterator[Thing]:
@@ -93,7 +93,7 @@ def _processes() -> Iterator[Thing]:
     """Children of ours, and processes of this run in a network namespace that is not ours."""
     own, home = os.getpid(), _network_namespace("self")
     mark = f"{_MARK}={own}\0".encode()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in filter(str.isdigit, (path.name for path in Path("/proc").iterdir())):
         with contextlib.suppress(OSError):
             name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")
             label = f"{pid} ({name.partition('(')[2]})"
@@ -104,7 +104,7 @@ def _processes() -> Iterator[Thing]:
 
 
 def _network_namespace(pid: str) -> str:
-    return os.readlink(f"/proc/{pid}/ns/net")
+    return str(Path(f"/proc/{pid}/ns/net").readlink())
 
 
 def _environment(pid: str) -> bytes:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator
@@ -12,7 +14,9 @@ import pytest
 
 from certs.trust.identity import WorkloadIdentity
 from sidecar import sockets
+from sidecar.contract import ALPN, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
+from sidecar.dataplane.handshake import Handshake
 from sidecar.dataplane.listener import Listener
 from sidecar.directory import Workload
 from sidecar.policy.authorise import NOT_TOLD, PolicySet
@@ -202,3 +206,65 @@ async def test_a_port_scan_leaves_no_record_and_no_stranger(gate: Gate) -> None:
     writer.close()
     await asyncio.sleep(0.1)
     assert not gate.side.records
+
+
+@pytest.mark.attack_row(20)
+@pytest.mark.parametrize("port", sorted(OWN_PORTS))
+async def test_a_captured_connection_to_one_of_our_own_ports_is_refused_unheard(
+    port: int, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_to(port, monkeypatch)
+    reader, writer = await connected(gate.address)
+    assert await ends(reader) == b""
+    writer.close()
+    record = await gate.side.record()
+    assert (record.verdict, record.reason) == ("denied", "own_port")
+
+
+async def half_a_handshake(gate: Gate) -> str:
+    """As a peer that sends its ClientHello and nothing more; the reason that is recorded."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.set_alpn_protocols([ALPN])
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    reader, writer = await connected(gate.address, outgoing.read())
+    await ends(reader)
+    writer.close()
+    return (await gate.side.record()).reason
+
+
+@pytest.mark.attack_row(24)
+async def test_a_handshake_that_stops_half_way_ends_at_its_deadline(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sidecar.dataplane.arrival.Handshake", functools.partial(Handshake, timeout_s=0.3)
+    )
+    goes_to(80, monkeypatch)
+    assert await half_a_handshake(gate) == "handshake_timeout"
+
+
+@pytest.mark.attack_row(25)
+async def test_a_handshake_longer_than_ours_can_be_is_given_up(
+    start_pair: StartPair, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.dataplane.handshake.MAX_HANDSHAKE_BYTES", 100)
+    pair = start_pair(await serve(echo))
+    reader, writer = await pair.client()
+    assert await ends(reader) == b""
+    writer.close()
+    record = await pair.near.record()
+    assert (record.reason, record.error) == ("handshake_failed", "handshake too long")
+
+
+@pytest.mark.fault_row("control-plane-down")
+async def test_an_expired_certificate_of_our_own_is_never_shown(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_to(80, monkeypatch)
+    trust = gate.side.plane.trust
+    assert trust is not None
+    gate.side.plane.trust = dataclasses.replace(trust, expires_at=gate.side.plane.now() - 1)
+    assert await half_a_handshake(gate) == "no_certificate"

@@ -1,4 +1,4 @@
-"""Which endpoint a link goes to: properties over whole Services; times of affinity and ejection."""
+"""Which endpoint a link goes to: properties of whole Services, times of affinity and ejection."""
 
 from random import Random
 
@@ -34,7 +34,9 @@ def endpoint(
     return Endpoint(ip, {80: 8080}, pod, ready, serving, terminating)
 
 
-def service(*endpoints: Endpoint, affinity_s: int = 0, near: str = "", **more: bool) -> Service:
+def service(
+    *endpoints: Endpoint, affinity_s: int = 0, near: str = "", publish: bool = False
+) -> Service:
     return Service(
         "shop",
         "api",
@@ -43,7 +45,7 @@ def service(*endpoints: Endpoint, affinity_s: int = 0, near: str = "", **more: b
         endpoints,
         affinity_timeout_s=affinity_s,
         traffic_distribution=near,
-        **more,  # type: ignore[arg-type]
+        publish_not_ready=publish,
     )
 
 
@@ -88,7 +90,7 @@ preferences = st.sampled_from(["", "PreferSameNode", "PreferSameZone", "PreferCl
 def test_what_is_chosen_is_always_eligible_and_never_tried_twice(
     some: list[Endpoint], near: str, publish: bool, seed: int, data: st.DataObject
 ) -> None:
-    it = service(*some, near=near, publish_not_ready=publish)
+    it = service(*some, near=near, publish=publish)
     tried = tuple(data.draw(st.sets(st.sampled_from([e.ip for e in some]))) if some else ())
     chooser = Chooser(seed)
     for e in some:
@@ -110,7 +112,7 @@ def test_terminating_endpoints_serve_only_when_none_is_ready(some: list[Endpoint
     found = eligible(service(*some), 80)
     ready = [e for e in some if e.ready and not e.terminating]
     assert found == (ready or [e for e in some if e.serving and e.terminating])
-    assert eligible(service(*some, publish_not_ready=True), 80) == some
+    assert eligible(service(*some, publish=True), 80) == some
 
 
 def test_a_port_that_the_service_does_not_have_has_no_endpoint() -> None:

@@ -3,9 +3,9 @@ descriptors, memory, records."""
 
 import asyncio
 import contextlib
-import os
 import random
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def settled(pair: Pair) -> None:

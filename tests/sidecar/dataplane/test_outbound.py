@@ -12,6 +12,7 @@ import pytest
 from certs.trust.identity import WorkloadIdentity
 from sidecar.contract import OWN_PORTS
 from sidecar.dataplane import outbound
+from sidecar.dataplane.pool import Pool, PoolLimits
 from sidecar.directory import EXTERNAL, Answer, Endpoint, Found, Own, Service, Workload
 from sidecar.ports import PortSet
 from sidecar.wire.frames import ACCEPT, HEADER, OPEN, REFUSE, encode
@@ -414,3 +415,21 @@ async def test_an_unexpected_identity_behind_a_service_is_refused(
     writer.write(HELD)
     assert await is_reset(reader)
     assert (await near.record()).reason == "identity_mismatch"
+
+
+async def test_links_that_wait_for_a_tunnel_all_get_their_turn_though_no_certificate_comes(
+    near: Side, captured: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "CERTIFICATE_WAIT_S", 0.1)
+    near.plane.pool.close()
+    near.plane.pool = pool = Pool(near.plane.loop, near.plane.now, PoolLimits(dials_per_peer=1))
+    near.plane.trust = None
+    near.directory.entries[LOOPBACK] = Workload("u", "shop", "api-0", API, (LOOPBACK,))
+    pool.dial_began((LOOPBACK, 80, API))
+    readers = [(await captured(near, LOOPBACK, 80))[0] for _ in range(3)]
+    await asyncio.sleep(0.1)
+    assert not near.records, "all wait"
+    pool.dial_ended((LOOPBACK, 80, API))
+    for reader in readers:
+        assert await is_reset(reader)
+    assert (await near.record(3)).reason == "no_certificate"

@@ -1,0 +1,102 @@
+"""The ruleset as text: golden, and true for every plan."""
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kit.settings import ConfigInvalid, Settings
+from sidecar.capture.config import plan_from
+from sidecar.capture.plan import CapturePlan, parse_subnets
+from sidecar.ports import PortSet
+
+GOLDEN = """\
+table inet podlink
+delete table inet podlink
+table inet podlink {
+  chain outbound {
+    type nat hook output priority -100; policy accept;
+    meta l4proto != tcp accept
+    meta skuid 24100 meta skgid 24100 accept
+    ip daddr 127.0.0.0/8 accept
+    ip6 daddr ::1 accept
+    tcp dport { 22, 9000-9010 } accept
+    ip daddr { 10.9.0.0/16 } accept
+    ip6 daddr { fd00:9::/32 } accept
+    tcp dport 0-65535 redirect to :24101
+  }
+  chain inbound {
+    type nat hook prerouting priority -100; policy accept;
+    iifname "lo" accept
+    fib daddr type != local accept
+    tcp dport 24103 accept
+    tcp dport { 8080 } accept
+    tcp dport 0-65535 redirect to :24102
+  }
+}
+"""
+
+
+def test_the_whole_text_of_a_plan_with_everything() -> None:
+    plan = CapturePlan(
+        "uid",
+        PortSet.parse("8080"),
+        PortSet.parse("22,9000-9010"),
+        parse_subnets("10.9.0.0/16, fd00:9::/32"),
+    )
+    assert plan.ruleset() == GOLDEN
+
+
+networks = st.ip_addresses().map(ipaddress.ip_network)
+port_sets = st.lists(st.integers(1, 65535), max_size=4).map(
+    lambda ports: PortSet.parse(",".join(map(str, ports)))
+)
+plans = st.builds(
+    CapturePlan,
+    st.sampled_from(["uid", "mark"]),
+    port_sets,
+    port_sets,
+    st.lists(networks, max_size=4).map(tuple),
+)
+
+
+@given(plans)
+def test_every_plan_touches_our_table_only_and_ends_both_chains_with_a_redirect(
+    plan: CapturePlan,
+) -> None:
+    lines = [line.strip() for line in plan.ruleset().splitlines()]
+    assert lines[:3] == ["table inet podlink", "delete table inet podlink", "table inet podlink {"]
+    assert not any("flush" in line for line in lines)
+    assert [line for line in lines if line.startswith("tcp dport 0-65535")] == [
+        "tcp dport 0-65535 redirect to :24101",
+        "tcp dport 0-65535 redirect to :24102",
+    ]
+    ends = [n for n, line in enumerate(lines) if line.startswith("tcp dport 0-65535")]
+    assert [lines[n + 1] for n in ends] == ["}", "}"]
+    exempt = [line for line in lines if line.startswith(("meta skuid", "meta mark"))]
+    assert exempt == [
+        "meta skuid 24100 meta skgid 24100 accept"
+        if plan.exempt_by == "uid"
+        else "meta mark 0x24100 accept"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PODLINK_EXEMPT_BY", "name"),
+        ("PODLINK_SKIP_INBOUND_PORTS", "http"),
+        ("PODLINK_SKIP_OUTBOUND_PORTS", "80;accept"),
+        ("PODLINK_SKIP_SUBNETS", "10.0.0.0/8 } accept; tcp dport { 1"),
+        ("PODLINK_SKIP_SUBNETS", "10.0.0.1/8"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_it_and_no_rule(name: str, value: str) -> None:
+    with pytest.raises(ConfigInvalid, match=f"^{name}") as caught:
+        plan_from(Settings({name: value}))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_set_skips_nothing() -> None:
+    assert plan_from(Settings({})) == CapturePlan()
