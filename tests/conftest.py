@@ -12,28 +12,6 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.leaks import (
-    no_task_is_left,
-    pytest_collection_finish,
-    pytest_configure,
-    pytest_fixture_setup,
-    pytest_itemcollected,
-    pytest_runtest_setup,
-    pytest_runtest_teardown,
-)
-
-__all__ = [
-    "no_task_is_left",
-    "pytest_collection_finish",
-    "pytest_configure",
-    "pytest_fixture_setup",
-    "pytest_itemcollected",
-    "pytest_runtest_setup",
-    "pytest_runtest_teardown",
-]
-
-pytest_plugins = ["pytester"]
-
 UNIT_LIMIT_S = 5
 WHOLE_PROGRAMS = frozenset({"bench", "cli", "e2e", "local", "traces"})
 """Folders of tests/ whose tests start programs or clusters."""

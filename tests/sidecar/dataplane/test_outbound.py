@@ -422,7 +422,7 @@ async def test_links_that_wait_for_a_tunnel_all_get_their_turn_though_no_certifi
 ) -> None:
     monkeypatch.setattr(outbound, "CERTIFICATE_WAIT_S", 0.1)
     near.plane.pool.close()
-    near.plane.pool = pool = Pool(near.plane.loop, near.plane.now, PoolLimits(dials_per_peer=1))
+    near.plane.pool = pool = Pool(near.plane.poller, near.plane.now, PoolLimits(dials_per_peer=1))
     near.plane.trust = None
     near.directory.entries[LOOPBACK] = Workload("u", "shop", "api-0", API, (LOOPBACK,))
     pool.dial_began((LOOPBACK, 80, API))

@@ -1,0 +1,5 @@
+"""Plugins for every test. They stand at the root because pytest calls the hooks of a folder's conftest
+only for what lies in that folder, and a session's fixtures lie in none.
+"""
+
+pytest_plugins = ["pytester", "tests.leaks"]
