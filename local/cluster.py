@@ -80,7 +80,12 @@ class Cluster:
         )
         for fd in passed:
             os.close(fd)
-        facts = _wait_for_report(report_read, supervisor)
+        try:
+            facts = _wait_for_report(report_read, supervisor)
+        except BaseException:
+            if tied:
+                os.close(tie_write)
+            raise
         cluster = cls(state, facts, tie_write)
         cluster._supervisor = supervisor
         try:

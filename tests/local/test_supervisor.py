@@ -59,6 +59,7 @@ def test_a_kill_of_any_of_its_first_processes_ends_everything(name: str, whom: s
         cluster._supervisor.wait(10)
     _assert_gone(running)
     _until_gone(StateDir.of(name).root)
+    cluster.down()
     assert _host() == before
 
 
