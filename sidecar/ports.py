@@ -28,7 +28,10 @@ class PortSet:
         return cls(tuple(merged))
 
     def __contains__(self, port: int) -> bool:
-        return any(low <= port <= high for low, high in self.ranges)
+        for low, high in self.ranges:  # asked for every link, and mostly empty: no generator
+            if low <= port <= high:
+                return True
+        return False
 
     def __bool__(self) -> bool:
         return bool(self.ranges)

@@ -16,6 +16,7 @@ from sidecar.contract import OWN_PORTS
 from sidecar.dataplane.choose import choose, eligible
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
+from sidecar.dataplane.pool import Key
 from sidecar.dataplane.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import EXTERNAL, Found, Service, Workload
@@ -61,6 +62,7 @@ class OutboundLink:
         "_asked",
         "_held",
         "_identity",
+        "_key",
         "_near",
         "_peer_port",
         "_plane",
@@ -80,6 +82,8 @@ class OutboundLink:
     """Who must be at the destination; set once it is known to be meshed."""
     _peer_port: int
     """The port dialled at the peer."""
+    _key: Key
+    """Under what the pool keeps tunnels to the destination."""
     _port: int
     """The port of the Service that the app asked for."""
 
@@ -240,6 +244,7 @@ class OutboundLink:
         self._set_destination(ip, port)
         self._identity = pod.identity
         self._peer_port = self._plane.tunnel_port if pod.tunnel_only else port
+        self._key = (ip, self._peer_port, record.destination_identity)
         return self._read_first()
 
     def _read_first(self) -> None:
@@ -256,17 +261,17 @@ class OutboundLink:
         return self._take_or_dial()
 
     def _take_or_dial(self) -> None:
-        pool, key = self._plane.pool, self._key()
+        pool, key = self._plane.pool, self._key
         if pool.crowded(key):
             return pool.wait(key, self._my_turn)
         return self._my_turn()
 
     def _my_turn(self) -> None:
         if self._near is None:
-            return self._plane.pool.pass_on(self._key())
+            return self._plane.pool.pass_on(self._key)
         record = self.record
         record.attempts += 1
-        tunnel = self._plane.pool.take(self._key())
+        tunnel = self._plane.pool.take(self._key)
         record.pooled = tunnel is not None
         return self._open(tunnel) if tunnel is not None else self._dial()
 
@@ -276,7 +281,7 @@ class OutboundLink:
         if trust is None:
             return self._wait_for_certificate()
         record.source_identity = trust.identity
-        plane.pool.dial_began(self._key())
+        plane.pool.dial_began(self._key)
         dial = Dial(
             plane, trust, record.destination_ip, self._peer_port, self._identity, self._dialled
         )
@@ -289,9 +294,9 @@ class OutboundLink:
         now = self._plane.now()
         if not self._wait_until:
             self._wait_until = now + CERTIFICATE_WAIT_S
-            self._plane.pool.pass_on(self._key())  # whoever waits behind us would wait for ever
+            self._plane.pool.pass_on(self._key)  # whoever waits behind us would wait for ever
         if now >= self._wait_until:
-            self._plane.pool.pass_on(self._key())
+            self._plane.pool.pass_on(self._key)
             return self._fail(NotReady("no valid certificate of our own: is the CA reachable?"))
         self._plane.poller.call_later(_CERTIFICATE_POLL_S, self._dial_again)
         return None
@@ -300,11 +305,11 @@ class OutboundLink:
         if self._near is not None:
             self._dial()
         else:
-            self._plane.pool.pass_on(self._key())
+            self._plane.pool.pass_on(self._key)
 
     def _dialled(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
         self._step = None
-        self._plane.pool.dial_ended(self._key())
+        self._plane.pool.dial_ended(self._key)
         if tunnel is None:
             assert error is not None
             self._plane.ejections.failed(
@@ -352,7 +357,7 @@ class OutboundLink:
         only if nothing of the app's was sent: an ACCEPT may have been held back on the way."""
         pooled = self.record.pooled
         self._forget_tunnel()
-        self._plane.pool.pass_on(self._key())
+        self._plane.pool.pass_on(self._key)
         orderly = isinstance(error, PeerLost) and error.orderly
         if orderly or (isinstance(error, PeerLost) and not self._held):
             if pooled:
@@ -387,7 +392,7 @@ class OutboundLink:
         assert tunnel is not None
         self._describe_peer(tunnel)
         self._forget_tunnel()
-        self._plane.pool.give(self._key(), tunnel)
+        self._plane.pool.give(self._key, tunnel)
         if code == DENIED:
             return self._refuse(Denied("the peer's policy refused the link"))
         reason = REFUSALS.get(code, "refused")
@@ -399,11 +404,8 @@ class OutboundLink:
         if error is not None:
             record.reason, record.error = error.reason, str(error)
         self._splice = None  # it refers to this link: leave nothing to the garbage collector
-        plane.pool.give(self._key(), splice.tunnel)
+        plane.pool.give(self._key, splice.tunnel)
         self._report(splice.from_near, splice.to_near, close)
-
-    def _key(self) -> tuple[str, int, WorkloadIdentity]:
-        return self.record.destination_ip, self._peer_port, self._identity
 
     def _describe_peer(self, tunnel: Tunnel) -> None:
         record, peer = self.record, tunnel.peer
@@ -464,13 +466,13 @@ class OutboundLink:
         if self._step is not None:
             self._step.abandon()
             if isinstance(self._step, Dial):
-                self._plane.pool.dial_ended(self._key())
+                self._plane.pool.dial_ended(self._key)
             self._step = None
         if self._tunnel is not None:
             self._tunnel.send(RESET, encode_code(APP_RESET))
             self._tunnel.close()
             self._forget_tunnel()
-            self._plane.pool.pass_on(self._key())
+            self._plane.pool.pass_on(self._key)
         if self._near is not None:
             reset(self._near)
             self._near = None

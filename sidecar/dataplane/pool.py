@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from certs.trust.identity import WorkloadIdentity
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.errors import ProtocolViolation, SidecarError
@@ -20,8 +19,8 @@ SWEEP_EVERY_S: Final = 5.0
 REPLACE_BEFORE_S: Final = 30.0
 """A tunnel with less than this left to live takes no new link."""
 
-Key = tuple[str, int, WorkloadIdentity]
-"""Pod IP, the port dialled, and who must be there."""
+Key = tuple[str, int, str]
+"""Pod IP, the port dialled, and who must be there (a SPIFFE ID as text: it hashes at once)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,11 @@ class Rule:
         if self.ports and port not in self.ports:
             return False
         if peer is not None:
-            return any(
-                source.namespace == peer.namespace
-                and source.service_account in ("", peer.service_account)
-                for source in self.sources
-            )
+            namespace, account = peer.namespace, peer.service_account
+            for source in self.sources:
+                if source.namespace == namespace and source.service_account in ("", account):
+                    return True
+            return False
         if not self.networks:
             return False
         address = ipaddress.ip_address(peer_ip)

@@ -409,7 +409,7 @@ async def test_links_that_wait_for_a_dial_do_not_hang_when_the_certificate_has_g
 ) -> None:
     monkeypatch.setattr(outbound, "CERTIFICATE_WAIT_S", 0.2)
     side: Side = pair.near
-    key = ("127.0.0.1", inbound_address(pair)[1], API)
+    key = ("127.0.0.1", inbound_address(pair)[1], str(API))
     for _ in range(32):
         side.plane.pool.dial_began(key)
     clients = [await pair.client() for _ in range(40)]

@@ -425,11 +425,11 @@ async def test_links_that_wait_for_a_tunnel_all_get_their_turn_though_no_certifi
     near.plane.pool = pool = Pool(near.plane.poller, near.plane.now, PoolLimits(dials_per_peer=1))
     near.plane.trust = None
     near.directory.entries[LOOPBACK] = Workload("u", "shop", "api-0", API, (LOOPBACK,))
-    pool.dial_began((LOOPBACK, 80, API))
+    pool.dial_began((LOOPBACK, 80, str(API)))
     readers = [(await captured(near, LOOPBACK, 80))[0] for _ in range(3)]
     await asyncio.sleep(0.1)
     assert not near.records, "all wait"
-    pool.dial_ended((LOOPBACK, 80, API))
+    pool.dial_ended((LOOPBACK, 80, str(API)))
     for reader in readers:
         assert await is_reset(reader)
     assert (await near.record(3)).reason == "no_certificate"

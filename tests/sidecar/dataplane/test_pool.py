@@ -13,8 +13,8 @@ from sidecar.errors import PeerLost, ProtocolViolation
 from sidecar.wire.frames import GOAWAY
 
 API = WorkloadIdentity("cluster.local", "shop", "api")
-KEY: Key = ("10.0.0.1", 80, API)
-OTHER: Key = ("10.0.0.2", 80, API)
+KEY: Key = ("10.0.0.1", 80, str(API))
+OTHER: Key = ("10.0.0.2", 80, str(API))
 
 
 class FakeTimer:
@@ -74,7 +74,7 @@ def test_a_tunnel_is_for_its_own_address_port_and_identity_only() -> None:
     bench = Bench()
     bench.give()
     someone_else = WorkloadIdentity("cluster.local", "shop", "db")
-    for key in (OTHER, (KEY[0], 81, API), (KEY[0], 80, someone_else)):
+    for key in (OTHER, (KEY[0], 81, str(API)), (KEY[0], 80, str(someone_else))):
         assert bench.pool.take(key) is None
 
 
