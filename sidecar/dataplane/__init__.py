@@ -9,6 +9,7 @@ How a link flows through these files:
 - `tunnel`: one TLS connection that carries `podlink/1`. HOT PATH.
 - `splice`: moves bytes between a near socket and a tunnel, or between two sockets. HOT PATH.
 - `choose`: which endpoint of a Service, and why. Pure.
+- `route`: through a tunnel, in plaintext, or nowhere. Pure.
 - `dial`: a new tunnel to a peer, verified.
 - `pool`: idle tunnels, for the next link.
 - `outbound`, `inbound`: the two ends of a link.

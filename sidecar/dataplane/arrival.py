@@ -27,7 +27,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.policy.authorise import authorise
-from sidecar.report import LinkRecord
+from sidecar.report import LinkRecord, PlaintextReason
 from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
 from sidecar.wire.client_hello import FirstBytes, classify
 from sidecar.wire.session import Role
@@ -204,7 +204,8 @@ class Arrival:
         except Denied as e:
             return self._turn_away(e)
         self._arrivals.no_stranger_any_more(self._ip)
-        record.security, record.reason = "plaintext", "permissive"
+        permissive: PlaintextReason = "permissive"
+        record.security, record.reason = "plaintext", permissive
         return PlaintextLink(plane, self._sock, self._to, permit, record).start(self._head)
 
     # --- the end ----------------------------------------------------------------------------

@@ -17,13 +17,20 @@ from sidecar.dataplane.choose import choose, eligible
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
 from sidecar.dataplane.pool import Key
+from sidecar.dataplane.route import (
+    Plaintext,
+    Route,
+    Tunnelled,
+    to_address,
+    to_endpoint,
+    to_self,
+)
 from sidecar.dataplane.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import EXTERNAL, Found, Service, Workload
 from sidecar.errors import (
     AppUnreachable,
     Denied,
-    ExternalDenied,
     HandshakeTimeout,
     NoEndpoints,
     NotReady,
@@ -33,7 +40,7 @@ from sidecar.errors import (
     RegistryUnavailable,
     SidecarError,
 )
-from sidecar.report import LinkRecord, Security
+from sidecar.report import LinkRecord
 from sidecar.sockets import original_dst, reset
 from sidecar.wire.frames import ACCEPT, DATA, HEADER, OPEN, REFUSE, RESET, encode
 from sidecar.wire.opening import (
@@ -129,7 +136,7 @@ class OutboundLink:
     def _resolve(self, key: str, port: int) -> None:
         plane = self._plane
         if key in plane.own.ips:
-            return self._to_self(key, port)
+            return self._take(to_self(key, port, plane.own))
         found = plane.directory.known(key)
         if found is not None:
             return self._found(found, port)
@@ -155,11 +162,7 @@ class OutboundLink:
             return self._fail(
                 NoEndpoints(f"the registry knows no {self._asked}, or no address of it")
             )
-        if isinstance(found, Workload):
-            self.record.endpoint_choice = "pod-ip"
-            return self._to_pod(found, ip, port)
-        self.record.endpoint_choice = "external"
-        return self._to_external(ip, port)
+        return self._take(to_address(found, ip, port, allow_external=self._plane.allow_external))
 
     def _next_endpoint(self) -> None:
         plane, service, port = self._plane, self._service, self._port
@@ -177,37 +180,30 @@ class OutboundLink:
         )
         if chosen is None:
             return self._fail(NoEndpoints(f"{service.key} port {port} has no endpoint to dial"))
-        endpoint = chosen.endpoint
-        self.record.endpoint_choice = chosen.why
-        if endpoint.ip in plane.own.ips:
-            return self._to_self(endpoint.ip, chosen.port)
-        if endpoint.workload is None:
-            return self._to_external(endpoint.ip, chosen.port)
-        return self._to_pod(endpoint.workload, endpoint.ip, chosen.port)
+        return self._take(to_endpoint(chosen, plane.own, allow_external=plane.allow_external))
+
+    def _take(self, route: Route) -> None:
+        record = self.record
+        record.destination_ip, record.destination_port, record.endpoint_choice = route[:3]
+        # An earlier attempt may have gone elsewhere.
+        record.destination_identity = record.destination_pod = record.reason = ""
+        record.security = "none"
+        if isinstance(route, Tunnelled):
+            self._through_tunnel(route)
+        elif isinstance(route, Plaintext):
+            self._in_plaintext(route)
+        else:
+            self._refuse(route.error)
 
     # --- plaintext --------------------------------------------------------------------------
 
-    def _to_self(self, ip: str, port: int) -> None:
-        """A link to the pod itself stays on loopback: there is no network to protect it from."""
-        self.record.endpoint_choice = "self"
-        self.record.destination_pod = self._plane.own.pod
-        self._plaintext(ip, port, "self", "self", CONNECT_TIMEOUT_S)
-
-    def _to_external(self, ip: str, port: int) -> None:
-        self._set_destination(ip, port)
-        if not self._plane.allow_external:
-            return self._refuse(ExternalDenied(f"{ip} is outside the mesh"))
-        return self._plaintext(ip, port, "plaintext", "external", EXTERNAL_TIMEOUT_S)
-
-    def _plaintext(
-        self, ip: str, port: int, security: Security, reason: str, timeout_s: float
-    ) -> None:
+    def _in_plaintext(self, route: Plaintext) -> None:
         record = self.record
-        record.security, record.reason = security, reason
-        record.destination_identity = ""  # an earlier attempt may have gone to a meshed endpoint
-        self._set_destination(ip, port)
+        record.security, record.reason = route.security, route.reason
+        record.destination_pod = route.pod
         record.attempts += 1
-        connect = Connect(self._plane, ip, port, timeout_s, self._connected)
+        timeout_s = EXTERNAL_TIMEOUT_S if route.reason == "external" else CONNECT_TIMEOUT_S
+        connect = Connect(self._plane, route.ip, route.port, timeout_s, self._connected)
         if connect.pending:
             self._step = connect
 
@@ -232,19 +228,13 @@ class OutboundLink:
 
     # --- through a tunnel -------------------------------------------------------------------
 
-    def _to_pod(self, pod: Workload, ip: str, port: int) -> None:
-        record = self.record
-        record.destination_pod = pod.pod
-        if not pod.takes_tunnel(port):
-            reason = "unmeshed_peer" if pod.identity is None else "skip_port"
-            return self._plaintext(ip, port, "plaintext", reason, CONNECT_TIMEOUT_S)
+    def _through_tunnel(self, route: Tunnelled) -> None:
+        record, pod = self.record, route.pod
         assert pod.identity is not None
-        record.security, record.reason = "none", ""
-        record.destination_identity = str(pod.identity)
-        self._set_destination(ip, port)
         self._identity = pod.identity
-        self._peer_port = self._plane.tunnel_port if pod.tunnel_only else port
-        self._key = (ip, self._peer_port, record.destination_identity)
+        record.destination_pod, record.destination_identity = pod.pod, str(pod.identity)
+        self._peer_port = self._plane.tunnel_port if pod.tunnel_only else route.port
+        self._key = (route.ip, self._peer_port, record.destination_identity)
         return self._read_first()
 
     def _read_first(self) -> None:
@@ -448,9 +438,6 @@ class OutboundLink:
 
     def _forget_tunnel(self) -> None:
         self._tunnel = None
-
-    def _set_destination(self, ip: str, port: int) -> None:
-        self.record.destination_ip, self.record.destination_port = ip, port
 
     def _refuse(self, error: SidecarError) -> None:
         self.record.verdict = "denied"

@@ -4,9 +4,11 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from sidecar import errors
 from sidecar.errors import LocalError, PeerError, SidecarError
+from sidecar.report import PlaintextReason
 from sidecar.wire.opening import REFUSALS, RESETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,26 +33,6 @@ def leaves(of: type[SidecarError] = SidecarError) -> Iterator[type[SidecarError]
             yield from leaves(kind)
 
 
-def plaintext_reasons() -> set[str]:
-    """Literals that the data plane gives to a record's `reason`, read from its source."""
-    found: set[str] = set()
-    for path in (ROOT / "sidecar" / "dataplane").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Assign):
-                found |= set(_assigned(node.targets[0], node.value))
-            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "_plaintext":
-                found |= set(_texts(node.args[3])) if len(node.args) > 3 else set()
-    return found - {"", "refused"}
-
-
-def _assigned(target: ast.expr, value: ast.expr) -> Iterator[str]:
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        for one, its in zip(target.elts, value.elts, strict=True):
-            yield from _assigned(one, its)
-    elif getattr(target, "attr", getattr(target, "id", "")) == "reason":
-        yield from _texts(value)
-
-
 def _texts(value: ast.expr) -> Iterator[str]:
     if isinstance(value, ast.IfExp):
         yield from _texts(value.body)
@@ -61,7 +43,7 @@ def _texts(value: ast.expr) -> Iterator[str]:
 
 def test_the_table_lists_every_reason_of_a_link_and_who_is_to_blame() -> None:
     expected = {kind.reason: _blame(kind) for kind in leaves()}
-    expected |= dict.fromkeys(plaintext_reasons(), "none")
+    expected |= dict.fromkeys(get_args(PlaintextReason), "none")
     assert dict(rows("Links")) == expected
 
 
@@ -79,10 +61,6 @@ def test_every_error_has_a_reason_of_its_own() -> None:
     reasons = [kind.reason for kind in leaves()]
     assert len(set(reasons)) == len(reasons)
     assert SidecarError.reason not in reasons
-
-
-def test_the_reasons_of_plaintext_links_are_found_in_the_code() -> None:
-    assert plaintext_reasons() == {"external", "unmeshed_peer", "skip_port", "permissive", "self"}
 
 
 def test_the_words_of_refusals_and_resets_are_those_of_the_wire() -> None:
