@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import resource
 import sys
 
 import uvloop
@@ -14,6 +15,7 @@ from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
 from sidecar.telemetry.config import TelemetryConfig
 
+_MAX_DESCRIPTORS = 1 << 20
 _log = logging.getLogger("podlink.sidecar")
 
 
@@ -22,6 +24,7 @@ def main() -> None:
     config = SidecarConfig.from_settings(settings)
     telemetry = TelemetryConfig.from_settings(settings)
     start_logging(config.log_level)
+    _raise_descriptor_limit()
     # What is imported lives as long as the process: keep the collector from walking it each time.
     gc.freeze()
     try:
@@ -29,6 +32,14 @@ def main() -> None:
     except OSError as e:
         _log.error("cannot start", extra={"error": str(e)})
         sys.exit(1)
+
+
+def _raise_descriptor_limit() -> None:
+    """Every link takes two descriptors, and a container's soft limit may be 1,024: take what the
+    hard limit gives (getrlimit(2))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _run(config: SidecarConfig, telemetry: TelemetryConfig) -> None:

@@ -32,6 +32,7 @@ from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
+from sidecar.denials import Denials
 from sidecar.discovery.client import RegistryClient
 from sidecar.discovery.translate import policy_set
 from sidecar.health import HealthServer
@@ -64,7 +65,7 @@ class Sidecar:
             own=config.own,
             directory=self._registry,
             verify=SvidChecker(config.trust_domain),
-            report=self._exporter.report,
+            report=Denials(self._exporter.report).report,
             pool=Pool(poller, monotonic),
             policy=replace(NOT_TOLD, allow_plaintext=config.allow_plaintext),
             allow_external=config.allow_external,

@@ -8,6 +8,7 @@
 """
 
 import os
+import resource
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,10 @@ from hypothesis import HealthCheck, settings
 UNIT_LIMIT_S = 5
 WHOLE_PROGRAMS = frozenset({"bench", "cli", "e2e", "local", "traces"})
 """Folders of tests/ whose tests start programs or clusters."""
+
+# A thousand links at once take more descriptors than the usual soft limit; a sidecar raises its own.
+_, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(_hard, 65536) if _hard > 0 else 65536, _hard))
 
 _in_ci = bool(os.environ.get("CI"))
 # No deadline per example: on a shared machine it would measure the neighbours.

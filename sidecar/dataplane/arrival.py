@@ -224,4 +224,12 @@ class Arrival:
         record.verdict = "denied"
         record.reason, record.error = error.reason, str(error)
         record.end_ns, record.close = self._plane.unix_ns(), "refused"
+        if record.source_pod or not self._plane.in_cluster(self._ip):
+            return self._plane.report(record)
+        # Whoever reviews this wants a name. It changes nothing for the link, which is over.
+        return self._plane.directory.ask(self._ip, lambda found: self._name(record, found))
+
+    def _name(self, record: LinkRecord, found: Found | None) -> None:
+        if isinstance(found, Workload) and found.name:
+            record.source_pod = found.pod
         self._plane.report(record)

@@ -179,7 +179,8 @@ class OutboundLink:
             tried=self._tried,
         )
         if chosen is None:
-            return self._fail(NoEndpoints(f"{service.key} port {port} has no endpoint to dial"))
+            lacks = "no endpoint to dial at" if port in service.ports else "no"
+            return self._fail(NoEndpoints(f"{service.key} has {lacks} port {port}"))
         return self._take(to_endpoint(chosen, plane.own, allow_external=plane.allow_external))
 
     def _take(self, route: Route) -> None:
