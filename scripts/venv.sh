@@ -14,6 +14,7 @@ command -v "$python" >/dev/null 2>&1 || {
     echo "podlink needs Python 3.11 or newer; '$python' is $("$python" -V). Name another one: PYTHON=python3.12 make ..." >&2
     exit 1
 }
+[ -x "$venv/bin/podlink" ] || echo "setting up $venv (once; about a minute)"
 if command -v uv >/dev/null 2>&1; then
     [ -x "$venv/bin/python" ] || uv venv --quiet --seed --python "$python" "$venv"
     uv pip install --quiet --python "$venv/bin/python" --require-hashes --compile-bytecode -r "$lock"

@@ -4,6 +4,8 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -62,7 +64,8 @@ def demo(stay: bool | None) -> None:
             show.trace(trace_id, asyncio.run(traces.trace(trace_id)))
             if keep:
                 show.stay(cluster.kubeconfig)
-                cluster.wait()
+                with suppress(KeyboardInterrupt):  # that is how one leaves
+                    cluster.wait()
     except (NotTrue, LocalError, TracesUnavailable) as e:
         raise click.ClickException(" ".join(str(e).split())) from e
 
@@ -115,8 +118,12 @@ class _Screen:
         click.echo(
             f"\nThe shop stays up until Ctrl-C. In another terminal:\n\n"
             f"  export KUBECONFIG={kubeconfig}\n"
+            f"  alias podlink={Path(sys.argv[0]).absolute()}\n"
             f"  podlink links --since 5m\n"
-            f"  podlink local --help\n"
+            f"  podlink local --help                        (each command takes --name {CLUSTER})\n"
+            f"  podlink local exec --name {CLUSTER} shop/web -- curl -s http://127.0.0.1:8080/order/tea\n"
+            f"  podlink local logs --name {CLUSTER} shop/api -c podlink-proxy\n"
+            f"  podlink local apply --name {CLUSTER} -f your.yaml\n"
             f"  kubectl get pods -A\n"
         )
 
