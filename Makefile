@@ -6,7 +6,7 @@
 #   make threats  each row of the threat model with its tests
 #   make fuzz     the parsers under Hypothesis, longer
 #   make gen      code from proto/*.proto
-#   make docs     what is generated from the code: the table of reasons
+#   make docs     the picture of the demo, drawn anew; and whether pages and code agree
 #   make lock     requirements/*.lock from pyproject.toml
 
 PY := .venv/bin/python
@@ -51,7 +51,9 @@ gen: $(READY)
 	$(PY) scripts/gen.py
 
 docs: $(READY)
-	$(PY) scripts/gen.py --docs
+	script -qec "stty cols 150; .venv/bin/podlink demo --no-stay" .venv/typescript > /dev/null
+	$(PY) scripts/demo_picture.py < .venv/typescript
+	$(PY) -m pytest tests/test_docs.py tests/test_threat_model.py tests/sidecar/test_reasons.py $(ARGS)
 
 threats: $(READY)
 	@$(PY) -m tests.threats
