@@ -1,0 +1,1 @@
+"""Scripts of the house: what make words run besides the tools themselves."""
