@@ -2,17 +2,22 @@
 
 import functools
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 import click
 import yaml
 
+from local import mesh
 from local.cluster import Cluster
 from local.errors import LocalError
+from local.manifests import read
+from local.objects import Object
 from local.state import DEFAULT_NAME
 
 P = ParamSpec("P")
@@ -87,6 +92,7 @@ def local() -> None:
 @local.command()
 @_name
 @_files
+@click.option("--bare", is_flag=True, help="Without podlink: a plain cluster.")
 @click.option("--foreground", is_flag=True, help="Stay, and end the cluster with Ctrl-C.")
 @click.option(
     "--publish",
@@ -95,21 +101,46 @@ def local() -> None:
     help="Let a port of this machine's 127.0.0.1 lead to a Service.",
 )
 @one_line
-def up(name: str, files: tuple[Path, ...], foreground: bool, publish: tuple[str, ...]) -> None:
-    """Start a cluster and apply manifests."""
+def up(
+    name: str, files: tuple[Path, ...], bare: bool, foreground: bool, publish: tuple[str, ...]
+) -> None:
+    """Start a cluster, install podlink and apply manifests. Ctrl-C on the way leaves nothing."""
     ports = dict(_published(text) for text in publish)
-    if foreground:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
-    cluster = Cluster.up(name, _sources(files), publish=ports, tied=foreground)
-    one = " (one user id only: containers share it)" if cluster.single_uid else ""
-    click.echo(f"cluster {name} is up{one}; kubectl --kubeconfig {cluster.kubeconfig} get pods -A")
-    if foreground:
-        try:
+    wanted = [m for source in _sources(files) for m in read(source)]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    with ExitStack() as ends:
+        cluster = Cluster.up(name, publish=ports)
+        ends.callback(_end, cluster)
+        if not bare:
+            mesh.install(cluster)
+        made = cluster.apply_read(wanted)
+        _say_up(cluster, made, bare=bare)
+        if foreground:
             cluster.wait()
-        finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            cluster.down()
+        else:
+            cluster.release()
+            ends.pop_all()
+
+
+def _say_up(cluster: Cluster, made: list[Object], *, bare: bool) -> None:
+    one = " (one user id only: containers share it)" if cluster.single_uid else ""
+    what = "" if bare else " with podlink"
+    click.echo(f"cluster {cluster.name} is up{what}{one}")
+    for obj in made:
+        click.echo(f"{_called(obj)} applied")
+    click.echo(f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
+    if not bare:
+        click.echo("then: podlink links, podlink trace, kubectl get pods -A")
+
+
+def _end(cluster: Cluster) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cluster.down()
+
+
+def _called(obj: Object) -> str:
+    return f"{obj['kind'].lower()}/{obj['metadata']['name']}"
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -142,7 +173,7 @@ def apply(name: str, files: tuple[Path, ...]) -> None:
     cluster = Cluster.find(name)
     for source in _sources(files, required=True):
         for made in cluster.apply(source):
-            click.echo(f"{made['kind'].lower()}/{made['metadata']['name']} applied")
+            click.echo(f"{_called(made)} applied")
 
 
 @local.command()

@@ -28,9 +28,10 @@ from local.manifests import Manifest, in_order, read
 from local.node import tools
 from local.objects import Object, condition, dig
 from local.state import DEFAULT_NAME, StateDir
-from local.supervisor import SOURCE_ROOT, Plan, launch_argument
+from local.supervisor import RELEASE, SOURCE_ROOT, Plan, launch_argument
 
 _START_S = 30.0
+_END_S = 20.0
 _POLL_S = 0.05
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -59,40 +60,29 @@ class Cluster:
         """Start a cluster and apply `manifests` (paths, directories or YAML text).
 
         `publish` maps ports of the host's 127.0.0.1 to "namespace/service:port". `tied`: it ends
-        with this process, whatever happens to it. Raises LocalError; nothing then keeps running.
+        with this process, whatever happens to it; otherwise `release` is called at the end. Raises
+        LocalError. However this call fails, by an interrupt as well, nothing then keeps running.
         """
         wanted = [m for source in manifests for m in read(source)]
         tools.require(Settings().text("PATH", os.defpath))
         state = StateDir.of(name)
         report_read, report_write = os.pipe()
-        tie_read, tie_write = os.pipe() if tied else (-1, -1)
+        # Until it is released, the end of this process is the end of the cluster, at any moment.
+        tie_read, tie_write = os.pipe()
         ports = {str(port): target for port, target in (publish or {}).items()}
-        plan = Plan(name, report_write, tie_read, ports)
-        passed = [fd for fd in (report_write, tie_read) if fd >= 0]
-        supervisor = subprocess.Popen(
-            [sys.executable, "-P", "-m", "local.supervisor", launch_argument(plan)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=passed,
-            start_new_session=True,
-            cwd="/",
-            env=_environment(),
-        )
-        for fd in passed:
-            os.close(fd)
+        supervisor = None
         try:
-            facts = _wait_for_report(report_read, supervisor)
+            supervisor = _launch(Plan(name, report_write, tie_read, ports))
+            cluster = cls(state, _wait_for_report(report_read, supervisor), tie_write)
+            cluster._supervisor = supervisor
+            cluster.apply_read(wanted)
+            if not tied:
+                cluster.release()
         except BaseException:
-            if tied:
+            with suppress(OSError):
                 os.close(tie_write)
-            raise
-        cluster = cls(state, facts, tie_write)
-        cluster._supervisor = supervisor
-        try:
-            for manifest in in_order(wanted):
-                cluster._apply_one(manifest)
-        except BaseException:
-            cluster.down()
+            if supervisor is not None:
+                supervisor.wait(_END_S)
             raise
         return cluster
 
@@ -108,7 +98,17 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.down()
 
-    def down(self, timeout_s: float = 20.0) -> None:
+    def release(self) -> None:
+        """Let the cluster outlive this process. Raises NotRunning if it has ended."""
+        if self._tie >= 0:
+            try:
+                os.write(self._tie, RELEASE)
+            except BrokenPipeError as e:
+                raise NotRunning(f"the cluster {self.name!r} went away") from e
+            os.close(self._tie)
+            self._tie = -1
+
+    def down(self, timeout_s: float = _END_S) -> None:
         """End the cluster and wait until nothing of it is left. May be called again."""
         with suppress(ProcessLookupError):
             if self._state.is_running():
@@ -132,7 +132,11 @@ class Cluster:
 
     def apply(self, source: str | Path) -> list[Object]:
         """Create or change objects as `kubectl apply` does; paths, directories or YAML text."""
-        return [self._apply_one(m) for m in in_order(read(source))]
+        return self.apply_read(read(source))
+
+    def apply_read(self, manifests: Iterable[Manifest]) -> list[Object]:
+        """The same with manifests that were read before."""
+        return [self._apply_one(m) for m in in_order(manifests)]
 
     def _apply_one(self, manifest: Manifest) -> Object:
         obj = manifest.object
@@ -298,6 +302,23 @@ def _lacks(pod: Object) -> str:
                 detail = f" ({state['message']})" if state.get("message") else ""
                 words.append(f"{status['name']} is {kind}: {reason}{detail}")
     return "; ".join(words)
+
+
+def _launch(plan: Plan) -> "subprocess.Popen[bytes]":
+    passed = [plan.report_fd, plan.tied_fd]
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "local.supervisor", launch_argument(plan)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=passed,
+            start_new_session=True,
+            cwd="/",
+            env=_environment(),
+        )
+    finally:
+        for fd in passed:
+            os.close(fd)
 
 
 def _environment() -> dict[str, str]:

@@ -5,13 +5,23 @@ import secrets
 import time
 from pathlib import Path
 
+from kit.clock import monotonic
 from local.cluster import Cluster
-from local.errors import TimedOut
+from local.errors import ApiError, TimedOut
 
 SYSTEM_NAMESPACE = "podlink-system"
 _CONTROL_PLANE = Path(__file__).with_name("control_plane.yaml")
 _PROGRAMS = ("podlink-ca", "podlink-registry", "podlink-injector", "podlink-traces")
+_INJECTABLE_S = 10.0
 _EXEMPT_BY_UID = "{name: PODLINK_EXEMPT_BY, value: uid}"
+
+_PROBE = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "probe", "labels": {"podlink.dev/inject": "enabled"}},
+    "spec": {"containers": [{"name": "app", "image": "none", "command": ["true"]}]},
+}
+"""A pod that is only ever asked about, never made."""
 
 
 def install(cluster: Cluster, timeout_s: float = 60.0) -> None:
@@ -24,6 +34,24 @@ def install(cluster: Cluster, timeout_s: float = 60.0) -> None:
     cluster.apply(_token_secret())
     cluster.apply(objects)
     cluster.wait_ready(*_pods(cluster, timeout_s), timeout_s=timeout_s)
+    _wait_injectable(cluster)
+
+
+def _wait_injectable(cluster: Cluster) -> None:
+    """Wait until the webhook answers: the Service may lead to the injector a moment after it is
+    ready, and until then every pod of the mesh would be refused.
+    """
+    deadline = monotonic() + _INJECTABLE_S
+    while True:
+        try:
+            cluster.client.call("POST", "/api/v1/namespaces/default/pods", _PROBE, dryRun="All")
+            return
+        except ApiError as e:
+            if monotonic() > deadline:
+                raise TimedOut(
+                    f"pods cannot be injected {_INJECTABLE_S:g} s after podlink is ready: {e}"
+                ) from e
+        time.sleep(0.1)
 
 
 def _pods(cluster: Cluster, timeout_s: float) -> list[str]:

@@ -28,21 +28,23 @@ from local.node import init
 from local.state import StateDir
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
+RELEASE = b"r"
 _READY_BYTES = 4096
+_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the launcher asks for.
 
-    `report_fd` takes one line, `{"ready": ...}` or `{"error": ...}`; `tied_fd`, unless it is -1, is
-    the read end of a pipe whose end-of-file ends the cluster. `publish` maps a port of the host's
-    127.0.0.1 to "namespace/service:port".
+    `report_fd` takes one line, `{"ready": ...}` or `{"error": ...}`; `tied_fd` is the read end of a
+    pipe whose end-of-file ends the cluster, unless RELEASE came before. `publish` maps a port of
+    the host's 127.0.0.1 to "namespace/service:port".
     """
 
     name: str
     report_fd: int
-    tied_fd: int = -1
+    tied_fd: int
     publish: dict[str, str] = field(default_factory=dict)
 
 
@@ -57,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _hold(plan: Plan) -> int:
     state = StateDir.of(plan.name)
+    # Who is told to end while the parts are made does so when somebody can tidy up: see _watch.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     lock = state.claim()
     try:
         _log_to(state)
@@ -83,11 +87,12 @@ def _watch(plan: Plan, state: StateDir, keeper: int, said: int, *, single_uid: b
         with suppress(ProcessLookupError):
             os.kill(keeper, signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _ENDINGS:
         signal.signal(number, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDINGS)
     ended = os.pidfd_open(keeper)
     poller = select.poll()
-    for fd in (ended, said) + ((plan.tied_fd,) if plan.tied_fd >= 0 else ()):
+    for fd in (ended, said, plan.tied_fd):
         poller.register(fd, select.POLLIN | select.POLLHUP)
     told = False
     while True:
@@ -113,9 +118,10 @@ def _watch(plan: Plan, state: StateDir, keeper: int, said: int, *, single_uid: b
                 if not told:
                     _report(plan.report_fd, {"error": _last_line(state.log)})
                 return os.waitstatus_to_exitcode(status)
-            else:  # the launcher is gone
+            else:
                 poller.unregister(plan.tied_fd)
-                end()
+                if os.read(plan.tied_fd, 1) != RELEASE:  # the launcher is gone
+                    end()
 
 
 def _read_answer(said: int) -> dict[str, dict[str, object]]:
@@ -196,6 +202,7 @@ def _keep(
     first = os.fork()
     if first == 0:
         linux.die_with_parent(signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDINGS)
         _become_init(state, sockets, ready, lifeline)
 
     def end(*_: object) -> None:
@@ -204,6 +211,7 @@ def _keep(
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGHUP, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDINGS)
     linux.die_with_parent(signal.SIGTERM)
     os.close(lifeline)
     os.close(ready)

@@ -10,10 +10,15 @@ PACKAGES = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux"}
 _SYSTEM_PATH = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
 
 
+def find(tool: str, search_path: str) -> str | None:
+    """Where a program is; directories for the administrator count even if the PATH lacks them."""
+    return shutil.which(tool, path=f"{search_path}{os.pathsep}{_SYSTEM_PATH}")
+
+
 def require(search_path: str) -> None:
     """Raise Unusable naming the Debian package of the first tool that is missing."""
     for tool, package in PACKAGES.items():
-        if shutil.which(tool, path=f"{search_path}{os.pathsep}{_SYSTEM_PATH}") is None:
+        if find(tool, search_path) is None:
             raise Unusable(f"{tool} is not installed: it is in the Debian package {package}")
 
 

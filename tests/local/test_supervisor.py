@@ -13,6 +13,7 @@ import pytest
 
 from local.cluster import Cluster
 from local.errors import AlreadyRunning, BadManifest, NotRunning, Unusable
+from local.node import tools
 from local.state import StateDir
 from local.supervisor import SOURCE_ROOT
 from tests.local.pods import pod
@@ -65,13 +66,14 @@ def test_a_kill_of_any_of_its_first_processes_ends_everything(name: str, whom: s
 
 def test_ctrl_c_of_a_cluster_in_the_foreground_leaves_nothing(name: str) -> None:
     before = _host()
-    argv = [sys.executable, "-m", "cli", "local", "up", "--foreground", "--name", name]
+    argv = [sys.executable, "-m", "cli", "local", "up", "--bare", "--foreground", "--name", name]
     env = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True
     ) as program:
         assert program.stdout is not None
         assert "is up" in program.stdout.readline()
+        assert program.stdout.readline().startswith("export KUBECONFIG=")
         cluster = Cluster.find(name)
         cluster.apply(pod("a"))
         cluster.wait_ready("default/a")
@@ -82,6 +84,49 @@ def test_ctrl_c_of_a_cluster_in_the_foreground_leaves_nothing(name: str) -> None
     _assert_gone(running)
     assert not StateDir.of(name).root.exists()
     assert _host() == before
+
+
+@pytest.mark.parametrize("after_s", [0.1, 0.3, 0.5, 0.7, 0.9, 1.2, 1.5])
+def test_an_interrupt_while_it_starts_leaves_nothing(name: str, after_s: float) -> None:
+    before = _host()
+    argv = [sys.executable, "-m", "cli", "local", "up", "--name", name]
+    env = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
+    number = signal.SIGTERM if after_s == 0.7 else signal.SIGINT
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True
+    ) as program:
+        time.sleep(after_s)
+        assert program.poll() is None
+        program.send_signal(number)
+        said, _ = program.communicate(timeout=20)
+    assert "is up" not in said
+    assert program.returncode != 0
+    _until_gone(StateDir.of(name).root)
+    assert not StateDir.of(name).is_running()
+    assert _host() == before
+
+
+def test_up_installs_podlink_before_the_manifests(name: str, tmp_path: Path) -> None:
+    shop = tmp_path / "shop.yaml"
+    shop.write_text(
+        "apiVersion: v1\nkind: Namespace\n"
+        "metadata: {name: shop, labels: {podlink.dev/inject: enabled}}\n---\n"
+        + pod("web", namespace="shop")
+    )
+    argv = [sys.executable, "-m", "cli", "local", "up", "--name", name, "-f", str(shop)]
+    env = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    state = StateDir.of(name)
+    assert f"cluster {name} is up with podlink\n" in done.stdout
+    assert "pod/web applied" in done.stdout
+    assert f"export KUBECONFIG={state.kubeconfig}\n" in done.stdout
+    cluster = Cluster.find(name)  # it outlives the command
+    cluster.wait_ready("shop/web")
+    spec = cluster.get("Pod", "shop/web")["spec"]
+    names = [c["name"] for c in [*spec["containers"], *spec.get("initContainers", ())]]
+    assert "podlink" in " ".join(names)
+    cluster.down()
 
 
 def test_a_cluster_ends_with_the_program_that_started_it(name: str) -> None:
@@ -115,8 +160,6 @@ def test_a_name_is_taken_once(name: str) -> None:
 def test_a_missing_tool_is_named_with_its_package(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from local.node import tools
-
     monkeypatch.setattr(tools, "_SYSTEM_PATH", str(tmp_path))
     (tmp_path / "ip").symlink_to(shutil.which("ip") or "/sbin/ip")
     with pytest.raises(
@@ -191,7 +234,8 @@ def _host() -> tuple[str, str, int]:
     """What of this machine a cluster could change: links, rules, and mounts."""
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     names = " ".join(sorted(line.split()[1] for line in links.splitlines()))
-    rules = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    nft = tools.find("nft", os.environ["PATH"]) or "nft"
+    rules = subprocess.run([nft, "list", "tables"], capture_output=True, text=True, check=False)
     return names, rules.stdout, len(Path("/proc/self/mounts").read_text().splitlines())
 
 
