@@ -5,8 +5,8 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
@@ -15,6 +15,7 @@ import yaml
 
 from local import mesh
 from local.cluster import Cluster
+from local.control import ExecFailed
 from local.errors import LocalError
 from local.manifests import read
 from local.objects import Object
@@ -36,7 +37,6 @@ _KINDS = {
     "deployments": ("apps/v1", "Deployment"),
     "replicasets": ("apps/v1", "ReplicaSet"),
     "statefulsets": ("apps/v1", "StatefulSet"),
-    "linkpolicies": ("podlink.dev/v1alpha1", "LinkPolicy"),
     "mutatingwebhookconfigurations": (
         "admissionregistration.k8s.io/v1",
         "MutatingWebhookConfiguration",
@@ -184,7 +184,8 @@ def delete(name: str, files: tuple[Path, ...]) -> None:
     """Delete the objects of manifests."""
     cluster = Cluster.find(name)
     for source in reversed(_sources(files, required=True)):
-        cluster.delete(source)
+        for gone in cluster.delete(source):
+            click.echo(f"{_called(gone)} deleted")
 
 
 @local.command()
@@ -230,7 +231,8 @@ def get(
 @one_line
 def exec(name: str, container: str, pod: str, command: tuple[str, ...]) -> None:
     """Run a command in NAMESPACE/POD: podlink local exec shop/web -- curl http://api"""
-    sys.exit(Cluster.find(name).exec_attached(pod, list(command), container))
+    with _not_found_is_127():
+        sys.exit(Cluster.find(name).exec_attached(pod, list(command), container))
 
 
 @local.command("node-exec", context_settings={"ignore_unknown_options": True})
@@ -239,7 +241,8 @@ def exec(name: str, container: str, pod: str, command: tuple[str, ...]) -> None:
 @one_line
 def node_exec(name: str, command: tuple[str, ...]) -> None:
     """Run a command on the node: podlink local node-exec -- nft list ruleset"""
-    sys.exit(Cluster.find(name).node_exec_attached(list(command)))
+    with _not_found_is_127():
+        sys.exit(Cluster.find(name).node_exec_attached(list(command)))
 
 
 @local.command()
@@ -258,6 +261,16 @@ def logs(name: str, container: str, follow: bool, previous: bool, pod: str) -> N
     for chunk in cluster.follow_logs(pod, container):
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _not_found_is_127() -> Iterator[None]:
+    """A command that cannot be run ends with the status that a shell gives it."""
+    try:
+        yield
+    except ExecFailed as e:
+        click.echo(f"Error: {' '.join(str(e).split())}", err=True)
+        sys.exit(127)
 
 
 def _sources(files: tuple[Path, ...], *, required: bool = False) -> list[str | Path]:

@@ -107,7 +107,8 @@ def print_tree(trace_id: str, spans: Sequence[Item]) -> None:
     begin = min((_ns(span, "start_unix_ns") for span in spans), default=0)
     end = max((_ns(span, "end_unix_ns") for span in spans), default=0)
     start = printable(spans[0].get("start")) if spans else ""
-    head = f"trace {trace_id}  {start}  {(end - begin) / 1e6:.1f} ms  {len(spans)} spans"
+    count = f"{len(spans)} span{'' if len(spans) == 1 else 's'}"
+    head = f"trace {trace_id}  {start}  {(end - begin) / 1e6:.1f} ms  {count}"
     tree = Tree(Text(head, style="bold"), guide_style="dim")
     branches: list[Tree] = [tree]
     for depth, span, parent in in_tree_order(spans):

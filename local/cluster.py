@@ -156,18 +156,23 @@ class Cluster:
         except ApiError as e:
             raise BadManifest(f"{manifest.source}: {e}") from e
 
-    def delete(self, source: str | Path, *, missing_ok: bool = True) -> None:
-        """Delete the objects of a manifest, the last first."""
+    def delete(self, source: str | Path, *, missing_ok: bool = True) -> list[Object]:
+        """Delete the objects of a manifest, the last first; returns those that were there."""
+        gone = []
         for manifest in reversed(in_order(read(source))):
             obj = manifest.object
             metadata = obj["metadata"]
             namespace = metadata.get("namespace") or "default"
+            if "name" not in metadata:
+                raise BadManifest(f"{manifest.source}: metadata.name is missing")
             path = self.client.path(obj["apiVersion"], obj["kind"], namespace, metadata["name"])
             try:
                 self.client.call("DELETE", path)
+                gone.append(obj)
             except ApiError as e:
                 if e.code != 404 or not missing_ok:
                     raise
+        return gone
 
     def get(self, kind: str, path: str, api_version: str = "v1") -> Object:
         """One object: `get("Pod", "shop/web")`, `get("Node", "podlink-node")`. Raises ApiError."""

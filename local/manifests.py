@@ -34,7 +34,7 @@ def read(source: str | Path) -> list[Manifest]:
     Raises BadManifest.
     """
     if isinstance(source, str) and "\n" in source:
-        return parse(source, "manifest")
+        return _some(parse(source, "manifest"), "manifest")
     path = Path(source)
     try:
         files = sorted(path.glob("*.y*ml")) if path.is_dir() else [path]
@@ -43,7 +43,15 @@ def read(source: str | Path) -> list[Manifest]:
         raise BadManifest(f"{path}: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise BadManifest(f"{path}: not UTF-8 text") from e
-    return [m for name, text in texts for m in parse(text, name)]
+    if not files:
+        raise BadManifest(f"{path}: no *.yaml or *.yml file in this directory")
+    return _some([m for name, text in texts for m in parse(text, name)], str(path))
+
+
+def _some(found: list[Manifest], name: str) -> list[Manifest]:
+    if not found:
+        raise BadManifest(f"{name}: no object in it")
+    return found
 
 
 def parse(text: str, name: str) -> list[Manifest]:
@@ -75,9 +83,9 @@ def _objects(document: Any, where: str) -> list[Object]:
     for field in ("apiVersion", "kind"):
         if not isinstance(document.get(field), str) or not document[field]:
             raise BadManifest(f"{where}: {field} is missing")
-    metadata = document.get("metadata")
+    metadata = document.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise BadManifest(f"{where}: metadata is missing")
+        raise BadManifest(f"{where}: metadata must be a map")
     if not isinstance(metadata.get("name") or metadata.get("generateName"), str):
         raise BadManifest(f"{where}: metadata.name is missing")
     return [document]

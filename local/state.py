@@ -104,11 +104,24 @@ class StateDir:
                 return found
         except (OSError, ValueError):
             pass
-        raise NotRunning(f"no cluster {self.name!r} is running (podlink local up starts one)")
+        others = running()
+        hint = (
+            f"running: {', '.join(others)}; pass --name {others[0]}"
+            if others
+            else "podlink local up starts one"
+        )
+        raise NotRunning(f"no cluster {self.name!r} is running ({hint})")
 
     def remove(self) -> None:
         """Take every file away. Safe to call twice, and while another process does the same."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def running() -> list[str]:
+    """The names of this user's clusters that run."""
+    base = _base()
+    names = sorted(path.name for path in base.iterdir()) if base.is_dir() else []
+    return [name for name in names if StateDir(name, base / name).is_running()]
 
 
 def _remove(path: Path) -> None:

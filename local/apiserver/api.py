@@ -224,6 +224,7 @@ class Api:
                 "BadRequest",
                 "metadata.namespace: the namespace of the object does not match the request",
             )
+        validation.check_texts(resource, metadata)
         metadata = {key: value for key, value in metadata.items() if key != "managedFields"}
         if resource.namespaced:
             metadata["namespace"] = namespace

@@ -22,6 +22,7 @@ from local.errors import ApiError
 from local.objects import Object
 
 MAX_BODY_BYTES = 3 << 20
+_STREAMED = ("exec", "attach", "portforward")
 _BOOKMARK_EVERY_S = 15.0
 _DEFAULT_WATCH_S = 1800.0
 
@@ -86,6 +87,13 @@ class HttpApi:
         self, request: web.Request, user: User, resource: Resource, target: Target
     ) -> web.StreamResponse:
         sub = target.subresource
+        if resource.key == resources.PODS.key and sub in _STREAMED:
+            raise ApiError(
+                501,
+                "NotImplemented",
+                f"pods/{sub} is not implemented by podlink local: use `podlink local exec`"
+                " (for a port: `podlink local up --publish`)",
+            )
         if sub and sub not in resource.subresources:
             raise ApiError(404, "NotFound", f"there is no {resource.plural}/{sub}")
         match request.method, bool(target.name), sub:

@@ -68,20 +68,32 @@ def _check_metadata(resource: Resource, metadata: Object, refuse: Refuse) -> Non
             "metadata.name",
             f"Invalid value: {name[:80]!r}: must be lower case letters, digits and dashes",
         )
+    _check_texts(metadata, "metadata", refuse)
+
+
+def check_texts(resource: Resource, metadata: Object) -> None:
+    """Labels and annotations, before anybody relies on their values being strings."""
+
+    def refuse(field: str, problem: str) -> ApiError:
+        return Invalid(resource, str(metadata.get("name", "")), field, problem)
+
+    _check_texts(metadata, "metadata", refuse)
+
+
+def _check_texts(metadata: Object, path: str, refuse: Refuse) -> None:
     for field in ("labels", "annotations"):
         entries = metadata.get(field)
         if entries is None:
             continue
-        _need(entries, dict, f"metadata.{field}", refuse)
+        _need(entries, dict, f"{path}.{field}", refuse)
         for key, value in entries.items():
-            if not isinstance(value, str):
-                raise refuse(
-                    f"metadata.{field}.{key}", f"Invalid value: {value!r}: must be a string"
-                )
+            where = f"{path}.{field}[{str(key)[:317]}]"
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise refuse(where, "must be a string, quote it")
             if _LABEL_KEY.fullmatch(key) is None:
-                raise refuse(f"metadata.{field}", f"Invalid value: {key[:80]!r}: not a key")
+                raise refuse(f"{path}.{field}", f"Invalid value: {key[:80]!r}: not a key")
             if field == "labels" and _LABEL_VALUE.fullmatch(value) is None:
-                raise refuse(f"metadata.labels.{key}", f"Invalid value: {value[:80]!r}")
+                raise refuse(where, f"Invalid value: {value[:80]!r}")
 
 
 def _need(value: Any, kind: type, field: str, refuse: Refuse) -> None:
@@ -216,7 +228,10 @@ def _check_workload(obj: Object, refuse: Refuse) -> None:
     selector = dig(spec, "selector", "matchLabels", default={})
     if not selector and not dig(spec, "selector", "matchExpressions"):
         raise refuse("spec.selector", "Required value")
-    labels = dig(spec, "template", "metadata", "labels", default={})
+    metadata = dig(spec, "template", "metadata", default={})
+    _need(metadata, dict, "spec.template.metadata", refuse)
+    _check_texts(metadata, "spec.template.metadata", refuse)
+    labels = metadata.get("labels") or {}
     if any(labels.get(key) != value for key, value in selector.items()):
         raise refuse(
             "spec.template.metadata.labels",

@@ -7,10 +7,12 @@ one is ready. A StatefulSet makes its pods in order, each when the one before is
 import hashlib
 import json
 
-from local.apiserver import resources
+from local.apiserver import events, resources
 from local.apiserver.api import Api
+from local.apiserver.defaults import random_suffix
 from local.apiserver.resources import Resource
 from local.apiserver.tokens import CONTROLLER
+from local.errors import LocalError
 from local.objects import (
     Object,
     condition,
@@ -69,14 +71,32 @@ class WorkloadController:
         self._api = api
 
     async def reconcile(self) -> None:
+        """Act on each workload; one that fails keeps no other waiting. Raises its LocalError."""
+        failed: LocalError | None = None
         for kind, act in (
             (resources.DEPLOYMENTS, self._deployment),
             (resources.REPLICA_SETS, self._replica_set),
             (resources.STATEFUL_SETS, self._stateful_set),
         ):
             for obj in self._api.store.select(kind.key):
-                if not is_terminating(obj):
+                if is_terminating(obj):
+                    continue
+                try:
                     await act(obj)
+                except LocalError as e:
+                    failed = e
+        if failed is not None:
+            raise failed
+
+    async def _create_pod(self, owner: Object, pod: Object) -> Object:
+        """Make a pod; that it was refused is told as an Event of its owner."""
+        try:
+            return await self._api.create(resources.PODS, namespace_of(owner), pod, user=CONTROLLER)
+        except LocalError as e:
+            # Each try has another name: without it the tries are one Event, counted up.
+            said = str(e).replace(name_of(pod), pod["metadata"].get("generateName", name_of(pod)))
+            events.record(self._api, owner, "Warning", "FailedCreate", f"Error creating: {said}")
+            raise
 
     def _owned(self, resource: Resource, owner: Object) -> list[Object]:
         return [
@@ -162,9 +182,10 @@ class WorkloadController:
         pods = [p for p in self._owned(resources.PODS, replica_set) if not _over(p)]
         for _ in range(wanted - len(pods)):
             pod = pod_from(replica_set["spec"]["template"], replica_set, {})
-            pod["metadata"]["generateName"] = f"{name_of(replica_set)}-"
-            made = await self._api.create(resources.PODS, namespace, pod, user=CONTROLLER)
-            pods.append(made)
+            prefix = f"{name_of(replica_set)}-"
+            pod["metadata"]["generateName"] = prefix
+            pod["metadata"]["name"] = f"{prefix[:57]}{random_suffix()}"
+            pods.append(await self._create_pod(replica_set, pod))
         # Unready ones go first, as in the real controller.
         surplus = sorted(pods, key=lambda p: condition(p, "Ready"))[: max(0, len(pods) - wanted)]
         for pod in surplus:
@@ -203,7 +224,7 @@ class WorkloadController:
         pod["metadata"]["name"] = name
         identity = {"hostname": name, "subdomain": owner["spec"].get("serviceName", "")}
         pod["spec"] = {**pod["spec"], **{k: v for k, v in identity.items() if v}}
-        return await self._api.create(resources.PODS, namespace_of(owner), pod, user=CONTROLLER)
+        return await self._create_pod(owner, pod)
 
 
 def _over(pod: Object) -> bool:

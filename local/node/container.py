@@ -110,7 +110,10 @@ def become(command: Command, stdio: tuple[int, int, int], error: int) -> NoRetur
         os.umask(0o022)
         os.chdir(command["cwd"])
         argv = command["argv"]
-        os.execvpe(argv[0], argv, command["env"])
+        try:
+            os.execvpe(argv[0], argv, command["env"])
+        except FileNotFoundError as e:
+            raise OSError(f"{argv[0]}: {e.strerror}") from e
     except BaseException as e:
         _give_up(error, e)
 

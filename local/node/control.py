@@ -20,7 +20,7 @@ from local.linux import CAPABILITIES
 from local.node.container import Command
 from local.node.environment import PATH, SOURCE_ROOT, interpreted
 from local.node.kubelet import Kubelet
-from local.node.spawner import Process, Spawner
+from local.node.spawner import Process, Spawner, SpawnFailed
 
 _MAX_REQUEST = 1 << 16
 _FDS = 3
@@ -63,6 +63,7 @@ class Control:
         if len(fds) != _FDS:
             raise ValueError("an exec needs stdin, stdout and stderr")
         argv = [str(word) for word in request["argv"]]
+        where = "the node"
         if request["do"] == "node-exec":
             start: Callable[[], Awaitable[Process]] = lambda: self._spawner.run_inside(  # noqa: E731
                 _node_command(argv), fds, None
@@ -77,8 +78,14 @@ class Control:
                     409, "NotRunning", f"container {container.spec['name']!r} is not running"
                 )
             pid = process.pid
+            where = (
+                f"container {container.spec['name']!r} of {request['namespace']}/{request['pod']}"
+            )
             start = lambda: self._spawner.run_inside(container.command(argv), fds, pid)  # noqa: E731
-        running = await start()
+        try:
+            running = await start()
+        except SpawnFailed as e:
+            raise SpawnFailed(f"{where} cannot run {e}") from e
         return {"exit": await _until_done(running, connection)}
 
 

@@ -22,7 +22,7 @@ from aiohttp import web
 from kit.clock import utcnow
 from kit.logs import start_logging
 from kit.tasks import spawn
-from local.apiserver import resources, serving
+from local.apiserver import events, resources, serving
 from local.apiserver.api import Api
 from local.apiserver.defaults import NODE_NAME
 from local.apiserver.http import HttpApi
@@ -33,7 +33,7 @@ from local.controllers.workloads import WorkloadController
 from local.node import dns, tools
 from local.node.control import Control
 from local.node.environment import SOURCE_ROOT
-from local.node.kubelet import Kubelet, record_event
+from local.node.kubelet import Kubelet
 from local.node.network import DNS_IP, NODE_IP, Network
 from local.node.podworker import Node
 from local.node.proxy import ServiceProxy
@@ -84,7 +84,7 @@ async def run(plan: dict[str, Any], wire: int) -> None:
         single_uid=_single_uid(),
         api_host=API_IP,
         api_port=API_PORT,
-        event=lambda *said: record_event(api, *said),
+        event=lambda *said: events.record(api, *said),
     )
     kubelet = Kubelet(node)
     for loop in _controllers(api):

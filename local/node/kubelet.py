@@ -2,20 +2,17 @@
 
 import asyncio
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from kit.clock import utcnow
 from kit.tasks import spawn, stop
 from local.apiserver import resources
-from local.apiserver.api import Api
 from local.apiserver.http import Write
 from local.apiserver.store import Event
-from local.errors import ApiError, LocalError
+from local.errors import ApiError
 from local.node.podcontainer import Container
 from local.node.podworker import Node, PodWorker
-from local.objects import Object, is_terminating, namespace_of, timestamp, uid_of
+from local.objects import Object, is_terminating, namespace_of, uid_of
 
 _FOLLOW_EVERY_S = 0.1
 _CHUNK_BYTES = 65536
@@ -66,7 +63,11 @@ class Kubelet:
                     if found.spec["name"] == wanted:
                         return found
                 raise ApiError(404, "NotFound", f"container {wanted!r} is not in pod {name!r}")
-        raise ApiError(404, "NotFound", f'pods "{name}" not found')
+        raise ApiError(
+            404,
+            "NotFound",
+            f"no pod {name!r} runs in namespace {namespace!r}; name a pod as NAMESPACE/POD",
+        )
 
     async def stream(
         self, pod: Object, container: str, options: dict[str, str], write: Write
@@ -123,36 +124,3 @@ def _tail_offset(path: Path, lines: str) -> int:
     data = path.read_bytes()
     kept = data.splitlines(keepends=True)[-int(lines) :] if int(lines) else []
     return len(data) - sum(len(line) for line in kept)
-
-
-def record_event(api: Api, about: Object, kind: str, reason: str, message: str) -> None:
-    """Store an Event about an object; one that cannot be stored is not worth an error."""
-    now = timestamp(utcnow())
-    namespace = namespace_of(about) or "default"
-    name = f"{about['metadata']['name'][:200]}.{uuid.uuid4().hex[:16]}"
-    event: Object = {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "uid": str(uuid.uuid4()),
-            "creationTimestamp": now,
-        },
-        "involvedObject": {
-            "apiVersion": about["apiVersion"],
-            "kind": about["kind"],
-            "namespace": namespace_of(about),
-            "name": about["metadata"]["name"],
-            "uid": uid_of(about),
-        },
-        "type": kind,
-        "reason": reason,
-        "message": message[:1024],
-        "source": {"component": "podlink-local"},
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }
-    with suppress(LocalError):
-        api.store.add(resources.EVENTS.key, event)

@@ -2,6 +2,8 @@
 
 import datetime as dt
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -11,6 +13,7 @@ from click.testing import CliRunner, Result
 from cli.links import links, row
 from cli.terminal import printable, printable_json
 from cli.trace import bar, in_tree_order, trace
+from local.supervisor import SOURCE_ROOT
 from tests.cli.api_server import FakeApiServer
 from tests.sidecar.telemetry.records import API, DB, denied, inbound_of, outbound
 from tests.traces.spans import payload_of, send
@@ -123,10 +126,12 @@ def test_without_a_kubeconfig_it_says_how_to_give_one(tmp_path: Path, content: s
     config = tmp_path / "config"
     if content is not None:
         config.write_text(content)
-    result = CliRunner().invoke(links, ["--kubeconfig", str(config)])
-    assert result.exit_code == 1
-    assert "--kubeconfig" in result.output
-    assert len(result.output.splitlines()) == 1
+    argv = [sys.executable, "-m", "cli", "links", "--kubeconfig", str(config)]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=SOURCE_ROOT, check=False)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert str(config) in line
+    assert "pass --kubeconfig or set KUBECONFIG (podlink local kubeconfig prints one)" in line
 
 
 def test_an_unknown_trace_is_said_to_be(api_server: FakeApiServer) -> None:

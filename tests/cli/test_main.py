@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -34,6 +35,7 @@ def test_help_imports_no_subcommand() -> None:
         (["local", "up", "-f", "/no/such.yaml"], "/no/such.yaml: No such file"),
         (["local", "apply", "--name", "absent"], "no cluster 'absent'"),
         (["local", "up", "--publish", "80:x"], "--publish must be"),
+        (["local", "get", "linkpolicies"], "unknown kind 'linkpolicies'"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(argv: list[str], message: str) -> None:
@@ -42,3 +44,25 @@ def test_a_mistake_is_answered_in_one_line(argv: list[str], message: str) -> Non
     last = done.output.strip().splitlines()[-1]
     assert last.startswith("Error: ")
     assert message in last
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "shop.yaml: no object in it"),
+        ("# nothing yet\n---\n", "shop.yaml: no object in it"),
+        ("apiVersion: v1\nkind: Pod\n", "shop.yaml: metadata.name is missing"),
+        (None, "no *.yaml or *.yml file in this directory"),
+    ],
+)
+def test_a_manifest_without_objects_is_named(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    source = tmp_path / "shop.yaml" if content is not None else tmp_path
+    if content is not None:
+        source.write_text(content)
+    done = CliRunner().invoke(podlink, ["local", "up", "--name", "absent", "-f", str(source)])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: {tmp_path}")
+    assert message in done.output
+    assert len(done.output.splitlines()) == 1

@@ -20,6 +20,7 @@ from kit.clock import utcnow
 from kit.kube import Kube, KubeError
 from local.cluster import Cluster
 from local.errors import ApiError, BadManifest
+from local.objects import Object
 from tests.local.pods import namespace, pod, service, sleeper
 
 pytestmark = pytest.mark.netns
@@ -334,3 +335,63 @@ def _certificate(name: str) -> tuple[str, str]:
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     chain = certificate.public_bytes(pem).decode()
     return secret.decode() + chain, chain
+
+
+def test_an_annotation_that_is_no_string_is_named(cluster: Cluster) -> None:
+    wrong = pod("numbered").replace("labels: {}", "annotations: {example.com/ports: 80}")
+    assert "example.com" in wrong
+    named = r"metadata.annotations\[example.com/ports\]: must be a string, quote it"
+    with pytest.raises(BadManifest, match=named):
+        cluster.apply(wrong)
+    with pytest.raises(BadManifest, match="spec.template." + named):
+        cluster.apply(_deployment("numbered", annotations={"example.com/ports": 80}))
+
+
+def test_a_pod_that_is_refused_is_an_event_of_its_owner(cluster: Cluster) -> None:
+    cluster.apply(_deployment("orphan", serviceAccountName="nobody"))
+    cluster.apply(_deployment("served"))  # the one that fails keeps no other waiting
+    deadline = time.monotonic() + 10
+    while not (told := _told(cluster, "ReplicaSet", "orphan-")) or told[0]["count"] < 2:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
+    [event] = told
+    assert (event["type"], event["reason"]) == ("Warning", "FailedCreate")
+    assert 'serviceaccount "nobody" not found' in event["message"]
+    assert cluster.select("Pod", "default", labelSelector="app=served")
+    gone = cluster.delete(_deployment("orphan", serviceAccountName="nobody"))
+    assert [obj["metadata"]["name"] for obj in gone] == ["orphan"]
+    cluster.delete(_deployment("served"))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["exec", "--", "id"], ["port-forward", "0:80"]],
+)
+def test_kubectl_is_told_what_to_use_instead(cluster: Cluster, argv: list[str]) -> None:
+    name = f"talked-to-by-{argv[0]}"
+    cluster.apply(pod(name))
+    cluster.wait_ready(f"default/{name}")
+    done = _kubectl(cluster, argv[0], name, *argv[1:])
+    assert done.returncode != 0
+    assert "use `podlink local exec`" in done.stderr
+
+
+def _told(cluster: Cluster, kind: str, prefix: str) -> list[Object]:
+    events = cluster.select("Event", "default")
+    about = [(event, event["involvedObject"]) for event in events]
+    return [e for e, of in about if of["kind"] == kind and of["name"].startswith(prefix)]
+
+
+def _deployment(name: str, annotations: dict[str, Any] | None = None, **spec: Any) -> str:
+    labels = {"app": name}
+    template = {
+        "metadata": {"labels": labels, "annotations": annotations or {}},
+        "spec": {"containers": [sleeper()], **spec},
+    }
+    body = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": template},
+    }
+    return yaml.safe_dump(body)

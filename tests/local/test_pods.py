@@ -1,6 +1,8 @@
 """Pods as a container sees them: user, files, environment, order, end."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from local.cluster import Cluster
 from local.errors import ApiError, BadManifest, TimedOut
 from local.linux import CAPABILITIES
 from local.node.daemon import needed_paths
+from local.supervisor import SOURCE_ROOT
 from tests.local.pods import pod, sleeper, web
 
 pytestmark = pytest.mark.netns
@@ -230,7 +233,7 @@ def test_exec_returns_output_and_status_and_is_killed_at_its_time_limit(cluster:
     with pytest.raises(TimedOut):
         cluster.exec("default/target", ["sleep", "47"], timeout_s=0.3)
     _until(lambda: "sleep 47" not in cluster.exec("default/target", ["ps", "ax"]).stdout)
-    with pytest.raises(ApiError, match='"nobody" not found'):
+    with pytest.raises(ApiError, match="no pod 'nobody'"):
         cluster.exec("default/nobody", ["true"])
 
 
@@ -272,3 +275,30 @@ def _until(holds: object, timeout_s: float = 8) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come to hold"
         time.sleep(0.05)
+
+
+def test_a_command_that_cannot_run_is_named_with_its_container(cluster: Cluster) -> None:
+    cluster.apply(pod("asked"))
+    cluster.wait_ready("default/asked")
+    done = _podlink_local("exec", "--name", cluster.name, "default/asked", "--", "nosuchcmd")
+    assert done.returncode == 127
+    said = "container 'app' of default/asked cannot run nosuchcmd: No such file or directory"
+    assert done.stderr == f"Error: {said}\n"
+    absent = _podlink_local("exec", "--name", cluster.name, "web", "--", "id")
+    assert absent.returncode == 1
+    assert "no pod 'web' runs in namespace 'default'" in absent.stderr
+    assert "NAMESPACE/POD" in absent.stderr
+    other = _podlink_local("exec", "--name", "absent", "web", "--", "id")
+    assert cluster.name in other.stderr
+    assert "pass --name" in other.stderr
+
+
+def _podlink_local(*argv: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "cli", "local", *argv],
+        capture_output=True,
+        text=True,
+        cwd=SOURCE_ROOT,
+        timeout=30,
+        check=False,
+    )
