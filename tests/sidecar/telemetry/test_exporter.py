@@ -102,7 +102,8 @@ async def test_records_held_through_an_outage_arrive_when_the_collector_is_back(
             await until(lambda: collector.calls >= 3)
             collector.refuses = None
             await until(lambda: record.span_id in collector.ids())
-        assert len(collector.spans) == 1
+        # Once, or again where the answer was lost: the store merges what is the same to the byte.
+        assert set(collector.ids()) == {record.span_id}
 
 
 @pytest.mark.fault_row(OUTAGE)
