@@ -6,3 +6,5 @@
 - `client`: keeps one workload's certificate fresh, and makes gRPC credentials from it.
 - `names`: names shared with Kubernetes.
 """
+
+from kit import tls13 as _tls13  # noqa: F401 - before anything below imports grpc

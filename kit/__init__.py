@@ -8,4 +8,7 @@
 - `logs`: one JSON line per log record.
 - `settings`: reads settings from the environment, once, with readable errors.
 - `tasks`: the only place that starts asyncio tasks.
+- `tls13`: holds gRPC to TLS 1.3; must come before grpc is imported, hence the import here.
 """
+
+from kit import tls13 as _tls13  # noqa: F401

@@ -85,40 +85,93 @@ class Bundle(_message.Message):
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     ROOT_DER_FIELD_NUMBER: _builtins.int
+    BANS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     generation: _builtins.int
     """Grows by one with every change of the set of roots."""
+    revision: _builtins.int
+    """Grows with every message of one stream; the acknowledgement names it. 0: none to name."""
     @_builtins.property
     def root_der(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def bans(self) -> Global___Bans:
+        """Who is believed no more, whole; absent from a CA that knows no bans."""
+
     def __init__(
         self,
         *,
         trust_domain: _builtins.str = ...,
         generation: _builtins.int = ...,
         root_der: _abc.Iterable[_builtins.bytes] | None = ...,
+        bans: Global___Bans | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bans", b"bans"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "root_der", b"root_der", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bans", b"bans", "generation", b"generation", "revision", b"revision", "root_der", b"root_der", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
 
 @_typing.final
+class Bans(_message.Message):
+    """Each list is whole: what is not in it is not banned (any more)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    POD_UID_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def identity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPIFFE IDs."""
+
+    @_builtins.property
+    def pod_uid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Pod UIDs. A leaf's serial tells its pod: its upper 79 bits are a digest of the UID."""
+
+    @_builtins.property
+    def serial(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Serials of leaves, lower-case hex."""
+
+    def __init__(
+        self,
+        *,
+        identity: _abc.Iterable[_builtins.str] | None = ...,
+        pod_uid: _abc.Iterable[_builtins.str] | None = ...,
+        serial: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "pod_uid", b"pod_uid", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bans: _TypeAlias = Bans  # noqa: Y015
+
+@_typing.final
 class BundleAck(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GENERATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
+    revision: _builtins.int
+    serial: _builtins.str
+    """The leaf that the caller shows now, lower-case hex."""
     def __init__(
         self,
         *,
         generation: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        serial: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "revision", b"revision", "serial", b"serial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

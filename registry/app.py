@@ -9,10 +9,12 @@ import grpc
 from certs.client.ca import CaClient
 from certs.client.rpc import server_credentials
 from certs.client.source import SvidSource
+from certs.trust.bans import Bans, Guard
 from certs.trust.svid import SvidChecker
 from kit.health import serve_health
 from kit.kube import Kube
 from kit.tasks import spawn, stop
+from kit.tls13 import demand_tls13
 from proto.registry_pb2_grpc import add_RegistryServicer_to_server
 from registry.answers import Answers
 from registry.config import RegistryConfig
@@ -48,7 +50,15 @@ class RegistryServer:
         self.model = Model(on_drop=log_dropped)
         self.hub = Hub(Answers(self.model, config.mesh_default))
         self.watch = ClusterWatch(kube, self.model, self.hub)
-        self._service = RegistryService(self.hub, self.model, SvidChecker(config.trust_domain))
+        guard = Guard(SvidChecker(config.trust_domain))
+        self._service = RegistryService(self.hub, self.model, guard)
+        guard.bans = source.bans
+
+        def bans_came(bans: Bans) -> None:
+            guard.bans = bans
+            self._service.cut_banned(bans)
+
+        source.subscribe_bans(bans_came)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_STREAMS)
         self._watching: asyncio.Task[None] | None = None
         self.port = 0
@@ -64,6 +74,7 @@ class RegistryServer:
         """
         self._watching = spawn(self.watch.run(), name="watch the cluster")
         await self.watch.wait_synced()
+        demand_tls13()
         add_RegistryServicer_to_server(self._service, self._server)
         credentials = server_credentials(self._source)
         port = self._server.add_secure_port(self._config.listen, credentials)

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 from grpc import aio
 
 from certs.client.rpc import Verify, peer_facts
+from certs.trust.bans import Bans
 from certs.trust.facts import LeafFacts
 from kit.clock import Clock, utcnow
 from kit.tasks import spawn, stop
@@ -44,6 +46,14 @@ class RegistryService(RegistryServicer):
     ) -> None:
         self._hub, self._model, self._verify, self._clock = hub, model, verify, clock
         self.streams = 0
+        self._leaves: dict[asyncio.Task[Any], LeafFacts] = {}
+        """The reader of each open stream, and the leaf that opened it."""
+
+    def cut_banned(self, bans: Bans) -> None:
+        """End the streams of callers that `bans` covers; new ones are refused by `verify`."""
+        for reader, leaf in list(self._leaves.items()):
+            if bans.covers(leaf) is not None:
+                reader.cancel()
 
     # The generated base class describes the synchronous form of the method too.
     async def Discover(  # type: ignore[override]  # noqa: N802 - the name is the proto's
@@ -63,6 +73,7 @@ class RegistryService(RegistryServicer):
         subscription = self._hub.open(pod.uid)
         reader = spawn(_read(requests, subscription), name=f"discover {pod.namespace}/{pod.name}")
         writer = spawn(_write(subscription, context), name=f"push {pod.namespace}/{pod.name}")
+        self._leaves[reader] = leaf
         try:
             # A stream lives no longer than the leaf that opened it.
             done, _ = await asyncio.wait(
@@ -70,7 +81,11 @@ class RegistryService(RegistryServicer):
             )
         finally:
             subscription.close()
+            del self._leaves[reader]
+            banned = reader.cancelled()
             await stop(reader, writer)
+        if banned:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "banned")
         if not done:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "leaf_expired")
         if subscription.pod_gone:

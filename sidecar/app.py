@@ -17,6 +17,7 @@ from typing import Final
 
 from certs.client.rpc import RenewingChannel
 from certs.client.source import Svid, SvidSource
+from certs.trust.bans import Bans, Guard
 from certs.trust.contexts import MaterialRefused
 from certs.trust.svid import SvidChecker
 from kit.clock import monotonic
@@ -26,6 +27,7 @@ from sidecar import sockets
 from sidecar.config import SidecarConfig, Upstream
 from sidecar.contract import ALPN, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
+from sidecar.dataplane.banned import cut_banned
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Accepted, Listener
 from sidecar.dataplane.outbound import OutboundLink
@@ -59,12 +61,13 @@ class Sidecar:
         self._registry = RegistryClient(
             config.own, config.trust_domain, self._channel.get, self._settings_came
         )
+        self._guard = Guard(SvidChecker(config.trust_domain))
         self._poller = poller = Poller(loop)
         self._plane = Plane(
             poller=poller,
             own=config.own,
             directory=self._registry,
-            verify=SvidChecker(config.trust_domain),
+            verify=self._guard,
             report=Denials(self._exporter.report).report,
             pool=Pool(poller, monotonic),
             policy=replace(NOT_TOLD, allow_plaintext=config.allow_plaintext),
@@ -95,6 +98,7 @@ class Sidecar:
         await self._health.start(HEALTH_PORT)
         self._exporter.start()
         self._source.subscribe(self._svid_came)
+        self._source.subscribe_bans(self._bans_came)
         working = [
             spawn(self._source.run(), name="certificates"),
             spawn(self._talk_to_registry(), name="registry"),
@@ -156,6 +160,12 @@ class Sidecar:
                 "expires_at": svid.expires_at.isoformat(),
             },
         )
+
+    def _bans_came(self, bans: Bans) -> None:
+        """Refuse the banned from now on, and cut what is open to them."""
+        self._guard.bans = bans
+        cut = cut_banned(self._plane, self._arrivals, bans)
+        _log.info("bans in force", extra={"bans": len(bans), "links_cut": cut})
 
     def _settings_came(self, settings: pb.PodSettings) -> None:
         """Raises NotUnderstood, with nothing changed."""

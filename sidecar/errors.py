@@ -45,6 +45,12 @@ class IdentityMismatch(PeerError):
     reason = "identity_mismatch"
 
 
+class PeerBanned(PeerError):
+    """The peer's identity, pod or leaf is on the CA's ban list."""
+
+    reason = "banned"
+
+
 class Denied(PeerError):
     """Policy says no."""
 

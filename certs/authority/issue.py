@@ -6,6 +6,7 @@ who, where and how long are decided by the caller of `Authority.issue` from the 
 
 import datetime as dt
 import ipaddress
+import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from certs.trust.bans import RANDOM_BITS, pod_serial
 from certs.trust.bundle import TrustBundle
 from certs.trust.facts import LeafFacts
 from certs.trust.identity import WorkloadIdentity
@@ -50,6 +52,8 @@ class Order:
     ips: frozenset[str]
     dns_names: tuple[str, ...] = ()
     lifetime: dt.timedelta = dt.timedelta(hours=1)
+    pod_uid: str = ""
+    """Goes into the serial as a digest, by which a ban of the pod knows its leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ def _template(
         .subject_name(x509.Name([]))
         .issuer_name(issuer.subject)
         .public_key(public_key)
-        .serial_number(x509.random_serial_number())
+        .serial_number(pod_serial(order.pod_uid, secrets.randbits(RANDOM_BITS)))
         .not_valid_before(start - BACKDATE)
         .not_valid_after(start + lifetime)
         .add_extension(_names(order.identity, order.ips, order.dns_names), critical=True)

@@ -5,8 +5,10 @@ fail here, with a reason, while the old leaf still works.
 """
 
 import datetime as dt
+import logging
 from dataclasses import dataclass
 
+from certs.trust.bans import MAX_BANS, Ban, BanMalformed, Bans
 from certs.trust.bundle import BundleRefused, TrustBundle
 from certs.trust.contexts import MAX_CHAIN, MaterialRefused, TlsMaterial
 from certs.trust.facts import LeafFacts
@@ -15,6 +17,7 @@ from certs.trust.svid import SvidRefused, check_leaf
 from proto import ca_pb2
 
 SKEW_WORTH_SAYING_S = 60
+_log = logging.getLogger(__name__)
 
 
 class AnswerRefused(Exception):
@@ -61,6 +64,19 @@ def judge_bundle(message: ca_pb2.Bundle, trust_domain: str) -> TrustBundle:
         return TrustBundle.of(trust_domain, message.generation, message.root_der)
     except BundleRefused as e:
         raise AnswerRefused(e.reason, str(e)) from e
+
+
+def judge_bans(message: ca_pb2.Bundle) -> Bans:
+    """The bans of a message. What this version cannot read is left out, not the rest with it."""
+    raw = message.bans
+    found = set[Ban]()
+    for kind, values in (("identity", raw.identity), ("pod", raw.pod_uid), ("serial", raw.serial)):
+        for value in values:
+            try:
+                found.add(Ban(kind, value))  # type: ignore[arg-type]
+            except BanMalformed as e:
+                _log.warning("a ban was not understood", extra={"error": str(e)})
+    return Bans.of(sorted(found)[:MAX_BANS])
 
 
 def prove(material: TlsMaterial) -> None:

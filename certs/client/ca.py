@@ -21,6 +21,7 @@ from certs.client.answer import (
     AnswerRefused,
     Grant,
     judge_answer,
+    judge_bans,
     judge_bundle,
     prove,
     skew_s,
@@ -31,8 +32,9 @@ from certs.client.renewal import (
     pause_s,
     renew_after_s,
 )
-from certs.client.source import Subscriber, Svid
+from certs.client.source import BansSubscriber, Subscriber, Svid
 from certs.client.wire import SIGN_TIMEOUT_S, CaAddress, CaUnreachable
+from certs.trust.bans import NO_BANS, Bans
 from certs.trust.bundle import TrustBundle
 from certs.trust.contexts import TlsMaterial
 from certs.trust.facts import LeafFacts
@@ -74,6 +76,10 @@ class CaClient:
         self._bundle: TrustBundle | None = None
         self._ready = asyncio.Event()
         self._subscribers: list[Subscriber] = []
+        self._bans = NO_BANS
+        self._bans_subscribers: list[BansSubscriber] = []
+        self._watching = False
+        self._acknowledged = 0
         self.renewals = 0
         self.failures = 0
         """Counted since the start, for metrics."""
@@ -88,6 +94,14 @@ class CaClient:
 
     def subscribe(self, callback: Subscriber) -> None:
         self._subscribers.append(callback)
+
+    @property
+    def bans(self) -> Bans:
+        """What the CA last said of bans; kept while it is away."""
+        return self._bans
+
+    def subscribe_bans(self, callback: BansSubscriber) -> None:
+        self._bans_subscribers.append(callback)
 
     async def wait_ready(self) -> None:
         await self._ready.wait()
@@ -140,6 +154,8 @@ class CaClient:
         if self._svid is not None and grant.facts.identity != self._svid.facts.identity:
             raise AnswerRefused("identity_changed", str(grant.facts.identity))
         self.renewals += 1
+        if not self._watching:  # a stream's word is newer than that of an answer on its way
+            self._adopt_bans(answer.bundle)
         material, bundle = self._with_newest_bundle(grant)
         self._swap(material, grant.facts, bundle, asked_at + grant.lifetime_s)
         return grant
@@ -181,11 +197,36 @@ class CaClient:
         """Yield each bundle once it is in force and acknowledged; ends when the CA ends it."""
         async with self._ca.channel(self._learnt_roots()) as channel:
             call = CertificateAuthorityStub(channel).WatchBundle(metadata=self._ca.metadata())
-            async for message in call:
-                bundle = judge_bundle(message, self._trust_domain)
-                self._adopt(bundle)
-                await call.write(ca_pb2.BundleAck(generation=bundle.generation))
-                yield bundle
+            try:
+                async for message in call:
+                    self._watching = True
+                    self._adopt_bans(message)  # first: a bundle of no use does not make them so
+                    bundle = judge_bundle(message, self._trust_domain)
+                    self._adopt(bundle)
+                    self._acknowledged = message.revision
+                    await call.write(self._ack())
+                    yield bundle
+            finally:
+                self._watching = False
+
+    def _ack(self) -> ca_pb2.BundleAck:
+        return ca_pb2.BundleAck(
+            generation=self._bundle.generation if self._bundle else 0,
+            revision=self._acknowledged,
+            serial=self._svid.facts.serial if self._svid else "",
+        )
+
+    def _adopt_bans(self, message: ca_pb2.Bundle) -> None:
+        bans = judge_bans(message)
+        if bans == self._bans:
+            return
+        self._bans = bans
+        _log.info("bans changed", extra={"bans": len(bans)})
+        for callback in self._bans_subscribers:
+            try:
+                callback(bans)
+            except Exception:
+                _log.exception("a subscriber of the bans failed")
 
     def _adopt(self, bundle: TrustBundle) -> None:
         """Put `bundle` in force beside the present leaf; raises AnswerRefused if unfit."""

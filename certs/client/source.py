@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from certs.trust.bans import Bans
 from certs.trust.contexts import TlsMaterial
 from certs.trust.facts import LeafFacts
 
@@ -32,6 +33,10 @@ Subscriber = Callable[[Svid], None]
 """Called in the event loop with each new Svid. Must not block."""
 
 
+BansSubscriber = Callable[[Bans], None]
+"""Called in the event loop with the bans in force, whenever they have changed. Must not block."""
+
+
 class SvidSource(Protocol):
     @property
     def current(self) -> Svid | None:
@@ -39,6 +44,13 @@ class SvidSource(Protocol):
 
     def subscribe(self, callback: Subscriber) -> None:
         """Call `callback` with every later Svid. An error in it is logged and harms nobody else."""
+
+    @property
+    def bans(self) -> Bans:
+        """Who is believed no more; the last word of the CA, also while it is away."""
+
+    def subscribe_bans(self, callback: BansSubscriber) -> None:
+        """Call `callback` with every later change of the bans."""
 
     async def wait_ready(self) -> None:
         """Return once there has been a first Svid."""

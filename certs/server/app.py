@@ -22,6 +22,7 @@ from kit.clock import Clock, monotonic, utcnow
 from kit.health import serve_health
 from kit.kube import Kube, KubeError
 from kit.tasks import spawn, stop
+from kit.tls13 import demand_tls13
 from proto.ca_pb2_grpc import add_CertificateAuthorityServicer_to_server
 
 MAX_MESSAGE_BYTES = 16 * 1024
@@ -81,6 +82,7 @@ class CaServer:
 
     async def start(self) -> None:
         """Listen. Raises RuntimeError if the port is taken."""
+        demand_tls13()
         add_CertificateAuthorityServicer_to_server(self._service, self._server)
         self.port = self._server.add_secure_port(self._config.listen, self._own.credentials())
         await self._server.start()

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from random import Random, SystemRandom
 from typing import Protocol
 
+from certs.trust.facts import LeafFacts
 from kit.clock import monotonic, unix_ns, unix_s
 from sidecar.contract import INBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.choose import Affinity, Ejections
@@ -37,6 +38,10 @@ class LiveLink(Protocol):
     @property
     def moved(self) -> tuple[int, int]:
         """Bytes so far: source to destination, and back."""
+
+    @property
+    def peer(self) -> LeafFacts | None:
+        """Who is at the other end of its tunnel; None for plaintext or before one."""
 
     @property
     def tunnel_expires_at(self) -> float | None:

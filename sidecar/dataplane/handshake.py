@@ -18,6 +18,7 @@ from sidecar.errors import (
     AlpnMismatch,
     HandshakeFailed,
     HandshakeTimeout,
+    PeerBanned,
     PeerUntrusted,
     SidecarError,
 )
@@ -126,6 +127,8 @@ class Handshake:
         try:
             peer = self._verify(der)
         except Exception as e:
+            if getattr(e, "reason", "") == PeerBanned.reason:
+                return self._fail(PeerBanned(str(e)))
             return self._fail(PeerUntrusted(f"{getattr(e, 'reason', 'malformed')}: {e}"))
         left_s = peer.not_after.timestamp() - self._wall()
         self._stop()

@@ -7,6 +7,7 @@ Who the peer is comes from its checked leaf alone, never from what OPEN says.
 
 import socket
 
+from certs.trust.facts import LeafFacts
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
 from sidecar.dataplane.splice import TunnelSplice
@@ -69,6 +70,10 @@ class InboundTunnel:
     @property
     def idle_since(self) -> float:
         return self._tunnel.idle_since
+
+    @property
+    def peer(self) -> LeafFacts:
+        return self._tunnel.peer
 
     @property
     def expires_at(self) -> float:
@@ -231,6 +236,10 @@ class InboundLink:
     @property
     def moved(self) -> tuple[int, int]:
         return (self._splice.to_near, self._splice.from_near) if self._splice else (0, 0)
+
+    @property
+    def peer(self) -> LeafFacts | None:
+        return self.tunnel.peer
 
     @property
     def tunnel_expires_at(self) -> float | None:

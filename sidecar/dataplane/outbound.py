@@ -11,6 +11,7 @@ them. After ACCEPT it never moves.
 import socket
 from typing import Final
 
+from certs.trust.facts import LeafFacts
 from certs.trust.identity import WorkloadIdentity
 from sidecar.contract import OWN_PORTS
 from sidecar.dataplane.choose import choose, eligible
@@ -416,6 +417,10 @@ class OutboundLink:
             self._splice.cut(close)
         else:
             self._fail(PeerLost(close), close=close)
+
+    @property
+    def peer(self) -> LeafFacts | None:
+        return self._tunnel.peer if self._tunnel is not None else None
 
     @property
     def tunnel_expires_at(self) -> float | None:

@@ -2,6 +2,7 @@
 
 import socket
 
+from certs.trust.facts import LeafFacts
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Answered, Connect
 from sidecar.dataplane.splice import RawSplice
@@ -67,6 +68,10 @@ class PlaintextLink:
     @property
     def moved(self) -> tuple[int, int]:
         return (self._splice.from_near, self._splice.to_near) if self._splice else (0, 0)
+
+    @property
+    def peer(self) -> LeafFacts | None:
+        return None
 
     @property
     def tunnel_expires_at(self) -> float | None:

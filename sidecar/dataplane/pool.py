@@ -113,6 +113,13 @@ class Pool:
         for tunnel in list(self._by_age):
             self._drop(tunnel)
 
+    def drop_where(self, unwanted: Callable[[Tunnel], bool]) -> int:
+        """Close the idle tunnels that are `unwanted`; returns how many."""
+        found = [tunnel for tunnel in self._by_age if unwanted(tunnel)]
+        for tunnel in found:
+            self._drop(tunnel)
+        return len(found)
+
     def close(self) -> None:
         self._timer.cancel()
         self.drop_all()

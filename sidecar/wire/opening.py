@@ -35,13 +35,14 @@ REFUSALS = {
 }
 """Codes of REFUSE, and the reason slug of each. Part of the wire format: only ever added to."""
 
-APP_RESET, CUT_BY_POLICY, CUT_AT_EXPIRY, SHUTDOWN, MALFORMED = 1, 2, 3, 4, 5
+APP_RESET, CUT_BY_POLICY, CUT_AT_EXPIRY, SHUTDOWN, MALFORMED, CUT_BY_BAN = 1, 2, 3, 4, 5, 6
 RESETS = {
     APP_RESET: "reset",
     CUT_BY_POLICY: "policy",
     CUT_AT_EXPIRY: "expired",
     SHUTDOWN: "drain",
     MALFORMED: "protocol_error",
+    CUT_BY_BAN: "banned",
 }
 """Codes of RESET, and how a link closed by it is reported."""
 

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from certs.client.source import Subscriber, Svid
+from certs.client.source import BansSubscriber, Subscriber, Svid
+from certs.trust.bans import NO_BANS, Bans
 from certs.trust.contexts import TlsMaterial
 from certs.trust.svid import check_leaf
 from kit.clock import monotonic, utcnow
@@ -16,6 +17,8 @@ class FakeSource:
         self._forge = forge
         self._ready = asyncio.Event()
         self._subscribers: list[Subscriber] = []
+        self._bans_subscribers: list[BansSubscriber] = []
+        self.bans: Bans = NO_BANS
         self._generation = 0
         self.current: Svid | None = None
         if pair is not None:
@@ -43,6 +46,14 @@ class FakeSource:
 
     def subscribe(self, callback: Subscriber) -> None:
         self._subscribers.append(callback)
+
+    def ban(self, bans: Bans) -> None:
+        self.bans = bans
+        for callback in self._bans_subscribers:
+            callback(bans)
+
+    def subscribe_bans(self, callback: BansSubscriber) -> None:
+        self._bans_subscribers.append(callback)
 
     async def wait_ready(self) -> None:
         await self._ready.wait()

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from certs.client.source import Subscriber, Svid
+from certs.client.source import BansSubscriber, Subscriber, Svid
+from certs.trust.bans import NO_BANS, Bans
 from certs.trust.contexts import TlsMaterial
 from certs.trust.svid import check_leaf
 from kit.clock import monotonic, utcnow
@@ -12,6 +13,8 @@ from tests.certs.forge import Forge, Pair
 class FixedSource:
     def __init__(self, forge: Forge, pair: Pair) -> None:
         self._forge, self._subscribers = forge, list[Subscriber]()
+        self._bans_subscribers: list[BansSubscriber] = []
+        self.bans: Bans = NO_BANS
         self.current: Svid | None = None
         self.show(pair)
 
@@ -29,6 +32,14 @@ class FixedSource:
 
     def subscribe(self, callback: Subscriber) -> None:
         self._subscribers.append(callback)
+
+    def ban(self, bans: Bans) -> None:
+        self.bans = bans
+        for callback in self._bans_subscribers:
+            callback(bans)
+
+    def subscribe_bans(self, callback: BansSubscriber) -> None:
+        self._bans_subscribers.append(callback)
 
     async def wait_ready(self) -> None:
         return None
