@@ -6,7 +6,7 @@ for 2,000 pods (docs/performance.md).
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -109,6 +109,27 @@ class Kube:
         """The body of the answer as it came; for subresources such as logs and service proxies."""
         async with self._request(method, path, query, headers=headers) as response:
             return bytes(await response.read())
+
+    @asynccontextmanager
+    async def websocket(
+        self, path: str, protocols: Sequence[str], query: Sequence[tuple[str, str]] = ()
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A WebSocket to a subresource such as exec; raises KubeError if the upgrade is refused."""
+        headers: dict[str, str] = {}
+        url = self._configuration.host + path + ("?" + urlencode(query) if query else "")
+        rest = self._api.rest_client
+        try:
+            await self._authorise(headers)
+            if rest.pool_manager is None:
+                rest.pool_manager = rest._create_pool_manager()
+            async with rest.pool_manager.ws_connect(
+                "ws" + url.removeprefix("http"), headers=headers, protocols=protocols
+            ) as socket:
+                yield socket
+        except aiohttp.WSServerHandshakeError as e:
+            raise KubeError(e.status, "NoUpgrade", e.message) from e
+        except (aiohttp.ClientError, OSError, TimeoutError) as e:
+            raise KubeError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
 
     async def _call(
         self,

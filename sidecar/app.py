@@ -24,6 +24,9 @@ from kit.clock import monotonic
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from sidecar import sockets
+from sidecar.admin import pages
+from sidecar.admin.server import AdminServer
+from sidecar.admin.tap import Tap
 from sidecar.config import SidecarConfig, Upstream
 from sidecar.contract import ALPN, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
@@ -37,7 +40,8 @@ from sidecar.dataplane.watch import Watch
 from sidecar.denials import Denials
 from sidecar.discovery.client import RegistryClient
 from sidecar.discovery.translate import policy_set
-from sidecar.health import HealthServer
+from sidecar.health import HealthServer, check
+from sidecar.lag import LoopLag
 from sidecar.policy.authorise import NOT_TOLD
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
@@ -63,12 +67,14 @@ class Sidecar:
         )
         self._guard = Guard(SvidChecker(config.trust_domain))
         self._poller = poller = Poller(loop)
+        tap = Tap(Denials(self._exporter.report).report)
+        self._lag = LoopLag(loop)
         self._plane = Plane(
             poller=poller,
             own=config.own,
             directory=self._registry,
             verify=self._guard,
-            report=Denials(self._exporter.report).report,
+            report=tap.report,
             pool=Pool(poller, monotonic),
             policy=replace(NOT_TOLD, allow_plaintext=config.allow_plaintext),
             allow_external=config.allow_external,
@@ -81,12 +87,25 @@ class Sidecar:
         self._watch = Watch(self._plane, self._arrivals)
         self._listeners: list[Listener] = []
         self._inbound: list[Listener] = []
-        self._health = HealthServer(
-            {
-                "/startup": self._started,
-                "/livez": lambda: (True, "ok\n"),
-                "/readyz": self._ready,
-            }
+        self._health = HealthServer()
+        self._health.routes.add("/startup", check(self._started))
+        self._health.routes.add("/livez", check(lambda: (True, "ok\n")))
+        self._health.routes.add("/readyz", check(self._ready))
+        self._admin = AdminServer(config.admin_socket)
+        pages.register(
+            self._admin.routes,
+            pages.Sources(
+                plane=self._plane,
+                arrivals=self._arrivals,
+                config=config,
+                svids=source,
+                known=self._registry.all,
+                registry_connected=lambda: self._registry.connected,
+                ready=self._ready,
+                capture=self._capture,
+                lag=self._lag,
+                tap=tap,
+            ),
         )
 
     async def run_until_signalled(self) -> None:
@@ -96,6 +115,7 @@ class Sidecar:
             self._loop.add_signal_handler(number, stopping.set)
         self._listen()
         await self._health.start(HEALTH_PORT)
+        await self._start_admin()
         self._exporter.start()
         self._source.subscribe(self._svid_came)
         self._source.subscribe_bans(self._bans_came)
@@ -132,6 +152,13 @@ class Sidecar:
 
     def _asked_for(self, upstream: Upstream, sock: socket.socket, ip: str, port: int) -> None:
         OutboundLink(self._plane, sock, ip, port).start_upstream(upstream.key, upstream.port)
+
+    async def _start_admin(self) -> None:
+        """The data plane works without it: a volume that is missing costs the pod no link."""
+        try:
+            await self._admin.start()
+        except OSError as e:
+            _log.error("no admin socket", extra={"error": str(e)})
 
     async def _talk_to_registry(self) -> None:
         await self._source.wait_ready()
@@ -185,6 +212,9 @@ class Sidecar:
             waits.append(f"no word from the registry at {self._config.registry_address}")
         return not waits, "\n".join(waits or ["ok"]) + "\n"
 
+    def _capture(self) -> dict[str, object]:
+        return {"mode": self._config.mode}
+
     # --- the end ----------------------------------------------------------------------------
 
     async def _drain(self, stopping: asyncio.Event) -> None:
@@ -208,6 +238,8 @@ class Sidecar:
         self._arrivals.close()
         self._poller.close()
         await self._health.close()
+        await self._admin.close()
+        self._lag.close()
         await self._channel.close()
         await self._exporter.close()
         _log.info("stopped")

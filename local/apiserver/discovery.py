@@ -77,7 +77,7 @@ def _resources(api_version: str, found: list[Resource]) -> Object:
         listed.append(entry)
         for sub in resource.subresources:
             name = f"{resource.plural}/{sub}"
-            verbs = ["get", "patch", "update"]
+            verbs = ["create", "get"] if sub == "exec" else ["get", "patch", "update"]
             listed.append(
                 {
                     "name": name,

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from kit.clock import monotonic, utcnow
 from kit.tasks import spawn, stop
-from local.apiserver import discovery, forward, resources
+from local.apiserver import discovery, exec, forward, resources
 from local.apiserver.api import Api
 from local.apiserver.resources import Resource, Target, read_path
 from local.apiserver.selectors import Match, fields_from_query, labels_from_query
@@ -22,13 +22,13 @@ from local.errors import ApiError
 from local.objects import Object
 
 MAX_BODY_BYTES = 3 << 20
-_STREAMED = ("exec", "attach", "portforward")
+_STREAMED = ("attach", "portforward")
 _BOOKMARK_EVERY_S = 15.0
 _DEFAULT_WATCH_S = 1800.0
 
 
-class Logs(Protocol):
-    """Whoever can stream a container's log; the kubelet."""
+class Logs(exec.Commands, Protocol):
+    """Whoever can stream a container's log and start commands in it; the kubelet."""
 
     async def stream(
         self, pod: Object, container: str, options: dict[str, str], write: "Write"
@@ -94,6 +94,8 @@ class HttpApi:
                 f"pods/{sub} is not implemented by podlink local: use `podlink local exec`"
                 " (for a port: `podlink local up --publish`)",
             )
+        if resource.key == resources.PODS.key and sub == "exec" and target.name:
+            return await exec.serve(request, self._find(resource, target), self._logs)
         if sub and sub not in resource.subresources:
             raise ApiError(404, "NotFound", f"there is no {resource.plural}/{sub}")
         match request.method, bool(target.name), sub:

@@ -38,7 +38,9 @@ _AUTHORIZATION = "authorization.k8s.io"
 _RBAC = "rbac.authorization.k8s.io"
 _ADMISSION = "admissionregistration.k8s.io"
 
-PODS = Resource("", "v1", "pods", "Pod", short=("po",), subresources=("status", "log"), in_all=True)
+PODS = Resource(
+    "", "v1", "pods", "Pod", short=("po",), subresources=("status", "log", "exec"), in_all=True
+)
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace", False, ("ns",), ("status", "finalize"))
 SERVICES = Resource(
     "", "v1", "services", "Service", short=("svc",), subresources=("status", "proxy"), in_all=True

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from local.apiserver.store import Event
 from local.errors import ApiError
 from local.node.podcontainer import Container
 from local.node.podworker import Node, PodWorker
+from local.node.spawner import Process
 from local.objects import Object, is_terminating, namespace_of, uid_of
 
 _FOLLOW_EVERY_S = 0.1
@@ -67,6 +69,17 @@ class Kubelet:
             404,
             "NotFound",
             f"no pod {name!r} runs in namespace {namespace!r}; name a pod as NAMESPACE/POD",
+        )
+
+    async def start_command(
+        self, pod: Object, container: str, argv: Sequence[str], stdio: tuple[int, int, int]
+    ) -> Process:
+        """Start a command in a running container. Raises ApiError or SpawnFailed."""
+        found = self.container(namespace_of(pod), pod["metadata"]["name"], container)
+        if found.process is None:
+            raise ApiError(409, "NotRunning", f"container {found.spec['name']!r} is not running")
+        return await self._node.spawner.run_inside(
+            found.command(list(argv)), stdio, found.process.pid
         )
 
     async def stream(

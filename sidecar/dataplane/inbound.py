@@ -63,6 +63,18 @@ class InboundTunnel:
         self._tunnel.close()
         self._kept.discard(self)
 
+    def describe(self) -> dict[str, object]:
+        """For the admin socket."""
+        tunnel = self._tunnel
+        return {
+            "peer": f"{tunnel.peer_ip}:{tunnel.peer_port}",
+            "identity": tunnel.peer_name,
+            "port": self.to[1],
+            "idle": self.idle,
+            "links": tunnel.links,
+            "ends_in_s": round(tunnel.expires_at - self.plane.now(), 3),
+        }
+
     @property
     def idle(self) -> bool:
         return self._tunnel.user is self

@@ -53,6 +53,17 @@ class Pool:
     def __len__(self) -> int:
         return len(self._by_age)
 
+    def peers(self) -> dict[Key, dict[str, int]]:
+        """For the admin socket: idle tunnels, dials under way and waiting links by peer."""
+        return {
+            key: {
+                "idle": len(self._idle.get(key, ())),
+                "dials": self._dials.get(key, 0),
+                "waiting": len(self._waiting.get(key, ())),
+            }
+            for key in {*self._idle, *self._dials, *self._waiting}
+        }
+
     def take(self, key: Key) -> Tunnel | None:
         """The idle tunnel to this peer that was used last, or None."""
         idle = self._idle.get(key)

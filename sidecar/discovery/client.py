@@ -8,7 +8,7 @@ answered then, and such a destination is refused rather than guessed.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 import grpc
@@ -59,6 +59,10 @@ class RegistryClient:
 
     def known(self, key: str) -> Found | None:
         return self._found.get(key)
+
+    def all(self) -> Mapping[str, Found]:
+        """Everything that was asked and answered, by key; for the admin socket."""
+        return self._found
 
     def ask(self, key: str, answer: Answer) -> None:
         if (already := self._found.get(key)) is not None:

@@ -365,7 +365,7 @@ def test_a_pod_that_is_refused_is_an_event_of_its_owner(cluster: Cluster) -> Non
 
 @pytest.mark.parametrize(
     "argv",
-    [["exec", "--", "id"], ["port-forward", "0:80"]],
+    [["attach"], ["port-forward", "0:80"]],
 )
 def test_kubectl_is_told_what_to_use_instead(cluster: Cluster, argv: list[str]) -> None:
     name = f"talked-to-by-{argv[0]}"
@@ -374,6 +374,39 @@ def test_kubectl_is_told_what_to_use_instead(cluster: Cluster, argv: list[str]) 
     done = _kubectl(cluster, argv[0], name, *argv[1:])
     assert done.returncode != 0
     assert "use `podlink local exec`" in done.stderr
+
+
+def test_kubectl_runs_commands_in_a_container(cluster: Cluster) -> None:
+    cluster.apply(pod("runs", sleeper()))
+    cluster.wait_ready("default/runs")
+    script = "cat; echo to-stderr >&2; exit 7"
+    done = _kubectl(cluster, "exec", "-i", "runs", "--", "sh", "-c", script, feed="héllo\n" * 9000)
+    assert done.stdout == "héllo\n" * 9000
+    assert "to-stderr" in done.stderr
+    assert "exit code 7" in done.stderr
+    assert done.returncode == 7
+    silent = _kubectl(cluster, "exec", "runs", "--", "cat")  # no -i: stdin is at its end
+    assert (silent.returncode, silent.stdout) == (0, "")
+    wrong = _kubectl(cluster, "exec", "runs", "--", "no-such-program")
+    assert wrong.returncode != 0
+    assert "no-such-program" in wrong.stderr
+    other = _kubectl(cluster, "exec", "runs", "-c", "no-such-container", "--", "id")
+    assert other.returncode != 0
+    assert "no-such-container" in other.stderr
+
+
+def test_a_command_ends_when_its_caller_goes_away(cluster: Cluster) -> None:
+    cluster.apply(pod("left", sleeper()))
+    cluster.wait_ready("default/left")
+    argv = ["kubectl", "--kubeconfig", str(cluster.kubeconfig), "exec", "left", "--"]
+    with subprocess.Popen([*argv, "sh", "-c", "echo up; exec sleep 4567"], stdout=-1) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == b"up\n"
+        caller.kill()
+    deadline = time.monotonic() + 20
+    while "sleep\x004567" in cluster.node_exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def _told(cluster: Cluster, kind: str, prefix: str) -> list[Object]:

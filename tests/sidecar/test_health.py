@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sidecar import health
-from sidecar.health import HealthServer
+from sidecar import pages
+from sidecar.health import HealthServer, check
 
 
 @pytest.fixture
 async def port(unused_tcp_port: int) -> AsyncIterator[int]:
-    server = HealthServer(
-        {"/livez": lambda: (True, "ok\n"), "/readyz": lambda: (False, "no certificate\n")}
-    )
+    server = HealthServer()
+    server.routes.add("/livez", check(lambda: (True, "ok\n")))
+    server.routes.add("/readyz", check(lambda: (False, "no certificate\n")))
     await server.start(unused_tcp_port)
     yield unused_tcp_port
     await server.close()
@@ -69,7 +69,7 @@ async def test_an_endless_head_is_cut_off_without_an_answer(port: int) -> None:
 async def test_a_slow_request_ends_at_its_deadline_and_holds_nobody_up(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(pages, "TIMEOUT_S", 0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /livez")
     assert (await answer(port, get("/livez"))).startswith(b"HTTP/1.1 200 ")

@@ -1,0 +1,94 @@
+"""Run `python -m sidecar.admin` in a pod's proxy, by the exec call of the Kubernetes API.
+
+    exec_json(kube, "shop", "web-0", "/links")     one page, parsed
+    exec_lines(kube, "shop", "web-0", "/tap")      a stream, line by line, until the caller stops
+
+It takes `create` on pods/exec in the pod's namespace, as `kubectl exec` does.
+"""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, Final
+
+import aiohttp
+
+from kit.kube import Kube, KubeError
+from sidecar.contract import PROXY_CONTAINER
+
+_PROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
+_STDOUT, _STDERR, _STATUS = 1, 2, 3
+
+
+class ExecFailed(Exception):
+    """The proxy could not be asked; one line that says what to do."""
+
+
+async def exec_json(kube: Kube, namespace: str, pod: str, path: str) -> Any:
+    """What the admin page at `path` says. Raises ExecFailed."""
+    said = b""
+    async with aclosing(_output(kube, namespace, pod, path)) as output:
+        async for piece in output:
+            said += piece
+    try:
+        return json.loads(said)
+    except ValueError as e:
+        raise ExecFailed(f"the proxy of {namespace}/{pod} gave an answer that is not JSON") from e
+
+
+async def exec_lines(kube: Kube, namespace: str, pod: str, path: str) -> AsyncIterator[Any]:
+    """Each line of a stream such as /tap, parsed. Raises ExecFailed."""
+    rest = b""
+    async with aclosing(_output(kube, namespace, pod, path)) as output:
+        async for piece in output:
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+
+
+async def _output(kube: Kube, namespace: str, pod: str, path: str) -> AsyncGenerator[bytes, None]:
+    argv = ("python", "-m", "sidecar.admin", path)
+    query = [("command", word) for word in argv]
+    query += [("container", PROXY_CONTAINER), ("stdout", "true"), ("stderr", "true")]
+    where = f"/api/v1/namespaces/{namespace}/pods/{pod}/exec"
+    complaint = b""
+    try:
+        async with kube.websocket(where, _PROTOCOLS, query) as socket:
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.BINARY or not message.data:
+                    continue
+                channel, data = message.data[0], message.data[1:]
+                if channel == _STDOUT:
+                    yield data
+                elif channel == _STDERR:
+                    complaint = (complaint + data)[:1000]
+                elif channel == _STATUS:
+                    _check(namespace, pod, json.loads(data), complaint)
+                    return
+    except KubeError as e:
+        raise ExecFailed(await _explained(kube, namespace, pod, e)) from e
+    raise ExecFailed(f"the connection to the proxy of {namespace}/{pod} broke")
+
+
+def _check(namespace: str, pod: str, status: Any, complaint: bytes) -> None:
+    if isinstance(status, dict) and status.get("status") == "Success":
+        return
+    said = complaint.decode("utf-8", "replace").strip().partition("\n")[0]
+    why = said or (status.get("message") if isinstance(status, dict) else "") or "no reason given"
+    raise ExecFailed(f"the proxy of {namespace}/{pod}: {why}")
+
+
+async def _explained(kube: Kube, namespace: str, pod: str, error: KubeError) -> str:
+    """A refused upgrade has no body to read: look at the pod for a reason that a person can use."""
+    if error.status == 403:
+        return f"you may not exec into {namespace}/{pod}; it takes `create` on pods/exec there"
+    if error.status == 0:
+        return f"the API server cannot be reached ({error})"
+    try:
+        found = await kube.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
+    except KubeError as e:
+        return f"there is no pod {namespace}/{pod}" if e.status == 404 else str(e)
+    names = [c["name"] for c in found["spec"].get("initContainers") or ()]
+    if PROXY_CONTAINER not in names:
+        return f"pod {namespace}/{pod} has no container {PROXY_CONTAINER}: it is not meshed"
+    return f"the API server refused to exec into {namespace}/{pod} ({error})"
