@@ -12,7 +12,7 @@
 PY := .venv/bin/python
 READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
-SOURCES := kit certs proto registry sidecar injector traces local cli
+SOURCES := kit certs proto policy registry sidecar injector traces local cli
 
 .PHONY: demo test check bench fuzz gen docs threats lock clean
 
@@ -45,7 +45,7 @@ bench: $(BENCH_READY)
 	.venv-bench/bin/python -m bench $(ARGS)
 
 fuzz: $(READY)
-	HYPOTHESIS_PROFILE=deep $(PY) -m pytest --timeout 1800 tests/sidecar/wire tests/sidecar/policy tests/certs/trust tests/injector $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(PY) -m pytest --timeout 1800 tests/sidecar/wire tests/policy tests/certs/trust tests/injector $(ARGS)
 
 gen: $(READY)
 	$(PY) scripts/gen.py

@@ -42,6 +42,7 @@ from certs.trust.contexts import TlsMaterial
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidChecker
 from kit.clock import monotonic
+from policy.rules import Policy, PolicySet, Rule, Source
 from sidecar import sockets
 from sidecar.contract import ALPN
 from sidecar.dataplane.arrival import Arrivals
@@ -52,7 +53,6 @@ from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
 from sidecar.directory import Answer, Found, Own, Workload
-from sidecar.policy.authorise import Policy, PolicySet, Rule, Source
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.telemetry.resource import PodResource

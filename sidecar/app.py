@@ -22,6 +22,7 @@ from certs.trust.contexts import MaterialRefused
 from certs.trust.svid import SvidChecker
 from kit.clock import monotonic
 from kit.tasks import spawn, stop
+from policy.rules import NOT_TOLD
 from proto import registry_pb2 as pb
 from sidecar import sockets
 from sidecar.admin import pages
@@ -42,7 +43,6 @@ from sidecar.discovery.client import RegistryClient
 from sidecar.discovery.translate import policy_set
 from sidecar.health import HealthServer, check
 from sidecar.lag import LoopLag
-from sidecar.policy.authorise import NOT_TOLD
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.wire.opening import SHUTDOWN

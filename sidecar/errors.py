@@ -52,9 +52,15 @@ class PeerBanned(PeerError):
 
 
 class Denied(PeerError):
-    """Policy says no."""
+    """Policy says no: which policy and rule, and the rule that came nearest to allowing it."""
 
     reason = "policy_denied"
+
+    def __init__(
+        self, message: str, *, policy: str = "", rule: str = "", nearest: str = ""
+    ) -> None:
+        super().__init__(f"{message} (nearest: {nearest})" if nearest else message)
+        self.policy, self.rule, self.nearest = policy, rule, nearest
 
 
 class PlaintextDenied(Denied):

@@ -11,6 +11,7 @@ import asyncio
 import socket
 from typing import Final
 
+from sidecar.authorise import authorise
 from sidecar.contract import ALPN
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
@@ -26,7 +27,6 @@ from sidecar.errors import (
     PlaintextDenied,
     SidecarError,
 )
-from sidecar.policy.authorise import authorise
 from sidecar.report import LinkRecord, PlaintextReason
 from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
 from sidecar.wire.client_hello import FirstBytes, classify
@@ -223,6 +223,8 @@ class Arrival:
         record = self._record()
         record.verdict = "denied"
         record.reason, record.error = error.reason, str(error)
+        if isinstance(error, Denied):
+            record.policy, record.rule = error.policy, error.rule
         record.end_ns, record.close = self._plane.unix_ns(), "refused"
         if record.source_pod or not self._plane.in_cluster(self._ip):
             return self._plane.report(record)

@@ -9,13 +9,13 @@ from typing import Protocol
 
 from certs.trust.facts import LeafFacts
 from kit.clock import monotonic, unix_ns, unix_s
+from policy.rules import PolicySet
 from sidecar.contract import INBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.choose import Affinity, Ejections
 from sidecar.dataplane.handshake import Verify
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.directory import Directory, Own
-from sidecar.policy.authorise import PolicySet
 from sidecar.report import LinkRecord, Report
 
 

@@ -8,13 +8,14 @@ Who the peer is comes from its checked leaf alone, never from what OPEN says.
 import socket
 
 from certs.trust.facts import LeafFacts
+from policy.judge import Permit
+from sidecar.authorise import authorise
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import Workload
 from sidecar.errors import AppUnreachable, Denied, OwnPort, PeerLost, SidecarError
-from sidecar.policy.authorise import Permit, authorise
 from sidecar.report import LinkRecord
 from sidecar.sockets import loopback_of
 from sidecar.wire.frames import ACCEPT, GOAWAY, GOAWAY_FRAME, OPEN, REFUSE
@@ -152,6 +153,7 @@ class InboundLink:
                 tunnel.peer.identity, tunnel.peer_ip, opening.port, plane.policy
             )
         except Denied as e:
+            record.policy, record.rule = e.policy, e.rule
             return self._refuse(DENIED, e, "denied")
         record.policy, record.rule = permit.policy, permit.rule
         return self._connect_app(permit)

@@ -3,11 +3,11 @@
 import socket
 
 from certs.trust.facts import LeafFacts
+from policy.judge import Permit
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Answered, Connect
 from sidecar.dataplane.splice import RawSplice
 from sidecar.errors import AppUnreachable, SidecarError
-from sidecar.policy.authorise import Permit
 from sidecar.report import LinkRecord
 from sidecar.sockets import loopback_of, reset
 

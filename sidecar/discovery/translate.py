@@ -7,9 +7,9 @@ forbids (Istio CVE-2022-21679).
 import ipaddress
 
 from certs.trust.identity import WorkloadIdentity
+from policy.rules import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
 from proto import registry_pb2 as pb
 from sidecar.directory import EXTERNAL, Endpoint, Found, Service, Workload
-from sidecar.policy.authorise import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
 from sidecar.ports import PortSet
 
 

@@ -3,10 +3,10 @@
 import asyncio
 
 from kit.settings import Settings
+from policy.rules import NOT_TOLD
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
 from sidecar.contract import OWN_PORTS
-from sidecar.policy.authorise import NOT_TOLD
 from sidecar.telemetry.config import TelemetryConfig
 from tests.certs.fake_source import FakeSource
 from tests.certs.forge import Forge

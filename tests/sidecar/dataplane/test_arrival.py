@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from certs.trust.identity import WorkloadIdentity
+from policy.rules import NOT_TOLD, PolicySet
 from sidecar import sockets
 from sidecar.contract import ALPN, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.handshake import Handshake
 from sidecar.dataplane.listener import Listener
 from sidecar.directory import Workload
-from sidecar.policy.authorise import NOT_TOLD, PolicySet
 from sidecar.ports import PortSet
 from tests.certs.forge import Forge
 from tests.sidecar.dataplane.conftest import API, MakeSide, Side, StartPair, connected

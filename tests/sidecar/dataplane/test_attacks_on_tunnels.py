@@ -11,13 +11,13 @@ import pytest
 
 from certs.trust.contexts import TlsMaterial
 from kit.clock import monotonic
+from policy.rules import PolicySet
 from sidecar.contract import ALPN, OWN_PORTS
 from sidecar.dataplane import outbound, tunnel
 from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.dataplane.watch import Watch
 from sidecar.directory import EXTERNAL, Endpoint, Service, Workload
-from sidecar.policy.authorise import PolicySet
 from sidecar.wire.frames import DATA, END_FRAME, OPEN, PING_FRAME, encode
 from sidecar.wire.opening import Opening
 from tests.certs.forge import Forge

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.policy.authorise import PolicySet
+from policy.rules import PolicySet
 from tests.sidecar.dataplane.conftest import StartPair
 
 Serve = Any

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from certs.trust.identity import WorkloadIdentity
+from policy.rules import Source
 from proto import registry_pb2 as pb
 from sidecar.directory import EXTERNAL, Service, Workload
 from sidecar.discovery.translate import NotUnderstood, found, policy_set
-from sidecar.policy.authorise import Source
 
 TD = "cluster.local"
 POD = pb.Workload(

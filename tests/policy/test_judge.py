@@ -7,17 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.trust.identity import WorkloadIdentity
+from policy.judge import Denial, Permit, judge
+from policy.rules import ALLOW_ALL, ALLOW_MESHED, DENY, Policy, PolicySet, Rule, Source
+from sidecar.authorise import authorise
 from sidecar.errors import Denied, PlaintextDenied
-from sidecar.policy.authorise import (
-    ALLOW_ALL,
-    ALLOW_MESHED,
-    DENY,
-    Policy,
-    PolicySet,
-    Rule,
-    Source,
-    authorise,
-)
 
 
 def who(namespace: str, account: str) -> WorkloadIdentity:
@@ -129,6 +122,42 @@ def test_without_a_policy_the_mesh_default_decides(
             authorise(peer, "10.0.0.1", 80, in_force)
 
 
+@pytest.mark.parametrize(
+    ("peer", "port", "nearest"),
+    [
+        (API, 9187, "prod/db allow[0] allows 5432, not port 9187"),
+        (
+            who("shop", "web"),
+            5432,
+            "prod/db allow[0] allows shop/api, batch/(any), not shop/web",
+        ),
+        (
+            who("shop", "legacy"),
+            1,
+            "prod/db allow[0] allows 5432, not port 1 and "
+            "allows shop/api, batch/(any), not shop/legacy",
+        ),
+        (None, 9187, "prod/db allow[1] allows 10.0.0.0/8, not 192.0.2.1"),
+    ],
+)
+def test_a_denial_names_the_policy_and_the_nearest_rule(
+    peer: WorkloadIdentity | None, port: int, nearest: str
+) -> None:
+    allowing = Policy("prod/db", allow=DB.allow)
+    denial = judge(peer, "192.0.2.1", port, PolicySet(allow_plaintext=True, policies=(allowing,)))
+    assert isinstance(denial, Denial)
+    assert (denial.policy, denial.rule, denial.nearest) == ("prod/db", "no-rule", nearest)
+
+
+def test_a_deny_rule_that_wins_over_an_allow_rule_names_both() -> None:
+    both = Policy("prod/db", allow=(Rule("allow[0]", (Source("shop"),)),), deny=DB.deny)
+    with pytest.raises(Denied, match="prod/db deny") as caught:
+        authorise(who("shop", "legacy"), "10.0.0.1", 5432, PolicySet(policies=(both,)))
+    denied = caught.value
+    assert (denied.policy, denied.rule) == ("prod/db", "deny[0]")
+    assert denied.nearest == "prod/db allow[0] allows it, but a deny rule wins"
+
+
 names = st.sampled_from(["a", "a-b", "a.b", "ab", "b"])
 sources = st.builds(Source, names, st.one_of(st.just(""), names))
 networks = st.sampled_from(["10.0.0.0/8", "10.1.0.0/16", "fd00::/8"]).map(ipaddress.ip_network)
@@ -185,9 +214,7 @@ def reference(peer: WorkloadIdentity | None, ip: str, port: int, in_force: Polic
 def test_the_matcher_agrees_with_the_reference(
     peer: WorkloadIdentity | None, ip: str, port: int, in_force: PolicySet
 ) -> None:
-    try:
-        authorise(peer, ip, port, in_force)
-        allowed = True
-    except Denied:
-        allowed = False
-    assert allowed == reference(peer, ip, port, in_force)
+    verdict = judge(peer, ip, port, in_force)
+    assert isinstance(verdict, Permit) == reference(peer, ip, port, in_force)
+    if isinstance(verdict, Denial) and verdict.policy:
+        assert verdict.policy in {p.name for p in in_force.policies if not p.audit}
