@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -13,7 +14,8 @@ from injector.bundle import BundleKeeper
 from injector.config import InjectorConfig
 from injector.namespaces import Namespaces
 from injector.server import Webhook
-from kit.kube import Kube
+from kit.backoff import Backoff
+from kit.kube import Kube, KubeError
 from kit.tasks import spawn, stop
 
 GRACE_S = 3.0
@@ -70,6 +72,26 @@ def read_listen(text: str) -> tuple[str | None, int]:
     return (None if host in ("[::]", "") else host.strip("[]")), int(port)
 
 
+def _number(text: str) -> int:
+    """29 of "29" and of "29+", as some clouds write it. Raises ValueError."""
+    return int(text.rstrip("+"))
+
+
+async def find_native_sidecars(kube: Kube) -> bool:
+    """Whether the cluster runs native sidecars: on by default since Kubernetes 1.29 (KEP-753)."""
+    backoff = Backoff()
+    while True:
+        try:
+            version = await kube.get("/version")
+            major, minor = (_number(version[name]) for name in ("major", "minor"))
+        except (KubeError, KeyError, TypeError, ValueError) as error:
+            _log.warning("the API server's version is unknown", extra={"error": str(error)})
+            await asyncio.sleep(backoff.next_s())
+            continue
+        _log.info("cluster", extra={"version": f"{major}.{minor}"})
+        return (major, minor) >= (1, 29)
+
+
 async def run(config: InjectorConfig) -> None:
     """Serve until SIGTERM or SIGINT."""
     told = asyncio.Event()
@@ -82,6 +104,10 @@ async def run(config: InjectorConfig) -> None:
         config.mesh.trust_domain,
     )
     async with Kube.in_cluster() as kube:
+        native = config.native_sidecars
+        if native is None:
+            native = await find_native_sidecars(kube)
+        config = replace(config, mesh=replace(config.mesh, native_sidecars=native))
         server = InjectorServer(config, kube, source)
         renewing = spawn(source.run(), name="renew the certificate")
         starting = spawn(server.start(), name="start")

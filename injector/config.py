@@ -1,6 +1,7 @@
 """Settings of the injector, read once at start."""
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -10,6 +11,7 @@ from injector.container import MeshSettings
 from kit.settings import ConfigInvalid, Settings
 from sidecar import contract
 
+_NATIVE: Mapping[str, bool | None] = {"auto": None, "true": True, "false": False}
 _CLUSTER_CIDRS = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 
 
@@ -17,6 +19,8 @@ _CLUSTER_CIDRS = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7
 class InjectorConfig:
     mesh: MeshSettings
     """What goes into every injected pod."""
+    native_sidecars: bool | None
+    """What `mesh` is to say of native sidecars; None: as the API server's version says."""
     system_namespace: str
     token_path: Path
     bundle_path: Path
@@ -49,6 +53,9 @@ class InjectorConfig:
         )
         return cls(
             mesh=mesh,
+            native_sidecars=_NATIVE[
+                settings.choice("PODLINK_NATIVE_SIDECARS", "auto", frozenset(_NATIVE))
+            ],
             system_namespace=namespace,
             token_path=settings.path("PODLINK_TOKEN_PATH", contract.TOKEN_PATH),
             bundle_path=settings.path("PODLINK_BUNDLE_PATH", contract.BUNDLE_PATH),

@@ -41,12 +41,28 @@ class MeshSettings:
     cluster_cidrs: str
     exempt_by: str
     """`uid`, or `mark` where only one UID exists: then the proxy needs NET_ADMIN for SO_MARK."""
+    native_sidecars: bool = True
+    """Whether the cluster knows init containers with restartPolicy Always (Kubernetes 1.29)."""
 
 
-def sidecar_containers(mesh: MeshSettings, pod: PodSettings) -> list[Spec]:
-    """The init containers in the order in which they go before the pod's own."""
-    proxy = _proxy(mesh, pod)
-    return [_capture(mesh, pod), proxy] if pod.mode == "redirect" else [proxy]
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """What goes before the pod's own init containers and before its own containers."""
+
+    init_containers: list[Spec]
+    containers: list[Spec]
+
+
+def sidecar_containers(mesh: MeshSettings, pod: PodSettings, probes: str = "") -> Injected:
+    """`probes` is what the proxy is to run instead of the kubelet (`injector.probes`)."""
+    capture = [_capture(mesh, pod)] if pod.mode == "redirect" else []
+    proxy = _proxy(mesh, pod, probes)
+    if mesh.native_sidecars:
+        return Injected([*capture, proxy], [])
+    del proxy["restartPolicy"]
+    # Containers start in order, and the next one waits for this hook: the app meets a working proxy.
+    proxy["lifecycle"] = {"postStart": {"exec": {"command": list(contract.WAIT_COMMAND)}}}
+    return Injected(capture, [proxy])
 
 
 def sidecar_volumes() -> list[Spec]:
@@ -93,7 +109,7 @@ def _capture(mesh: MeshSettings, pod: PodSettings) -> Spec:
     }
 
 
-def _proxy(mesh: MeshSettings, pod: PodSettings) -> Spec:
+def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
     env = _plain(
         PODLINK_TRUST_DOMAIN=mesh.trust_domain,
         PODLINK_CA_ADDRESS=mesh.ca_address,
@@ -107,6 +123,7 @@ def _proxy(mesh: MeshSettings, pod: PodSettings) -> Spec:
         PODLINK_EXEMPT_BY=mesh.exempt_by,
         PODLINK_SKIP_INBOUND_PORTS=pod.skip_inbound_ports,
         PODLINK_LOG_LEVEL=pod.proxy_log_level,
+        PODLINK_PROBES=probes,
     )
     asked = {
         "PODLINK_HTTP_PORTS": pod.http_ports,

@@ -7,7 +7,7 @@ would only be found out later.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from injector.container import BUNDLE_VOLUME, RUN_VOLUME, TOKEN_VOLUME
+from injector.container import BUNDLE_VOLUME, RUN_VOLUME, TOKEN_VOLUME, Injected
 from sidecar import contract
 
 Raw = Mapping[str, Any]
@@ -51,7 +51,7 @@ def check_pod(spec: Raw, mode: str) -> None:
         raise PodRefused("host_pid", "spec.hostPID lets the app reach into every proxy of its node")
     _check_ids("spec.securityContext", spec.get("securityContext") or {})
     for where, container in containers(spec):
-        if where.startswith("spec.initContainers") and container.get("name") in _OUR_CONTAINERS:
+        if container.get("name") in _OUR_CONTAINERS:
             continue
         _check_container(where, container, mode)
 
@@ -75,25 +75,29 @@ def carries_ours(spec: Raw) -> bool:
     return named or any(one.get("name") in _OUR_VOLUMES for one in spec.get("volumes") or ())
 
 
-def check_ours(spec: Raw, wanted: list[dict[str, Any]], volumes: list[dict[str, Any]]) -> None:
+def check_ours(spec: Raw, wanted: Injected, volumes: list[dict[str, Any]]) -> None:
     """Raise PodRefused unless what is called as ours is exactly what we inject, and stands first.
 
     Names and markers prove nothing, so the whole specs are compared; only values that the API
     server itself fills in may be there in addition.
     """
-    first = list(spec.get("initContainers") or ())[: len(wanted)]
+    own = [*wanted.init_containers, *wanted.containers]
+    first = [
+        *list(spec.get("initContainers") or ())[: len(wanted.init_containers)],
+        *list(spec.get("containers") or ())[: len(wanted.containers)],
+    ]
     found = [container for _, container in containers(spec) if container["name"] in _OUR_CONTAINERS]
-    if found != first or len(found) != len(wanted):
+    if found != first or len(found) != len(own):
         raise PodRefused(
             "container_foreign",
             f"a container is called {' or '.join(sorted(_OUR_CONTAINERS))}, "
             "but the pod is not as podlink injects it",
         )
-    for container, own in zip(found, wanted, strict=True):
-        _check_same(f"container {own['name']}", container, own)
+    for container, ours in zip(found, own, strict=True):
+        _check_same(f"container {ours['name']}", container, ours)
     carried = {one["name"]: one for one in spec.get("volumes") or () if one["name"] in _OUR_VOLUMES}
-    for own in volumes:
-        _check_same(f"volume {own['name']}", carried.get(own["name"]), own)
+    for volume in volumes:
+        _check_same(f"volume {volume['name']}", carried.get(volume["name"]), volume)
 
 
 def _check_container(where: str, container: Raw, mode: str) -> None:

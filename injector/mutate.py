@@ -4,9 +4,10 @@ The patch only adds, element by element, so that whatever other webhooks put int
 stays (RFC 6902; Kubernetes "Admission webhook good practices").
 """
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from injector.container import (
     sidecar_volumes,
 )
 from injector.guard import PodRefused, carries_ours, check_ours, check_pod
+from injector.probes import rewritten
 from sidecar import contract
 
 Raw = Mapping[str, Any]
@@ -52,20 +54,30 @@ def mutate(pod: Raw, namespace: Raw, mesh: MeshSettings) -> Mutation:
         annotations, (namespace.get("metadata") or {}).get("annotations") or {}
     )
     check_pod(spec, settings.mode)
-    containers, volumes = sidecar_containers(mesh, settings), sidecar_volumes()
+    if not mesh.native_sidecars:
+        _check_goes_on(metadata, spec)
+    changed: Raw = spec
+    probes, paths = "", list[str]()
+    if settings.mode == "redirect":  # else nothing is captured, and the kubelet reaches the app
+        changed, probes, paths = rewritten(spec)
+    containers, volumes = sidecar_containers(mesh, settings, probes), sidecar_volumes()
     present = carries_ours(spec)
-    if present:
-        check_ours(spec, containers, volumes)
     patch: Patch = []
+    if present:
+        patch += _set_probes(spec, probes)
+        check_ours(_with_probes(spec, probes), containers, volumes)
+    # First, while the pod's own containers are where they were.
+    patch += [_add(f"/spec{path}", _at(changed, path)) for path in paths]
     if not present:
-        patch += _prepend(spec, "initContainers", containers)
+        patch += _prepend(spec, "initContainers", containers.init_containers)
+        patch += _prepend(spec, "containers", containers.containers)
         patch += _append(spec, "volumes", volumes)
     patch += _entries(metadata, "labels", {contract.INJECTED_LABEL: "true"})
     status = _status(mesh, settings)
     evictable = _evictable(annotations.get(_EVICT_ANNOTATION, ""))
     wanted = {contract.STATUS_ANNOTATION: status, _EVICT_ANNOTATION: evictable}
     patch += _entries(metadata, "annotations", wanted)
-    return Mutation(patch)
+    return Mutation(patch, () if mesh.native_sidecars else _plain_warnings(spec))
 
 
 def _skip(annotations: Raw, labels: Raw, spec: Raw, namespace: Raw) -> tuple[str, str]:
@@ -94,7 +106,75 @@ def _skip(annotations: Raw, labels: Raw, spec: Raw, namespace: Raw) -> tuple[str
     return "", ""
 
 
+def _check_goes_on(metadata: Raw, spec: Raw) -> None:
+    """Without native sidecars a pod that should end never would: its proxy goes on."""
+    owners = metadata.get("ownerReferences") or ()
+    job = any(owner.get("kind") == "Job" for owner in owners)
+    if job or spec.get("restartPolicy", "Always") != "Always":
+        what = "a Job" if job else f"a pod with restartPolicy {spec['restartPolicy']}"
+        raise PodRefused(
+            "never_ends",
+            f"{what} would never end beside its proxy on this cluster, which has no native sidecars "
+            f"(Kubernetes 1.29); label its pods {contract.INJECT_LABEL}: disabled, or upgrade",
+        )
+
+
+def _plain_warnings(spec: Raw) -> tuple[str, ...]:
+    said = (
+        "podlink: this cluster has no native sidecars (Kubernetes 1.29), so the proxy is an "
+        "ordinary container: at the pod's end it may stop before the app"
+    )
+    if not spec.get("initContainers"):
+        return (said,)
+    return (
+        said,
+        "podlink: init containers run before the proxy here, and have no TCP connections",
+    )
+
+
+def _set_probes(spec: Raw, wanted: str) -> Patch:
+    """Have the proxy that is there already run what other webhooks have added since."""
+    return [
+        _add(f"{path}/value", wanted)
+        for path, entry in _probes_entries(spec)
+        if entry.get("value", "") != wanted
+    ]
+
+
+def _with_probes(spec: Raw, wanted: str) -> Raw:
+    """The spec as `_set_probes` leaves it, for the comparison with what we inject."""
+    made = copy.deepcopy(dict(spec))
+    for _, entry in _probes_entries(made):
+        if set(entry) <= {"name", "value"}:
+            entry.pop("value", None)
+            entry.update(_probes_entry(wanted))
+    return made
+
+
+def _probes_entries(spec: Raw) -> Iterator[tuple[str, Any]]:
+    for field in ("initContainers", "containers"):
+        for number, one in enumerate(spec.get(field) or ()):
+            if one.get("name") == contract.PROXY_CONTAINER:
+                for place, entry in enumerate(one.get("env") or ()):
+                    if entry.get("name") == contract.PROBES_VARIABLE:
+                        yield f"/spec/{field}/{number}/env/{place}", entry
+
+
+def _probes_entry(text: str) -> dict[str, str]:
+    name = {"name": contract.PROBES_VARIABLE}
+    return {**name, "value": text} if text else name
+
+
+def _at(spec: Raw, path: str) -> Any:
+    found: Any = spec
+    for step in path.split("/")[1:]:
+        found = found[int(step)] if isinstance(found, list) else found[step]
+    return found
+
+
 def _prepend(spec: Raw, field: str, items: list[dict[str, Any]]) -> Patch:
+    if not items:
+        return []
     if not spec.get(field):
         return [_add(f"/spec/{field}", items)]
     return [_add(f"/spec/{field}/{number}", item) for number, item in enumerate(items)]

@@ -29,7 +29,14 @@ from sidecar.admin import pages
 from sidecar.admin.server import AdminServer
 from sidecar.admin.tap import Tap
 from sidecar.config import SidecarConfig, Upstream
-from sidecar.contract import ALPN, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
+from sidecar.contract import (
+    ALPN,
+    HEALTH_PORT,
+    INBOUND_PORT,
+    OUTBOUND_PORT,
+    OWN_PORTS,
+    PROBE_PATH,
+)
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.banned import cut_banned
 from sidecar.dataplane.context import Plane, Trust
@@ -43,6 +50,7 @@ from sidecar.discovery.client import RegistryClient
 from sidecar.discovery.translate import policy_set
 from sidecar.health import HealthServer, check
 from sidecar.lag import LoopLag
+from sidecar.probes.table import ProbeTable
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.wire.opening import SHUTDOWN
@@ -107,6 +115,8 @@ class Sidecar:
                 tap=tap,
             ),
         )
+        self._probes = ProbeTable(config.probes, config.mark)
+        self._health.routes.add(PROBE_PATH, self._probes.answer)
 
     async def run_until_signalled(self) -> None:
         """Start, serve until SIGTERM or SIGINT, drain and end."""
@@ -240,6 +250,7 @@ class Sidecar:
         await self._health.close()
         await self._admin.close()
         self._lag.close()
+        await self._probes.close()
         await self._channel.close()
         await self._exporter.close()
         _log.info("stopped")

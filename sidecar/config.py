@@ -17,6 +17,7 @@ from sidecar.contract import (
     TOKEN_PATH,
 )
 from sidecar.directory import Own
+from sidecar.probes.spec import AppProbes
 
 _CLUSTER_CIDRS = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7"
 _UPSTREAM = re.compile(
@@ -54,6 +55,8 @@ class SidecarConfig:
     cluster_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
     mark: int
     """SO_MARK on our own connections; 0 where capture exempts us by UID."""
+    probes: AppProbes
+    """The app's own probes, which the kubelet asks us to run."""
     log_level: str
     drain_s: float
     """How long running links may go on after SIGTERM."""
@@ -83,6 +86,7 @@ class SidecarConfig:
             mark=PROXY_MARK
             if settings.choice("PODLINK_EXEMPT_BY", "uid", frozenset({"uid", "mark"})) == "mark"
             else 0,
+            probes=AppProbes.from_settings(settings),
             log_level=settings.choice("PODLINK_LOG_LEVEL", "info", _LOG_LEVELS),
             drain_s=settings.seconds("PODLINK_SHUTDOWN_GRACE_PERIOD", 25.0),
         )

@@ -30,6 +30,8 @@ CAPTURE_CONTAINER = "podlink-capture"
 PROXY_CONTAINER = "podlink-proxy"
 CAPTURE_COMMAND = ("python", "-m", "sidecar.capture")
 PROXY_COMMAND = ("python", "-m", "sidecar")
+WAIT_COMMAND = ("python", "-m", "sidecar.wait")
+"""Ends once the proxy in its container is ready; the hook of a proxy that is no native sidecar."""
 
 ALPN = "podlink/1"
 TOKEN_AUDIENCE = "podlink-ca"  # noqa: S105 - a name, not a secret
@@ -42,6 +44,11 @@ STATUS_ANNOTATION = "podlink.dev/status"
 CONFIG_PREFIX = "config.podlink.dev/"
 BUNDLE_CONFIG_MAP = "podlink-bundle"
 BUNDLE_KEY = "root.pem"
+
+PROBE_PATH = "/probe/"
+"""On the health port: `/probe/<container>/<kind>` runs that probe of the app."""
+PROBES_VARIABLE = "PODLINK_PROBES"
+"""The proxy's setting that holds the app's probes, by `<container>/<kind>` (`sidecar/probes`)."""
 
 TOKEN_PATH = "/var/run/secrets/podlink/token/token"  # noqa: S105 - where it lies, not what it is
 BUNDLE_PATH = "/var/run/secrets/podlink/bundle/root.pem"

@@ -26,7 +26,7 @@ _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _VOLUME_TYPES = frozenset(
     {"emptyDir", "configMap", "secret", "projected", "downwardAPI", "hostPath"}
 )
-_PROBE_KINDS = frozenset({"httpGet", "tcpSocket", "exec"})
+_PROBE_KINDS = frozenset({"httpGet", "tcpSocket", "grpc", "exec"})
 _FREE_NAMES = frozenset({"rbac.authorization.k8s.io"})
 
 
@@ -178,7 +178,7 @@ def _check_container(container: Object, path: str, volumes: set[str], refuse: Re
         if (found := container.get(probe)) is not None:
             _need(found, dict, f"{path}.{probe}", refuse)
             if len(_PROBE_KINDS & set(found)) != 1:
-                raise refuse(f"{path}.{probe}", "must have one of httpGet, tcpSocket, exec")
+                raise refuse(f"{path}.{probe}", "must have one of httpGet, tcpSocket, grpc, exec")
     for key in ("runAsUser", "runAsGroup"):
         if (value := dig(container, "securityContext", key)) is not None:
             _need(value, int, f"{path}.securityContext.{key}", refuse)

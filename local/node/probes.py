@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import aiohttp
 
 from local.objects import Object
+from sidecar.probes.grpc import ask_grpc
+from sidecar.probes.http import ProbeFailed
+from sidecar.probes.spec import GrpcProbe
 
 _QUICK_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Before the first success a probe is tried at these times as well; their failures do not count.
@@ -85,9 +88,17 @@ async def succeeds(action: Object, timeout_s: float, where: Where) -> bool:
                 )
                 writer.close()
                 return True
+            if "grpc" in action:
+                return await _grpc(action["grpc"], timeout_s, where)
             return await _http(action["httpGet"], timeout_s, where)
-    except (OSError, TimeoutError, aiohttp.ClientError, KeyError, ValueError):
+    except (OSError, TimeoutError, aiohttp.ClientError, KeyError, ValueError, ProbeFailed):
         return False
+
+
+async def _grpc(action: Object, timeout_s: float, where: Where) -> bool:
+    port = port_number(action["port"], {})
+    await ask_grpc(GrpcProbe(port, timeout_s, action.get("service") or ""), where.ip)
+    return True
 
 
 async def _http(get: Object, timeout_s: float, where: Where) -> bool:

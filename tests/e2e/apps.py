@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 GREETING = b"220 ready\r\n"
 _CHUNK = 1 << 16
@@ -186,12 +187,30 @@ async def _burst(host: str, port: int, amount: int) -> dict[str, int]:
     return outcomes
 
 
+async def _grpc_health(port: int) -> None:
+    """A gRPC server whose health service says SERVING for "shop" and NOT_SERVING for the rest."""
+    import grpc.aio
+
+    async def check(request: bytes, _: object) -> bytes:
+        return b"\x08\x01" if request == b"\x0a\x04shop" else b"\x08\x02"
+
+    server = grpc.aio.server()
+    handlers: dict[str, Any] = {"Check": grpc.unary_unary_rpc_method_handler(check)}
+    health = grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)
+    server.add_generic_rpc_handlers((health,))
+    server.add_insecure_port(f"[::]:{port}")
+    await server.start()
+    await server.wait_for_termination()
+
+
 def main(argv: list[str]) -> None:
     command, *rest = argv
     match command:
         case "greet" | "echo":
             talk = _greet if command == "greet" else _echo
             asyncio.run(_serve(talk, int(rest[0]), rest[1] if len(rest) > 1 else ""))
+        case "grpc-health":
+            asyncio.run(_grpc_health(int(rest[0])))
         case "pour":
             asyncio.run(_serve(_pour(int(rest[1])), int(rest[0]), ""))
         case "try":

@@ -1,6 +1,8 @@
 """Pods that would undermine their sidecar, and pods that only look injected."""
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,3 +204,11 @@ def test_what_the_api_server_fills_in_between_two_calls_is_no_change() -> None:
     raw["spec"]["volumes"][0]["projected"]["defaultMode"] = 420
     raw["spec"]["volumes"][1]["configMap"]["defaultMode"] = 420
     assert changed(raw).patch == []
+
+
+def test_every_reason_for_a_refusal_is_explained() -> None:
+    sources = "".join(path.read_text() for path in Path("injector").glob("*.py"))
+    used = set(re.findall(r'(?:PodRefused|refuse)\([^")]*"([a-z_]+)"', sources))
+    assert {"proxy_id", "probe_port", "never_ends", "namespace_unknown"} <= used
+    page = Path("docs/reasons.md").read_text()
+    assert {reason for reason in used if f"`{reason}`" not in page} == set()

@@ -23,6 +23,7 @@ from tests.injector.pods import (
     namespace,
     pod,
 )
+from tests.injector.write_golden import answered
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(GOLDEN.glob("*.json"))
@@ -46,6 +47,22 @@ def test_the_patch_is_the_golden_one(path: Path) -> None:
     mutation = changed(case["pod"], case["namespace"], mesh)
     assert list(mutation.warnings) == case["warnings"]
     assert mutation.patch == case["patch"]
+
+
+REVIEWS = sorted((Path(__file__).parent / "reviews").glob("*.json"))
+
+
+@pytest.mark.attack_row(34)
+@pytest.mark.attack_row(36)
+@pytest.mark.parametrize("path", REVIEWS, ids=lambda path: path.stem)
+def test_the_review_gets_the_golden_answer(path: Path) -> None:
+    """Each file holds an AdmissionReview, its namespace and the whole answer, its patch decoded."""
+    case = json.loads(path.read_text())
+    assert answered(case) == case["response"]
+
+
+def test_there_are_golden_reviews() -> None:
+    assert len(REVIEWS) >= 15
 
 
 def test_there_are_golden_cases() -> None:

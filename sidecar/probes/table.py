@@ -1,0 +1,69 @@
+"""Answers `/probe/<container>/<kind>` on the health port by asking the app.
+
+Anybody who reaches the health port can ask, so each probe runs at most once at a time: who asks
+meanwhile gets the same answer. An answer holds a status and podlink's own words, nothing of the app's.
+"""
+
+import asyncio
+from contextlib import closing
+from typing import Final
+
+from kit.tasks import spawn, stop
+from sidecar.contract import PROBE_PATH
+from sidecar.pages import Answer, Request, text
+from sidecar.probes.grpc import ask_grpc
+from sidecar.probes.http import ProbeFailed, ask_http, connect
+from sidecar.probes.spec import AppProbes, GrpcProbe, HttpProbe, Probe
+
+_Verdict = tuple[int, str]
+_WELL: Final[_Verdict] = (200, "ok\n")
+
+
+class ProbeTable:
+    """`mark` is put on our own connections where capture exempts by mark; 0 for none."""
+
+    def __init__(self, app: AppProbes, mark: int = 0) -> None:
+        self._app, self._mark = app, mark
+        self._running: dict[str, asyncio.Task[_Verdict]] = {}
+
+    async def answer(self, request: Request) -> Answer:
+        """For the health port's routes: 200, or the app's error status, or 503, or 404."""
+        key = request.path.removeprefix(PROBE_PATH)
+        probe = self._app.probes.get(key)
+        if probe is None:
+            return text(f"no probe {key[:200]!r}\n", 404)
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = spawn(self._run(probe), name=f"probe {key}")
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        status, said = await asyncio.shield(task)
+        return text(said, status)
+
+    async def close(self) -> None:
+        await stop(*self._running.values())
+
+    async def _run(self, probe: Probe) -> _Verdict:
+        try:
+            async with asyncio.timeout(probe.timeout_s):
+                await self._ask(probe)
+        except ProbeFailed as e:
+            return e.status, self._said(probe, str(e))
+        except TimeoutError:
+            return 503, self._said(probe, f"no answer within {probe.timeout_s:g} s")
+        except (OSError, ValueError) as e:  # ValueError: a redirect to what is no address
+            return 503, self._said(probe, str(e))
+        return _WELL
+
+    async def _ask(self, probe: Probe) -> None:
+        if isinstance(probe, HttpProbe):
+            await ask_http(probe, self._app.ip, self._mark)
+        elif isinstance(probe, GrpcProbe):
+            await ask_grpc(probe, self._app.ip)
+        else:
+            _, writer = await connect(self._app.ip, probe.port, self._mark)
+            with closing(writer):
+                pass
+
+    def _said(self, probe: Probe, what: str) -> str:
+        kind = type(probe).__name__.removesuffix("Probe").upper()
+        return f"podlink asked the app by {kind} at {self._app.ip} port {probe.port}: {what}\n"
