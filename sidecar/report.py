@@ -40,6 +40,7 @@ class LinkRecord:
         "end_ns",
         "endpoint_choice",
         "error",
+        "nearest_rule",
         "original_ip",
         "original_port",
         "parent_span_id",
@@ -80,6 +81,8 @@ class LinkRecord:
         """One line for a person, in addition to `reason`."""
         self.policy = ""
         self.rule = ""
+        self.nearest_rule = ""
+        """Of a denial: the rule that came nearest to allowing it, and what was missing."""
         self.source_ip = ""
         self.source_port = 0
         self.source_pod = ""

@@ -5,10 +5,12 @@ reviewer's question never holds up the spans that arrive meanwhile.
 """
 
 import asyncio
+import heapq
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +28,7 @@ _PAGE = 500
 _MAX_SCANNED = 200_000
 _DEADLINE_S = 10.0
 _AT_ONCE = 4
+_FEW_EDGES = 200
 
 T = TypeVar("T")
 
@@ -94,21 +97,16 @@ def _reading(path: Path, deadline_s: float) -> Iterator[sqlite3.Connection]:
 def _links(db: sqlite3.Connection, wanted: LinkFilter, now_ns: int) -> list[Item]:
     """Walk back through the spans that could belong to a link that fits, a page at a time; join
     each page's traces; keep the links that fit as a whole."""
-    table, where, values = _candidates(wanted)
-    first = _first_id(db, wanted, now_ns)
+    candidates = _candidates(db, wanted, _first_id(db, wanted, now_ns))
     found: list[Item] = []
     seen: set[bytes] = set()
-    before, scanned = (1 << 63) - 1, 0
+    scanned = 0
     while len(found) < wanted.limit and scanned < _MAX_SCANNED:
-        page = db.execute(
-            f"SELECT id, trace_id FROM {table} "  # noqa: S608 - every part is fixed text
-            f"WHERE id >= ? AND id < ? AND {where} ORDER BY id DESC LIMIT ?",
-            (first, before, *values, _PAGE),
-        ).fetchall()
+        page = list(islice(candidates, _PAGE))
         if not page:
             break
-        before, scanned = page[-1]["id"], scanned + len(page)
-        traces = {row["trace_id"] for row in page} - seen
+        scanned += len(page)
+        traces = set(page) - seen
         seen |= traces
         found.extend(item for item in join(_link_spans(db, traces)) if _fits(item, wanted))
     found.sort(key=lambda item: int(str(item["start_unix_ns"])), reverse=True)
@@ -126,23 +124,57 @@ def _first_id(db: sqlite3.Connection, wanted: LinkFilter, now_ns: int) -> int:
     return int(row["id"]) if row is not None else (1 << 63) - 1
 
 
-def _candidates(wanted: LinkFilter) -> tuple[str, str, list[str]]:
-    """The table (and index) to walk, the condition on one span, and its values."""
-    table, where, values = "spans", ["is_link"], list[str]()
-    if wanted.namespace is not None:
-        where.append("(source_namespace = ? OR destination_namespace = ?)")
-        values += [wanted.namespace] * 2
-    if wanted.identity is not None:
-        where.append("(source_identity = ? OR destination_identity = ?)")
-        values += [wanted.identity] * 2
-    for column, value in (("verdict", wanted.verdict), ("security", wanted.security)):
-        if value is not None:
-            where.append(f"{column} = ?")
-            values.append(value)
+def _candidates(db: sqlite3.Connection, wanted: LinkFilter, first: int) -> Iterator[bytes]:
+    """Trace ids of spans that could belong to a link that fits, newest first.
+
+    What is neither allowed mTLS nor within a pod has an index of its own, few among many. Else, if
+    few edges fit, their spans are merged; if many do, the newest spans are soon theirs.
+    """
+    where, values = ["direction IS NOT NULL", "id >= ?"], list[object]([first])
+    edges = _numbers(
+        db,
+        "edges",
+        {
+            "(source_namespace = ? OR destination_namespace = ?)": [wanted.namespace] * 2,
+            "(source = ? OR destination = ?)": [wanted.identity] * 2,
+        },
+    )
+    ways = _numbers(
+        db, "ways", {"verdict = ?": [wanted.verdict], "security = ?": [wanted.security]}
+    )
+    if edges is not None:
+        where.append(f"edge IN ({', '.join(map(str, edges))})")
+    if ways is not None:
+        where.append(f"way IN ({', '.join(map(str, ways))})")
     if wanted.verdict not in (None, "allowed") or wanted.security in ("plaintext", "none"):
-        table = "spans INDEXED BY links_to_review"  # few among many, and what reviewers ask for
-        where.append("NOT is_ordinary")
-    return table, " AND ".join(where), values
+        tables = [("spans INDEXED BY links_to_review", "NOT is_ordinary")]
+    elif edges is not None and len(edges) <= _FEW_EDGES:
+        tables = [("spans INDEXED BY spans_by_edge", f"edge = {edge}") for edge in edges]
+    else:
+        tables = [("spans NOT INDEXED", "true")]
+    cursors = [
+        db.execute(
+            f"SELECT id, trace_id FROM {table} WHERE {more} AND {' AND '.join(where)} "  # noqa: S608 - fixed text and numbers
+            "ORDER BY id DESC",
+            values,
+        )
+        for table, more in tables
+    ]
+    return (row[1] for row in heapq.merge(*cursors, key=lambda row: int(row[0]), reverse=True))
+
+
+def _numbers(
+    db: sqlite3.Connection, table: str, conditions: Mapping[str, Sequence[str | None]]
+) -> list[int] | None:
+    """Ids of the rows that fit the conditions which have values; None if none has."""
+    asked = {c: v for c, v in conditions.items() if v[0] is not None}
+    if not asked:
+        return None
+    rows = db.execute(
+        f"SELECT id FROM {table} WHERE {' AND '.join(asked)}",  # noqa: S608 - fixed text
+        [value for values in asked.values() for value in values],
+    )
+    return [int(row[0]) for row in rows]
 
 
 def _fits(item: Item, wanted: LinkFilter) -> bool:
@@ -156,7 +188,7 @@ def _fits(item: Item, wanted: LinkFilter) -> bool:
 def _link_spans(db: sqlite3.Connection, traces: set[bytes]) -> Iterator[LinkSpan]:
     for trace_id in traces:
         rows = db.execute(
-            "SELECT span FROM spans WHERE trace_id = ? AND is_link ORDER BY id LIMIT ?",
+            "SELECT span FROM spans WHERE trace_id = ? AND direction IS NOT NULL ORDER BY id LIMIT ?",
             (trace_id, MAX_SPANS_OF_TRACE),
         )
         for row in rows:
@@ -179,15 +211,18 @@ def link_span(span: Span) -> LinkSpan:
 
 def _trace(db: sqlite3.Connection, trace_id: bytes) -> list[Item]:
     rows = db.execute(
-        "SELECT span, resource, received_ns FROM spans LEFT JOIN resources "
-        "ON spans.resource_digest = resources.digest "
+        "SELECT span, resources.resource, sender, received_ns FROM spans LEFT JOIN resources "
+        "ON spans.resource = resources.id "
         "WHERE trace_id = ? ORDER BY start_ns, spans.id LIMIT ?",
         (trace_id, MAX_SPANS_OF_TRACE),
     )
-    return [_span_item(row["span"], row["resource"] or b"", row["received_ns"]) for row in rows]
+    return [
+        _span_item(row["span"], row["resource"] or b"", row["received_ns"], row["sender"] or "")
+        for row in rows
+    ]
 
 
-def _span_item(blob: bytes, resource: bytes, received_ns: int) -> Item:
+def _span_item(blob: bytes, resource: bytes, received_ns: int, sender: str) -> Item:
     span = Span.FromString(blob)
     return {
         "trace_id": span.trace_id.hex(),
@@ -200,6 +235,7 @@ def _span_item(blob: bytes, resource: bytes, received_ns: int) -> Item:
         "end_unix_ns": str(span.end_time_unix_nano),
         "duration_ms": round((span.end_time_unix_nano - span.start_time_unix_nano) / 1e6, 3),
         "received": iso(received_ns),
+        "sender": sender,
         "status": _enum_name(Status.StatusCode, span.status.code, "STATUS_CODE_"),
         "status_message": span.status.message,
         "attributes": plain_attributes(span.attributes),

@@ -8,6 +8,7 @@ and a span with impossible ids is refused, alone.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
@@ -21,65 +22,110 @@ MAX_ATTRIBUTES = 128
 _MAX_INT64 = (1 << 63) - 1
 
 LINK, LINK_OPENED = "link", "link opened"
-_NAMES = frozenset({LINK, LINK_OPENED})
+ISSUED, REFUSED, BANNED = "certificate issued", "certificate refused", "certificate banned"
+LINK_NAMES = frozenset({LINK, LINK_OPENED})
+CERTIFICATE_NAMES = frozenset({ISSUED, REFUSED, BANNED})
 
-TEXT_COLUMNS: Mapping[str, str] = {
-    "direction": "podlink.direction",
-    "security": "podlink.security",
-    "verdict": "podlink.verdict",
-    "source_pod": "podlink.source.pod",
-    "source_identity": "podlink.source.identity",
-    "destination_pod": "podlink.destination.pod",
-    "destination_identity": "podlink.destination.identity",
-    "service": "podlink.service",
-}
-"""Columns that questions select by, and the attribute each one is a copy of (docs/spans.md)."""
 
-COLUMNS = (
-    "digest",
-    "received_ns",
-    "trace_id",
-    "span_id",
-    "parent_span_id",
-    "name",
-    "start_ns",
-    "end_ns",
-    "is_link",
-    "is_ordinary",
-    *TEXT_COLUMNS,
-    "source_namespace",
-    "destination_namespace",
-    "resource_digest",
-    "span",
-)
+class EdgeKey(NamedTuple):
+    """Who talks to whom, and what was asked for. An end is known by the best name there is: its
+    identity, else its pod, else (a destination) the Service, else its address."""
 
-Cell = str | int | bytes | None
+    source_kind: str
+    source: str
+    source_namespace: str
+    destination_kind: str
+    destination: str
+    destination_namespace: str
+    service: str
+    port: int
+
+
+class WayKey(NamedTuple):
+    """How a link went, and what decided it."""
+
+    security: str
+    verdict: str
+    reason: str
+    policy: str
+    rule: str
+    nearest_rule: str
+
+
+class Certificate(NamedTuple):
+    """One line of the CA's ledger."""
+
+    event: str
+    """`issued`, `refused` or `banned`."""
+    at_ns: int
+    serial: str
+    identity: str
+    pod: str
+    pod_uid: str
+    node: str
+    issuer: str
+    not_before_ns: int
+    not_after_ns: int
+    reason: str
+
+
+class SpanRow(NamedTuple):
+    digest: bytes
+    """Of sender, resource and span: the same span sent twice (a retry after a time-out) is one span.
+    Anything else is kept: a forged span with a real one's ids must not keep the real one out."""
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes | None
+    name: str
+    start_ns: int
+    end_ns: int
+    direction: str
+    edge: EdgeKey | None
+    way: WayKey | None
+    source_pod: str
+    destination_pod: str
+    bytes_sent: int
+    bytes_received: int
+    is_ordinary: bool
+    chain: str
+    sequence: int
+    certificate: Certificate | None
+    span: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRows:
+    """The spans of one resource, which one sender vouches for (or nobody)."""
+
+    digest: bytes
+    resource: bytes
+    sender: str
+    rows: list[SpanRow]
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    spans: list[tuple[Cell, ...]]
-    resources: dict[bytes, bytes]
-    """Digest to the bytes of the Resource message."""
+    resources: list[ResourceRows]
     rejected: int
 
 
-def rows_of(request: ExportTraceServiceRequest, received_ns: int) -> Rows:
-    """Every span of the request as a tuple in the order of COLUMNS."""
-    rows = Rows([], {}, 0)
+def rows_of(request: ExportTraceServiceRequest, sender: str = "") -> Rows:
+    """Every span of the request. `sender` is the identity that the connection proved, or empty."""
+    found: list[ResourceRows] = []
     rejected = 0
     for resource_spans in request.resource_spans:
         resource = resource_spans.resource.SerializeToString()
         if len(resource) > MAX_SPAN_BYTES:
             resource = b""
-        resource_digest = _digest(resource)
-        rows.resources[resource_digest] = resource
+        digest = _digest(sender.encode() + b"\0" + resource)
+        rows = []
         for span in _spans_of(resource_spans):
             if len(span.trace_id) != 16 or len(span.span_id) != 8:
                 rejected += 1
                 continue
-            rows.spans.append(_row(span, resource_digest, received_ns))
-    return Rows(rows.spans, rows.resources, rejected)
+            rows.append(_row(span, digest))
+        found.append(ResourceRows(digest, resource, sender, rows))
+    return Rows(found, rejected)
 
 
 def count_spans(request: ExportTraceServiceRequest) -> int:
@@ -91,41 +137,127 @@ def _spans_of(resource_spans: ResourceSpans) -> Iterator[Span]:
         yield from scope_spans.spans
 
 
-def _row(span: Span, resource_digest: bytes, received_ns: int) -> tuple[Cell, ...]:
+def _row(span: Span, resource_digest: bytes) -> SpanRow:
     blob = _bounded_blob(span)
-    found = dict(_texts(span.attributes)) if span.name in _NAMES else {}
-    is_link = found.get("podlink.direction") in ("outbound", "inbound")
-    texts = [found.get(name) for name in TEXT_COLUMNS.values()]
-    ordinary = found.get("podlink.verdict") == "allowed" and found.get("podlink.security") in (
-        "mtls",
-        "self",
-    )
-    parent = span.parent_span_id if len(span.parent_span_id) == 8 else None
-    return (
-        # The same span sent twice (a retry after a time-out) is one span. Anything else is kept:
-        # a forged span with a real one's ids must not keep the real one out.
+    name = span.name
+    texts: dict[str, str] = {}
+    numbers: dict[str, int] = {}
+    edge = way = certificate = None
+    direction = ""
+    if name in LINK_NAMES or name in CERTIFICATE_NAMES:
+        _read(span.attributes, texts, numbers)
+    start_ns = min(span.start_time_unix_nano, _MAX_INT64)
+    end_ns = min(span.end_time_unix_nano, _MAX_INT64)
+    if name in LINK_NAMES:
+        direction = texts.get("podlink.direction", "")
+        if direction in ("outbound", "inbound"):
+            edge, way = _edge(texts, numbers), _way(texts)
+        else:
+            direction = ""
+    elif texts or numbers:
+        certificate = _certificate(name, texts, end_ns)
+    return SpanRow(
         _digest(resource_digest + blob),
-        received_ns,
         span.trace_id,
         span.span_id,
-        parent,
-        span.name[:MAX_TEXT],
-        min(span.start_time_unix_nano, _MAX_INT64),
-        min(span.end_time_unix_nano, _MAX_INT64),
-        int(is_link),
-        int(ordinary),
-        *texts,
-        _namespace(found.get("podlink.source.pod"), found.get("podlink.source.identity")),
-        _namespace(found.get("podlink.destination.pod"), found.get("podlink.destination.identity")),
-        resource_digest,
+        span.parent_span_id if len(span.parent_span_id) == 8 else None,
+        name[:MAX_TEXT],
+        start_ns,
+        end_ns,
+        direction,
+        edge,
+        way,
+        texts.get("podlink.source.pod", ""),
+        texts.get("podlink.destination.pod", ""),
+        max(0, numbers.get("podlink.bytes.sent", 0)),
+        max(0, numbers.get("podlink.bytes.received", 0)),
+        way is not None and way.verdict == "allowed" and way.security in ("mtls", "self"),
+        texts.get("podlink.chain.id", ""),
+        numbers.get("podlink.chain.sequence", 0),
+        certificate,
         blob,
     )
 
 
+def _edge(texts: Mapping[str, str], numbers: Mapping[str, int]) -> EdgeKey:
+    identity, pod = texts.get("podlink.source.identity"), texts.get("podlink.source.pod")
+    if identity:
+        source_kind, source = "identity", identity
+    elif pod:
+        source_kind, source = "pod", pod
+    else:
+        source_kind, source = "address", texts.get("client.address", "")
+    source_namespace = _namespace(pod, identity)
+    identity, pod = texts.get("podlink.destination.identity"), texts.get("podlink.destination.pod")
+    service = texts.get("podlink.service", "")
+    if identity:
+        destination_kind, destination = "identity", identity
+    elif pod:
+        destination_kind, destination = "pod", pod
+    elif service:
+        destination_kind, destination = "service", service
+    else:
+        destination_kind = "address"
+        destination = texts.get("podlink.destination.address") or texts.get("server.address", "")
+    destination_namespace = _namespace(pod, identity)
+    if not destination_namespace and service:
+        destination_namespace = service.rpartition(".")[2]
+    port = numbers.get("podlink.destination.port") or numbers.get("server.port", 0)
+    return EdgeKey(
+        source_kind,
+        source,
+        source_namespace,
+        destination_kind,
+        destination,
+        destination_namespace,
+        service,
+        port if 0 <= port <= 65535 else 0,
+    )
+
+
+def _way(texts: Mapping[str, str]) -> WayKey:
+    return WayKey(
+        texts.get("podlink.security", ""),
+        texts.get("podlink.verdict", ""),
+        texts.get("podlink.reason", ""),
+        texts.get("podlink.policy", ""),
+        texts.get("podlink.rule", ""),
+        texts.get("podlink.nearest_rule", ""),
+    )
+
+
+def _certificate(name: str, texts: Mapping[str, str], at_ns: int) -> Certificate:
+    return Certificate(
+        name.removeprefix("certificate "),
+        at_ns,
+        texts.get("podlink.certificate.serial", ""),
+        texts.get("podlink.certificate.identity", ""),
+        texts.get("podlink.certificate.pod", ""),
+        texts.get("podlink.certificate.pod_uid", ""),
+        texts.get("podlink.certificate.node", ""),
+        texts.get("podlink.certificate.issuer", ""),
+        _nanoseconds(texts.get("podlink.certificate.not_before", "")),
+        _nanoseconds(texts.get("podlink.certificate.not_after", "")),
+        texts.get("podlink.reason", ""),
+    )
+
+
+def _nanoseconds(raw_time: str) -> int:
+    """An RFC 3339 time in UTC as Unix nanoseconds; 0 for what is none."""
+    import datetime as dt
+
+    try:
+        at = dt.datetime.fromisoformat(raw_time)
+        return max(0, int(at.timestamp())) * 1_000_000_000 if at.tzinfo is not None else 0
+    except (ValueError, OverflowError):
+        return 0
+
+
 def _bounded_blob(span: Span) -> bytes:
-    if len(span.attributes) <= MAX_ATTRIBUTES and span.ByteSize() <= MAX_SPAN_BYTES:
+    if len(span.attributes) <= MAX_ATTRIBUTES:
         blob: bytes = span.SerializeToString()
-        return blob
+        if len(blob) <= MAX_SPAN_BYTES:
+            return blob
     kept = Span(
         trace_id=span.trace_id,
         span_id=span.span_id,
@@ -145,20 +277,26 @@ def _bounded_blob(span: Span) -> bytes:
     return bytes(kept.SerializeToString())
 
 
-def _texts(attributes: Iterable[KeyValue]) -> Iterator[tuple[str, str]]:
+def _read(attributes: Iterable[KeyValue], texts: dict[str, str], numbers: dict[str, int]) -> None:
+    """Text and whole numbers, by name; of a name that comes twice the last counts."""
     for attribute in attributes:
-        if attribute.value.WhichOneof("value") == "string_value":
+        value = attribute.value
+        kind = value.WhichOneof("value")
+        if kind == "string_value":
+            text = value.string_value[:MAX_TEXT]
             # NUL is legal in protobuf text, but ends a text for some of SQLite's functions.
-            yield attribute.key, attribute.value.string_value[:MAX_TEXT].replace("\0", "\ufffd")
+            texts[attribute.key] = text.replace("\0", "\ufffd") if "\0" in text else text
+        elif kind == "int_value":
+            numbers[attribute.key] = value.int_value
 
 
-def _namespace(pod: str | None, identity: str | None) -> str | None:
+def _namespace(pod: str | None, identity: str | None) -> str:
     """From `namespace/name`, else from `spiffe://<trust domain>/ns/<namespace>/sa/...`."""
     if pod and "/" in pod:
         return pod.partition("/")[0]
     if identity and len(parts := identity.split("/")) > 4 and parts[3] == "ns":
         return parts[4]
-    return None
+    return ""
 
 
 def _digest(content: bytes) -> bytes:

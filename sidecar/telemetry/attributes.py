@@ -44,6 +44,7 @@ DESTINATION_PORT: Final = "podlink.destination.port"
 DIRECT: Final = "podlink.direct"
 DIRECTION: Final = "podlink.direction"
 ENDPOINT_CHOICE: Final = "podlink.endpoint.choice"
+NEAREST_RULE: Final = "podlink.nearest_rule"
 POLICY: Final = "podlink.policy"
 POOLED: Final = "podlink.pooled"
 REASON: Final = "podlink.reason"
@@ -104,6 +105,7 @@ OF_LINKS: Final[dict[str, Type]] = {
     DIRECT: "boolean",
     DIRECTION: "string",
     ENDPOINT_CHOICE: "string",
+    NEAREST_RULE: "string",
     POLICY: "string",
     POOLED: "boolean",
     REASON: "string",

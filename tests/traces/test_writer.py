@@ -45,7 +45,9 @@ def config(tmp_path: Path) -> TracesConfig:
 
 def kept(config: TracesConfig) -> dict[str | None, int]:
     with contextlib.closing(sqlite3.connect(config.db_path)) as db:
-        return dict(db.execute("SELECT verdict, count(*) FROM spans GROUP BY verdict").fetchall())
+        return dict(
+            db.execute("SELECT verdict, count(*) FROM link_spans GROUP BY verdict").fetchall()
+        )
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -113,8 +115,11 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 
 async def test_a_question_that_takes_too_long_is_cut_off(config: TracesConfig) -> None:
     async with writing(config, Hand()) as writer:
-        await writer.write(request_of(*(outbound() for _ in range(2000))))
-        wanted = LinkFilter(namespace="nowhere")
+        await writer.write(request_of(*(outbound() for _ in range(2500))))
+        itself = outbound(security="self", source_pod="x/y", destination_pod="x/y")
+        itself.source_identity = itself.destination_identity = ""
+        await writer.write(request_of(itself))
+        wanted = LinkFilter(namespace="shop", security="self")
         assert await Reader(config.db_path).links(wanted) == []
         with pytest.raises(QueryTooSlow):
             await Reader(config.db_path, deadline_s=-1.0).links(wanted)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from certs import ledger
 from sidecar.telemetry import attributes as a
 
 DOC = (Path(__file__).resolve().parents[3] / "docs" / "spans.md").read_text()
@@ -23,6 +24,7 @@ def table_under(heading: str) -> dict[str, str]:
         ("Attributes of links", a.OF_LINKS),
         ("Attributes of a span link", a.OF_SPAN_LINKS),
         ("Attributes of `spans dropped`", a.OF_DROPS),
+        ("Attributes of the CA's ledger", ledger.OF_LEDGER),
         ("Attributes of the resource", a.OF_RESOURCE),
     ],
 )
@@ -33,5 +35,5 @@ def test_the_table_lists_exactly_the_attributes_of_the_code(
 
 
 def test_every_span_name_is_in_the_document() -> None:
-    for name in (a.LINK, a.LINK_OPENED, a.SPANS_DROPPED):
+    for name in (a.LINK, a.LINK_OPENED, a.SPANS_DROPPED, *ledger.NAMES):
         assert f"| `{name}` |" in DOC
