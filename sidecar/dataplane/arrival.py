@@ -15,7 +15,7 @@ from sidecar.authorise import authorise
 from sidecar.contract import ALPN
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
-from sidecar.dataplane.inbound import InboundTunnel, new_record
+from sidecar.dataplane.inbound import InboundTunnel, explain, new_record
 from sidecar.dataplane.plaintext import PlaintextLink
 from sidecar.dataplane.tunnel import RECORD, Tunnel
 from sidecar.directory import EXTERNAL, Found, Workload
@@ -222,9 +222,7 @@ class Arrival:
     def _report(self, error: SidecarError) -> None:
         record = self._record()
         record.verdict = "denied"
-        record.reason, record.error = error.reason, str(error)
-        if isinstance(error, Denied):
-            record.policy, record.rule = error.policy, error.rule
+        explain(record, error)
         record.end_ns, record.close = self._plane.unix_ns(), "refused"
         if record.source_pod or not self._plane.in_cluster(self._ip):
             return self._plane.report(record)

@@ -237,7 +237,7 @@ class InboundLink:
 
     def _refuse(self, code: int, error: SidecarError, verdict: str) -> None:
         self.record.verdict = "denied" if verdict == "denied" else "failed"
-        self.record.reason, self.record.error = error.reason, str(error)
+        explain(self.record, error)
         paused = isinstance(self.tunnel.user, _Held)
         self.tunnel.send(REFUSE, encode_code(code))
         self._keeper.rest()
@@ -321,3 +321,10 @@ def describe_peer(record: LinkRecord, tunnel: Tunnel) -> None:
     record.peer_serial, record.peer_sha256 = peer.serial, peer.sha256
     record.peer_not_after = int(peer.not_after.timestamp())
     record.direct, record.tls_cipher = tunnel.direct, tunnel.cipher
+
+
+def explain(record: LinkRecord, error: SidecarError) -> None:
+    """Why there is no link; for a denial also which rule spoke, and which came nearest."""
+    record.reason, record.error = error.reason, str(error)
+    if isinstance(error, Denied):
+        record.policy, record.rule, record.nearest_rule = error.policy, error.rule, error.nearest
