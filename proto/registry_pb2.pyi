@@ -313,6 +313,7 @@ class Service(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     TRAFFIC_DISTRIBUTION_FIELD_NUMBER: _builtins.int
     PUBLISH_NOT_READY_FIELD_NUMBER: _builtins.int
+    LOCAL_ONLY_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     affinity_timeout_s: _builtins.int
@@ -322,6 +323,8 @@ class Service(_message.Message):
     traffic_distribution: _builtins.str
     """"", "PreferSameZone" or "PreferSameNode"."""
     publish_not_ready: _builtins.bool
+    local_only: _builtins.bool
+    """internalTrafficPolicy: Local."""
     @_builtins.property
     def cluster_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -340,10 +343,11 @@ class Service(_message.Message):
         balance: _builtins.str = ...,
         traffic_distribution: _builtins.str = ...,
         publish_not_ready: _builtins.bool = ...,
+        local_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_timeout_s", b"affinity_timeout_s", "balance", b"balance", "cluster_ips", b"cluster_ips", "endpoints", b"endpoints", "name", b"name", "namespace", b"namespace", "ports", b"ports", "publish_not_ready", b"publish_not_ready", "traffic_distribution", b"traffic_distribution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_timeout_s", b"affinity_timeout_s", "balance", b"balance", "cluster_ips", b"cluster_ips", "endpoints", b"endpoints", "local_only", b"local_only", "name", b"name", "namespace", b"namespace", "ports", b"ports", "publish_not_ready", b"publish_not_ready", "traffic_distribution", b"traffic_distribution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -404,6 +408,7 @@ class Endpoint(_message.Message):
     SERVING_FIELD_NUMBER: _builtins.int
     TERMINATING_FIELD_NUMBER: _builtins.int
     WORKLOAD_FIELD_NUMBER: _builtins.int
+    FOR_ZONES_FIELD_NUMBER: _builtins.int
     ip: _builtins.str
     ready: _builtins.bool
     serving: _builtins.bool
@@ -416,6 +421,10 @@ class Endpoint(_message.Message):
     def workload(self) -> Global___Workload:
         """Absent: an address that is no known pod, so external and never a meshed one."""
 
+    @_builtins.property
+    def for_zones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Topology hints: zones that should use it (hints.forZones)."""
+
     def __init__(
         self,
         *,
@@ -425,10 +434,11 @@ class Endpoint(_message.Message):
         serving: _builtins.bool = ...,
         terminating: _builtins.bool = ...,
         workload: Global___Workload | None = ...,
+        for_zones: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "ports", b"ports", "ready", b"ready", "serving", b"serving", "terminating", b"terminating", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["for_zones", b"for_zones", "ip", b"ip", "ports", b"ports", "ready", b"ready", "serving", b"serving", "terminating", b"terminating", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,12 +453,16 @@ class PodSettings(_message.Message):
     EXTERNAL_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
     DECLARED_PORTS_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    PLAINTEXT_PORTS_FIELD_NUMBER: _builtins.int
     mesh_default: _builtins.str
     """"allow-meshed", "deny" or "allow-all" """
     plaintext: _builtins.str
     """"deny" or "allow" """
     external: _builtins.str
     """"allow" or "deny" """
+    zone: _builtins.str
+    """The zone of the pod's node; empty if nobody knows it."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]:
         """Policies that select this pod, compiled; an unknown version is refused and the last good kept."""
@@ -459,6 +473,10 @@ class PodSettings(_message.Message):
         pod's loopback as well: what else listens there is not for others.
         """
 
+    @_builtins.property
+    def plaintext_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ports ("9187", "9000-9010") that take plaintext though `plaintext` denies it."""
+
     def __init__(
         self,
         *,
@@ -467,10 +485,12 @@ class PodSettings(_message.Message):
         external: _builtins.str = ...,
         policies: _abc.Iterable[Global___Policy] | None = ...,
         declared_ports: _abc.Iterable[_builtins.int] | None = ...,
+        zone: _builtins.str = ...,
+        plaintext_ports: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_ports", b"declared_ports", "external", b"external", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_ports", b"declared_ports", "external", b"external", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "plaintext_ports", b"plaintext_ports", "policies", b"policies", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,7 +36,9 @@ class Answers:
         pod = self._model.pod(uid)
         if pod is None:
             return None
-        return pod_settings(pod, self._model.namespace(pod.namespace), self._mesh_default)
+        settings = pod_settings(pod, self._model.namespace(pod.namespace), self._mesh_default)
+        settings.zone = pod.zone or self._model.zone_of_node(pod.node)
+        return settings
 
     def forget(self, topics: Iterable[str]) -> None:
         """Make the answers about `topics` anew when they are next asked for."""
@@ -97,6 +99,7 @@ def _service(view: ServiceView) -> pb.Service:
         balance=service.balance,
         traffic_distribution=service.traffic_distribution,
         publish_not_ready=service.publish_not_ready,
+        local_only=service.local_only,
     )
 
 
@@ -108,4 +111,5 @@ def _endpoint(view: EndpointView) -> pb.Endpoint:
         serving=view.serving,
         terminating=view.terminating,
         workload=None if view.pod is None else _workload(view.pod, view.zone),
+        for_zones=view.for_zones,
     )

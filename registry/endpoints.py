@@ -44,6 +44,7 @@ class EndpointView:
     zone: str
     names: frozenset[str]
     pod: PodFacts | None
+    for_zones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ def _view(
         zone=(pod.zone if pod is not None else "") or endpoint.zone,
         names=frozenset({endpoint.hostname, endpoint.target_name} - {""}),
         pod=pod,
+        for_zones=endpoint.for_zones,
     )
 
 
@@ -163,6 +165,7 @@ def _merge(one: EndpointView, other: EndpointView) -> EndpointView:
         zone=one.zone or other.zone,
         names=one.names | other.names,
         pod=one.pod,
+        for_zones=tuple(sorted({*one.for_zones, *other.for_zones})),
     )
 
 

@@ -25,6 +25,7 @@ _DISTRIBUTIONS = {
     "PreferSameNode": "PreferSameNode",
 }
 _DEFAULT_AFFINITY_S = 10800
+_MAX_HINTS = 8  # what the EndpointSlice API allows
 
 
 def canonical_ip(text: str) -> str:
@@ -90,6 +91,8 @@ class ServiceFacts:
     balance: str
     traffic_distribution: str
     publish_not_ready: bool
+    local_only: bool = False
+    """`internalTrafficPolicy: Local`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class SliceEndpoint:
     hostname: str
     target_uid: str
     target_name: str
+    node: str = ""
+    for_zones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +230,7 @@ def read_service(raw: Raw) -> ServiceFacts:
         balance=balance if balance in _BALANCES else "",
         traffic_distribution=_DISTRIBUTIONS.get(spec.get("trafficDistribution") or "", ""),
         publish_not_ready=bool(spec.get("publishNotReadyAddresses")),
+        local_only=spec.get("internalTrafficPolicy") == "Local",
     )
 
 
@@ -264,7 +270,14 @@ def _slice_endpoint(raw: Raw) -> SliceEndpoint:
         hostname=raw.get("hostname") or "",
         target_uid=(target.get("uid") or "") if is_pod else "",
         target_name=(target.get("name") or "") if is_pod else "",
+        node=intern(raw.get("nodeName") or ""),
+        for_zones=_hints(raw),
     )
+
+
+def _hints(raw: Raw) -> tuple[str, ...]:
+    zones = (raw.get("hints") or {}).get("forZones") or ()
+    return tuple(intern(zone["name"]) for zone in zones[:_MAX_HINTS])
 
 
 def _claimed(text: str) -> str:

@@ -50,6 +50,8 @@ class Model:
         self._host_pods_at: defaultdict[str, set[str]] = defaultdict(set)
         self._pods_in: defaultdict[str, set[str]] = defaultdict(set)
         self._nodes: Counter[str] = Counter()
+        self._pods_on: defaultdict[str, set[str]] = defaultdict(set)
+        self._zones_of: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._services: dict[str, ServiceFacts] = {}
         self._services_at: defaultdict[str, set[str]] = defaultdict(set)
         self._slices: dict[str, SliceFacts] = {}
@@ -79,6 +81,14 @@ class Model:
 
     def is_cluster_ip(self, ip: str) -> bool:
         return bool(self._services_at.get(ip))
+
+    def zone_of_node(self, node: str) -> str:
+        """The zone that most slices say `node` is in; "" if none says.
+
+        Tenants write slices too, so nothing but the preference for near endpoints may rest on it.
+        """
+        zones = self._zones_of.get(node)
+        return max(zones, key=lambda zone: (zones[zone], zone)) if zones else ""
 
     # Questions.
 
@@ -159,11 +169,27 @@ class Model:
                     del naming[service]
                 if not naming:
                     del self._services_naming[ip]
+            self._place_nodes(facts, step, changed)
             if step > 0:
                 self._slices[key] = facts
             else:
                 del self._slices[key]
         return self._spread(changed)
+
+    def _place_nodes(self, facts: SliceFacts, step: int, changed: Topics) -> None:
+        """Count what the slice says of zones: one voice for each node that it names."""
+        for node, zone in {(one.node, one.zone) for one in facts.endpoints}:
+            if not node or not zone:
+                continue
+            before, zones = self.zone_of_node(node), self._zones_of[node]
+            zones[zone] += step
+            if not zones[zone]:
+                del zones[zone]
+            if not zones:
+                del self._zones_of[node]
+            if self.zone_of_node(node) != before:
+                on_it = self._pods_on.get(node, _NOBODY)
+                changed.update(settings_topic(uid) for uid in on_it)
 
     def change_namespace(self, old: NamespaceFacts | None, new: NamespaceFacts | None) -> Topics:
         facts = new or old
@@ -177,6 +203,8 @@ class Model:
     def _learn_pod(self, pod: PodFacts, changed: Topics) -> None:
         self._pods[pod.uid] = pod
         self._pods_in[pod.namespace].add(pod.uid)
+        if pod.node:
+            self._pods_on[pod.node].add(pod.uid)
         changed.add(settings_topic(pod.uid))
         self._place(pod, True, changed)
 
@@ -184,6 +212,7 @@ class Model:
         self._place(pod, False, changed)
         changed.add(settings_topic(pod.uid))
         _keep(self._pods_in, pod.namespace, pod.uid, False)
+        _keep(self._pods_on, pod.node, pod.uid, False)
         del self._pods[pod.uid]
 
     def _place(self, pod: PodFacts, present: bool, changed: Topics) -> None:

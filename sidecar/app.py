@@ -209,6 +209,7 @@ class Sidecar:
         self._plane.policy = policy_set(settings)
         self._plane.allow_external = settings.external != "deny"
         self._plane.declared_ports = frozenset(settings.declared_ports)
+        self._plane.own = replace(self._plane.own, zone=settings.zone)
 
     def _started(self) -> tuple[bool, str]:
         """For the startup probe: the app may start once its first connection would work."""

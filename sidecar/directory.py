@@ -50,6 +50,8 @@ class Endpoint:
     ready: bool = True
     serving: bool = True
     terminating: bool = False
+    for_zones: frozenset[str] = frozenset()
+    """Zones that its slice hints should use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,13 @@ class Service:
     ports: frozenset[int]
     endpoints: tuple[Endpoint, ...]
     affinity_timeout_s: int = 0
+    """0: no affinity."""
     balance: str = ""
+    """`round-robin` or `source-hash`; empty for the least open links of two."""
     traffic_distribution: str = ""
     publish_not_ready: bool = False
+    local_only: bool = False
+    """`internalTrafficPolicy: Local`: endpoints of the same node or none."""
 
     @property
     def key(self) -> str:
@@ -86,6 +92,9 @@ class Directory(Protocol):
 
     def ask(self, key: str, answer: Answer) -> None:
         """Ask the registry; `answer` is called from the event loop, in time or with None."""
+
+    def ask_anew(self, key: str, answer: Answer) -> None:
+        """Ask the registry whatever is known already: what was found there is not what it had said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class LinkRecord:
         self.destination_pod = ""
         self.destination_identity = ""
         self.endpoint_choice = ""
-        """Why this endpoint: `pod-ip`, `least-open`, `affinity`, `only`, `self`, `external`..."""
+        """Why this endpoint: see docs/spans.md, `podlink.endpoint.choice`."""
         self.attempts = 0
         self.pooled = False
         """An idle tunnel was used: no handshake was paid for this link."""

@@ -1,15 +1,27 @@
 """Which endpoint of a Service a link goes to, and why. Pure: time and chance are arguments.
 
-A pod IP that the app dialled never comes here: it is never rebalanced.
+A pod IP that the app dialled never comes here: it is never rebalanced. The order of the questions:
+
+    who may take a link   ready; else serving while they terminate (KEP-1669); of the family dialled
+    who is kept           `sessionAffinity: ClientIP`
+    who is near           `internalTrafficPolicy`, hints of the slices, `trafficDistribution`
+    who of these          least open links of two, in turn, or by the hash of our own address
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from random import Random
+from typing import Final, TypeVar
 
+from sidecar.dataplane.ejections import Ejections
 from sidecar.directory import Endpoint, Own, Service
 
-EJECT_FIRST_S, EJECT_LONGEST_S = 1.0, 60.0
+_Kept = TypeVar("_Kept")
+ROUND_ROBIN: Final = "round-robin"
+SOURCE_HASH: Final = "source-hash"
+MAX_REMEMBERED: Final = 8192
+"""Service ports; what an app has not dialled for longest goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,59 +33,73 @@ class Choice:
     why: str
 
 
-class Ejections:
-    """Endpoints that failed sit out, each time twice as long; one success forgives all."""
-
-    def __init__(self) -> None:
-        self._until: dict[tuple[str, int], tuple[float, int]] = {}
-
-    def failed(self, ip: str, port: int, now: float) -> None:
-        """A connect or handshake to the endpoint failed, or another identity answered there."""
-        _, failures = self._until.get((ip, port), (0.0, 0))
-        sit_out = min(EJECT_LONGEST_S, EJECT_FIRST_S * 2.0 ** min(failures, 16))
-        self._until[ip, port] = (now + sit_out, failures + 1)
-
-    def worked(self, ip: str, port: int) -> None:
-        if self._until:
-            self._until.pop((ip, port), None)
-
-    def out(self, ip: str, port: int, now: float) -> bool:
-        return bool(self._until) and self._until.get((ip, port), (0.0, 0))[0] > now
-
-    def forget_before(self, now: float) -> None:
-        """Drop those whose time has long passed, so that the table stays small."""
-        old = [key for key, (until, _) in self._until.items() if until + EJECT_LONGEST_S < now]
-        for key in old:
-            del self._until[key]
-
-
-class Affinity:
-    """Remembers where `sessionAffinity: ClientIP` sent this pod, per Service and port.
-
-    All links of a pod have one client IP, so the sidecar need remember one endpoint per Service
-    port. The time-out counts from the last link (Kubernetes "Virtual IPs", Session stickiness).
+class Memory:
+    """What earlier choices leave behind, per Service and port. Lost with the process, so nothing in it
+    may be needed: a sidecar that restarts, or another worker, comes to the same affinity by the hash.
     """
 
     def __init__(self) -> None:
-        self._last: dict[tuple[str, int], tuple[str, float]] = {}
+        self._kept: dict[tuple[str, int], tuple[str, float]] = {}
+        self._last: dict[tuple[str, int], str] = {}
+        self._ranked: dict[tuple[str, int], tuple[Service, list[Endpoint]]] = {}
 
-    def ip(self, service: Service, port: int, now: float) -> str | None:
-        found = self._last.get((service.key, port))
+    def kept_ip(self, service: Service, port: int, now: float) -> str | None:
+        """Where affinity sent this pod last, unless its time-out is over.
+
+        All links of a pod have one client IP, so one endpoint per Service port is all there is to
+        remember. The time-out counts from the last link (Kubernetes "Virtual IPs", Session affinity).
+        """
+        found = self._kept.get((service.key, port))
         return found[0] if found is not None and found[1] > now else None
 
     def keep(self, service: Service, port: int, ip: str, now: float) -> None:
-        self._last[service.key, port] = (ip, now + service.affinity_timeout_s)
+        self._kept.pop((service.key, port), None)  # the newest comes last
+        self._kept[service.key, port] = (ip, now + service.affinity_timeout_s)
+        _bound(self._kept)
+
+    def next_in_turn(self, service: Service, port: int, candidates: list[Endpoint]) -> Endpoint:
+        """The one after the last, by address: whoever comes or goes changes no other's turn."""
+        last = self._last.pop((service.key, port), "")
+        chosen = min(
+            (e for e in candidates if e.ip > last),
+            key=lambda e: e.ip,
+            default=None,
+        ) or min(candidates, key=lambda e: e.ip)
+        self._last[service.key, port] = chosen.ip
+        _bound(self._last)
+        return chosen
+
+    def by_hash(
+        self, service: Service, port: int, own: Own, candidates: list[Endpoint]
+    ) -> Endpoint:
+        """By rendezvous hashing of our own address (as IPVS `sh`, but consistent): an endpoint that
+        goes moves only what was sent to it (Thaler and Ravishankar, "Using name-based mappings")."""
+        known = self._ranked.pop((service.key, port), None)
+        if known is None or known[0] is not service:
+            source = f"{min(own.ips, default='')} {service.key} {port} ".encode()
+            ranked = sorted(service.endpoints, key=lambda e: _score(source, e.ip), reverse=True)
+            known = service, ranked
+        self._ranked[service.key, port] = known
+        _bound(self._ranked)
+        among = {e.ip for e in candidates}
+        return next(e for e in known[1] if e.ip in among)
 
 
-def eligible(service: Service, port: int) -> list[Endpoint]:
-    """The endpoints that may take a new link: ready ones; else ones that still serve while they
-    terminate (KEP-1669); all that exist if the Service publishes those that are not ready.
+def eligible(service: Service, port: int, version: int = 0) -> list[Endpoint]:
+    """The endpoints that may take a new link, in the Service's order.
+
+    Ready ones; else ones that still serve while they terminate. A Service that publishes addresses
+    which are not ready counts each as ready. `version` is the IP version that was dialled: a Service
+    has endpoints of both, and an app may listen on one. 0: a name was asked for, and the version of
+    its first address is preferred.
     """
     with_port = [e for e in service.endpoints if port in e.ports]
-    if service.publish_not_ready:
-        return with_port
-    ready = [e for e in with_port if e.ready and not e.terminating]
-    return ready or [e for e in with_port if e.serving and e.terminating]
+    publish = service.publish_not_ready
+    usable = [e for e in with_port if (e.ready or publish) and not e.terminating]
+    usable = usable or [e for e in with_port if (e.serving or publish) and e.terminating]
+    wanted_v6 = version == 6 if version else ":" in (service.cluster_ips or ("",))[0]
+    of_version = [e for e in usable if (":" in e.ip) == wanted_v6]
+    return of_version if of_version or version else usable
 
 
 def choose(
@@ -82,47 +108,98 @@ def choose(
     own: Own,
     *,
     now: float,
-    affinity: Affinity,
+    memory: Memory,
     ejections: Ejections,
     open_links: Callable[[str, int], int],
     random: Random,
-    tried: Sequence[str] = (),
+    tried: Collection[str] = (),
+    version: int = 0,
 ) -> Choice | None:
     """Choose an endpoint for one link; None if the Service has none left.
 
     `tried` are the IPs that refused this very link; they are not tried twice.
     """
-    candidates = [e for e in eligible(service, port) if e.ip not in tried]
+    usable = eligible(service, port, version)
+    if service.local_only:
+        usable = [e for e in usable if _node(e) == own.node or e.ip in own.ips]
+    candidates = [e for e in usable if e.ip not in tried] if tried else usable
     if not candidates:
         return None
-    fit = [e for e in candidates if not ejections.out(e.ip, e.ports[port], now)]
-    candidates = fit or candidates  # all ejected: better to try than to refuse
-    if service.affinity_timeout_s:
-        kept = affinity.ip(service, port, now)
-        for endpoint in candidates:
-            if endpoint.ip == kept:
-                affinity.keep(service, port, endpoint.ip, now)
-                return Choice(endpoint, endpoint.ports[port], "affinity")
-    candidates, near = _nearest(candidates, service, own)
-    if len(candidates) == 1:
-        chosen, why = candidates[0], "only"
-    else:
-        first, second = random.sample(candidates, 2)
-        less = open_links(second.ip, second.ports[port]) < open_links(first.ip, first.ports[port])
-        chosen, why = (second if less else first), "least-open"
-    if service.affinity_timeout_s:
-        affinity.keep(service, port, chosen.ip, now)
+    if ejections:  # all ejected: better to try than to refuse
+        fit = [e for e in candidates if not ejections.out(e.ip, e.ports[port], now)]
+        candidates = fit or candidates
+    kept = memory.kept_ip(service, port, now) if service.affinity_timeout_s else None
+    still_there = kept is not None and any(e.ip == kept for e in usable)
+    for endpoint in candidates if still_there else ():
+        if endpoint.ip == kept:
+            memory.keep(service, port, endpoint.ip, now)
+            ejections.tried(endpoint.ip, endpoint.ports[port], now)
+            return Choice(endpoint, endpoint.ports[port], "affinity")
+    candidates, near = _nearest(candidates, usable, service, own)
+    chosen, why = _pick(candidates, service, port, own, memory, open_links, random)
+    # Whose endpoint only sits out for a moment, as while its proxy restarts, goes back to it.
+    if service.affinity_timeout_s and not still_there:
+        memory.keep(service, port, chosen.ip, now)
+    ejections.tried(chosen.ip, chosen.ports[port], now)
     return Choice(chosen, chosen.ports[port], f"{near}{why}")
 
 
-def _nearest(candidates: list[Endpoint], service: Service, own: Own) -> tuple[list[Endpoint], str]:
-    """Narrow to the same node or zone if the Service prefers that (`trafficDistribution`)."""
-    if service.traffic_distribution == "PreferSameNode" and own.node:
-        same = [e for e in candidates if e.workload is not None and e.workload.node == own.node]
+def _pick(
+    candidates: list[Endpoint],
+    service: Service,
+    port: int,
+    own: Own,
+    memory: Memory,
+    open_links: Callable[[str, int], int],
+    random: Random,
+) -> tuple[Endpoint, str]:
+    if len(candidates) == 1:
+        return candidates[0], "only"
+    if service.affinity_timeout_s or service.balance == SOURCE_HASH:
+        return memory.by_hash(service, port, own, candidates), SOURCE_HASH
+    if service.balance == ROUND_ROBIN:
+        return memory.next_in_turn(service, port, candidates), ROUND_ROBIN
+    first, second = random.sample(candidates, 2)
+    less = open_links(second.ip, second.ports[port]) < open_links(first.ip, first.ports[port])
+    return (second if less else first), "least-open"
+
+
+def _nearest(
+    candidates: list[Endpoint], usable: Sequence[Endpoint], service: Service, own: Own
+) -> tuple[list[Endpoint], str]:
+    """Narrow to the same node or zone, if the Service prefers that; never to nothing.
+
+    Hints of the slices go before the endpoints' own zones (they may spread load over zones on
+    purpose), but only if every usable endpoint carries one (kube-proxy's rule, KEP-2433).
+    """
+    wish = service.traffic_distribution
+    if wish == "PreferSameNode" and own.node:
+        same = [e for e in candidates if _node(e) == own.node]
         if same:
             return same, "same-node:"
-    if service.traffic_distribution in ("PreferSameNode", "PreferSameZone", "PreferClose"):
-        same = [e for e in candidates if e.workload is not None and e.workload.zone == own.zone]
-        if own.zone and same:
+    if own.zone and all(e.for_zones for e in usable):
+        hinted = [e for e in candidates if own.zone in e.for_zones]
+        if hinted:
+            return hinted, "zone-hint:"
+    if wish in ("PreferSameNode", "PreferSameZone", "PreferClose") and own.zone:
+        same = [e for e in candidates if _zone(e) == own.zone]
+        if same:
             return same, "same-zone:"
     return candidates, ""
+
+
+def _node(endpoint: Endpoint) -> str:
+    return endpoint.workload.node if endpoint.workload is not None else ""
+
+
+def _zone(endpoint: Endpoint) -> str:
+    return endpoint.workload.zone if endpoint.workload is not None else ""
+
+
+def _score(source: bytes, ip: str) -> bytes:
+    return blake2b(source + ip.encode(), digest_size=8).digest()
+
+
+def _bound(remembered: dict[tuple[str, int], _Kept]) -> None:
+    if len(remembered) > MAX_REMEMBERED:
+        del remembered[next(iter(remembered))]

@@ -11,7 +11,8 @@ from certs.trust.facts import LeafFacts
 from kit.clock import monotonic, unix_ns, unix_s
 from policy.rules import PolicySet
 from sidecar.contract import INBOUND_PORT, OWN_PORTS
-from sidecar.dataplane.choose import Affinity, Ejections
+from sidecar.dataplane.choose import Memory
+from sidecar.dataplane.ejections import Ejections
 from sidecar.dataplane.handshake import Verify
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
@@ -84,7 +85,7 @@ class Plane:
     unix_ns: Callable[[], int] = unix_ns
     unix_s: Callable[[], float] = unix_s
     ejections: Ejections = field(default_factory=Ejections)
-    affinity: Affinity = field(default_factory=Affinity)
+    choices: Memory = field(default_factory=Memory)
     random: Random = field(default_factory=SystemRandom)
     ids: Random = field(default_factory=lambda: Random(SystemRandom().getrandbits(256)))  # noqa: S311
     """Source of trace and span ids, which need to be unique, not secret."""

@@ -30,13 +30,17 @@ from sidecar.dataplane.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import EXTERNAL, Found, Service, Workload
 from sidecar.errors import (
+    AlpnMismatch,
     AppUnreachable,
     Denied,
+    HandshakeFailed,
     HandshakeTimeout,
+    IdentityMismatch,
     NoEndpoints,
     NotReady,
     OwnPort,
     PeerLost,
+    PeerUntrusted,
     ProtocolViolation,
     RegistryUnavailable,
     SidecarError,
@@ -54,6 +58,9 @@ from sidecar.wire.opening import (
     encode_code,
 )
 
+_SOMEBODY_ELSE = (IdentityMismatch, HandshakeFailed, AlpnMismatch, PeerUntrusted)
+"""What happens where another pod, or one without a sidecar, has the address now."""
+
 HOLD_BYTES: Final = 4 * 16384 - HEADER
 """What may travel with OPEN and is kept for a replay until ACCEPT."""
 MAX_ATTEMPTS: Final = 3
@@ -68,13 +75,14 @@ class OutboundLink:
     __slots__ = (
         "_answer_by",
         "_asked",
+        "_asked_anew",
+        "_dialled_port",
         "_held",
         "_identity",
         "_key",
         "_near",
         "_peer_port",
         "_plane",
-        "_port",
         "_service",
         "_splice",
         "_step",
@@ -92,8 +100,8 @@ class OutboundLink:
     """The port dialled at the peer."""
     _key: Key
     """Under what the pool keeps tunnels to the destination."""
-    _port: int
-    """The port of the Service that the app asked for."""
+    _dialled_port: int
+    """The port that the app asked for: of a pod, of a Service, or outside."""
 
     def __init__(self, plane: Plane, near: socket.socket, source_ip: str, source_port: int) -> None:
         self._plane = plane
@@ -106,6 +114,7 @@ class OutboundLink:
         self._service: Service | None = None
         self._tried: list[str] = []
         self._wait_until = 0.0
+        self._asked_anew = False
         self.record = record = LinkRecord("outbound")
         plane.new_ids(record)
         record.start_ns = plane.unix_ns()
@@ -136,6 +145,7 @@ class OutboundLink:
 
     def _resolve(self, key: str, port: int) -> None:
         plane = self._plane
+        self._dialled_port = port
         if key in plane.own.ips:
             return self._take(to_self(key, port, plane.own))
         found = plane.directory.known(key)
@@ -153,7 +163,7 @@ class OutboundLink:
 
     def _found(self, found: Found, port: int) -> None:
         if isinstance(found, Service):
-            self._service, self._port = found, port
+            self._service = found
             self.record.service = found.key
             return self._next_endpoint()
         ip = self.record.original_ip
@@ -165,19 +175,26 @@ class OutboundLink:
             )
         return self._take(to_address(found, ip, port, allow_external=self._plane.allow_external))
 
+    @property
+    def _version(self) -> int:
+        """The IP version that the app dialled; 0 if it was a name."""
+        ip = self.record.original_ip
+        return 0 if not ip else 6 if ":" in ip else 4
+
     def _next_endpoint(self) -> None:
-        plane, service, port = self._plane, self._service, self._port
+        plane, service, port = self._plane, self._service, self._dialled_port
         assert service is not None
         chosen = choose(
             service,
             port,
             plane.own,
             now=plane.now(),
-            affinity=plane.affinity,
+            memory=plane.choices,
             ejections=plane.ejections,
             open_links=lambda ip, port: plane.open_links.get((ip, port), 0),
             random=plane.random,
             tried=self._tried,
+            version=self._version,
         )
         if chosen is None:
             lacks = "no endpoint to dial at" if port in service.ports else "no"
@@ -214,7 +231,9 @@ class OutboundLink:
         record = self.record
         if sock is None:
             assert error is not None
+            self._eject()
             return self._try_elsewhere(error)
+        self._plane.ejections.worked(record.destination_ip, record.destination_port)
         record.verdict = "allowed"
         near, self._near = self._near, None
         assert near is not None
@@ -304,12 +323,39 @@ class OutboundLink:
         self._plane.pool.dial_ended(self._key)
         if tunnel is None:
             assert error is not None
-            self._plane.ejections.failed(
-                self.record.destination_ip, self.record.destination_port, self._plane.now()
-            )
-            return self._try_elsewhere(error)
+            return self._dial_failed(error)
         self._open(tunnel)
         return tunnel.start()
+
+    def _dial_failed(self, error: SidecarError) -> None:
+        """Nobody took the connection, or not the one who must be there. In the latter case what we
+        know may be old (addresses are used again), so the registry is asked anew."""
+        self._eject()
+        if not isinstance(error, _SOMEBODY_ELSE):
+            return self._try_elsewhere(error)
+        key = self.record.original_ip or self._asked
+        if self._service is not None:
+            self._plane.directory.ask_anew(key, lambda _: None)
+            return self._try_elsewhere(error)
+        if self._asked_anew:
+            return self._fail(error)
+        self._asked_anew = True
+        old = self._plane.directory.known(key)
+        return self._plane.directory.ask_anew(key, lambda found: self._told_anew(old, found, error))
+
+    def _told_anew(self, old: Found | None, found: Found | None, error: SidecarError) -> None:
+        if self._near is None:
+            return
+        if found is None or found == old:
+            self._fail(error)
+        else:
+            self._found(found, self._dialled_port)
+
+    def _eject(self) -> None:
+        record = self.record
+        self._plane.ejections.failed(
+            record.destination_ip, record.destination_port, self._plane.now()
+        )
 
     def _open(self, tunnel: Tunnel) -> None:
         record = self.record
@@ -355,6 +401,7 @@ class OutboundLink:
             if pooled:
                 self.record.pooled = False
                 return self._dial()
+            self._eject()
             return self._try_elsewhere(error)
         return self._fail(error)
 
@@ -388,6 +435,7 @@ class OutboundLink:
         if code == DENIED:
             return self._refuse(Denied("the peer's policy refused the link"))
         reason = REFUSALS.get(code, "refused")
+        self._eject()
         return self._try_elsewhere(AppUnreachable(f"the peer refused the link: {reason}"))
 
     def _tunnel_ended(self, splice: TunnelSplice, close: str, error: SidecarError | None) -> None:
@@ -438,7 +486,8 @@ class OutboundLink:
         if self._service is None or record.attempts >= MAX_ATTEMPTS:
             return self._fail(error)
         self._tried.append(record.destination_ip)
-        if all(endpoint.ip in self._tried for endpoint in eligible(self._service, self._port)):
+        left = eligible(self._service, self._dialled_port, self._version)
+        if all(endpoint.ip in self._tried for endpoint in left):
             return self._fail(error)
         return self._next_endpoint()
 

@@ -1,8 +1,8 @@
 """The stream to the registry, and the last answers.
 
 The sidecar asks for what its app dials and for nothing else, so its memory does not grow with the
-cluster. While the registry is away the last answers stay in force; what was never asked cannot be
-answered then, and such a destination is refused rather than guessed.
+cluster. While the registry is away the last answers stay in force; what was never asked is asked
+again and again for a while, over the next stream too, and then refused rather than guessed.
 """
 
 import asyncio
@@ -19,9 +19,15 @@ from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryStub
 from sidecar.contract import VERSION
 from sidecar.directory import Answer, Found, Own
-from sidecar.discovery.translate import NotUnderstood, found
+from sidecar.discovery.translate import NotUnderstood, found, held_endpoints
 
-ANSWER_WITHIN_S: Final = 0.5
+ANSWER_WITHIN_S: Final = 3.0
+"""How long a link waits for a first word on its destination: a registry that restarts or stalls for
+a moment should cost it time and not refuse it."""
+ASK_AGAIN_S: Final = 0.5
+"""Between one asking and the next, growing by half each time."""
+HOLD_S: Final = 10.0
+"""How long the endpoints of a Service outlive a new stream that knows of none."""
 MAX_KEYS: Final = 8192
 """Addresses kept; the one asked longest ago is given up first."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
@@ -29,6 +35,17 @@ _log = logging.getLogger(__name__)
 
 GetChannel = Callable[[], grpc.aio.Channel]
 """The channel for a stream that starts now; may raise NoCertificate."""
+
+
+class _Question:
+    """A key that nobody has answered yet, and who waits for it."""
+
+    __slots__ = ("answers", "deadline", "timer", "wait_s")
+
+    def __init__(self, deadline: float) -> None:
+        self.answers: list[Answer] = []
+        self.deadline, self.wait_s = deadline, ASK_AGAIN_S
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class RegistryClient:
@@ -48,7 +65,9 @@ class RegistryClient:
         self._own, self._trust_domain = own, trust_domain
         self._get_channel, self._on_settings = get_channel, on_settings
         self._found: OrderedDict[str, Found] = OrderedDict()
-        self._waiting: dict[str, list[Answer]] = {}
+        self._waiting: dict[str, _Question] = {}
+        self._first_of_stream: set[str] = set()
+        """Keys of which the present stream has said nothing yet."""
         self._to_send: asyncio.Queue[pb.DiscoverRequest | None] = asyncio.Queue()
         """For the present stream; None ends its sending half."""
         self.connected = False
@@ -67,18 +86,33 @@ class RegistryClient:
     def ask(self, key: str, answer: Answer) -> None:
         if (already := self._found.get(key)) is not None:
             return answer(already)
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            self._waiting[key] = [answer]
-            self._to_send.put_nowait(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=[key])))
-            asyncio.get_running_loop().call_later(ANSWER_WITHIN_S, self._give_up, key)
-        else:
-            waiting.append(answer)
-        return None
+        return self.ask_anew(key, answer)
 
-    def _give_up(self, key: str) -> None:
-        for answer in self._waiting.pop(key, ()):
-            answer(None)
+    def ask_anew(self, key: str, answer: Answer) -> None:
+        question = self._waiting.get(key)
+        if question is None:
+            loop = asyncio.get_running_loop()
+            self._waiting[key] = question = _Question(loop.time() + ANSWER_WITHIN_S)
+            self._put(key, question)
+        question.answers.append(answer)
+
+    def _put(self, key: str, question: _Question) -> None:
+        """Ask, and look again later. Without a stream the next one brings the question along."""
+        loop = asyncio.get_running_loop()
+        self._to_send.put_nowait(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=[key])))
+        wait_s = max(0.0, min(question.wait_s, question.deadline - loop.time()))
+        question.wait_s *= 1.5
+        question.timer = loop.call_later(wait_s, self._not_answered, key)
+
+    def _not_answered(self, key: str) -> None:
+        question = self._waiting[key]
+        if asyncio.get_running_loop().time() < question.deadline:
+            return self._put(key, question)
+        del self._waiting[key]
+        known = self._found.get(key)  # asked anew: then the old word is better than none
+        for answer in question.answers:
+            answer(known)
+        return None
 
     # --- the stream -------------------------------------------------------------------------
 
@@ -111,6 +145,7 @@ class RegistryClient:
         )
         if keys:
             self._to_send.put_nowait(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=keys)))
+        self._first_of_stream = set(self._found)
         try:
             async for response in RegistryStub(channel).Discover(self._requests()):
                 if not self.connected:
@@ -144,10 +179,33 @@ class RegistryClient:
         self._to_send.put_nowait(pb.DiscoverRequest(ack=pb.Ack(version=response.version)))
 
     def _keep(self, key: str, value: Found) -> None:
-        self._found[key] = value
-        # Soon, not now: what goes wrong in a link must not end the stream.
-        for answer in self._waiting.pop(key, ()):
-            asyncio.get_running_loop().call_soon(answer, value)
+        self._found[key] = self._held(key, value)
+        if (question := self._waiting.pop(key, None)) is not None:
+            assert question.timer is not None
+            question.timer.cancel()
+            # Soon, not now: what goes wrong in a link must not end the stream.
+            for answer in question.answers:
+                asyncio.get_running_loop().call_soon(answer, self._found[key])
         if len(self._found) > MAX_KEYS:
             oldest, _ = self._found.popitem(last=False)
             self._to_send.put_nowait(pb.DiscoverRequest(unsubscribe=pb.Unsubscribe(keys=[oldest])))
+
+    def _held(self, key: str, value: Found) -> Found:
+        """What is in force for the key now that the registry has said `value`.
+
+        The first word of a new stream may come from a registry that has just listed the cluster anew:
+        if it says that a Service has lost all its endpoints at once, they are held for a while.
+        """
+        if key not in self._first_of_stream:
+            return value
+        self._first_of_stream.discard(key)
+        held = held_endpoints(self._found.get(key), value)
+        if held is None:
+            return value
+        _log.warning("a service without endpoints after a new stream", extra={"service": held.key})
+        asyncio.get_running_loop().call_later(HOLD_S, self._hold_no_longer, key, held, value)
+        return held
+
+    def _hold_no_longer(self, key: str, held: Found, value: Found) -> None:
+        if self._found.get(key) is held:
+            self._found[key] = value

@@ -5,6 +5,7 @@ forbids (Istio CVE-2022-21679).
 """
 
 import ipaddress
+from dataclasses import replace
 
 from certs.trust.identity import WorkloadIdentity
 from policy.rules import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
@@ -32,6 +33,18 @@ def found(entry: pb.Entry, trust_domain: str) -> Found:
     if kind == "external":
         return EXTERNAL
     raise NotUnderstood(f"{entry.key}: neither a pod, a Service nor external")
+
+
+def held_endpoints(old: Found | None, new: Found) -> Service | None:
+    """The Service `new` with the endpoints of `old`, if it came without any; None if it may stand.
+
+    Only endpoints whose identity is checked are held: an address that is reached in plaintext may
+    have become somebody else's.
+    """
+    if not isinstance(old, Service) or not isinstance(new, Service) or new.endpoints:
+        return None
+    held = tuple(e for e in old.endpoints if e.workload is not None and e.workload.identity)
+    return replace(new, endpoints=held) if held and old.ports == new.ports else None
 
 
 def workload(said: pb.Workload, trust_domain: str) -> Workload:
@@ -65,6 +78,7 @@ def service(said: pb.Service, trust_domain: str) -> Service:
         balance=said.balance,
         traffic_distribution=said.traffic_distribution,
         publish_not_ready=said.publish_not_ready,
+        local_only=said.local_only,
     )
 
 
@@ -76,6 +90,7 @@ def _endpoint(said: pb.Endpoint, trust_domain: str) -> Endpoint:
         ready=said.ready,
         serving=said.serving,
         terminating=said.terminating,
+        for_zones=frozenset(said.for_zones),
     )
 
 

@@ -91,6 +91,14 @@ def test_a_slice_that_points_where_it_must_not_is_refused_there(ip: str, reason:
     assert list(cluster.reasons("db.shop").values()) == [reason]
 
 
+def test_topology_hints_are_passed_on() -> None:
+    cluster = shop()
+    hints = {"forZones": [{"name": "z1"}, {"name": "z2"}]}
+    cluster.slices(slice_of("db", endpoint("10.0.0.1", hints=hints)))
+    (view,) = cluster.service("db.shop").endpoints
+    assert view.for_zones == ("z1", "z2")
+
+
 @pytest.mark.attack_row(38)
 def test_naming_a_foreign_pod_by_its_uid_does_not_help() -> None:
     cluster = shop()

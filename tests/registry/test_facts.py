@@ -93,6 +93,11 @@ def test_a_service_says_how_it_wants_to_be_balanced() -> None:
     assert read.cluster_ips == ("10.96.0.1", "fd00::1")
 
 
+def test_a_service_for_the_own_node_only() -> None:
+    assert not read_service(service("db", internalTrafficPolicy="Cluster")).local_only
+    assert read_service(service("db", internalTrafficPolicy="Local")).local_only
+
+
 def test_affinity_without_a_timeout_lasts_three_hours() -> None:
     assert read_service(service("db", sessionAffinity="ClientIP")).affinity_timeout_s == 10800
 

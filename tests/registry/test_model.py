@@ -114,6 +114,22 @@ def test_a_namespaces_change_touches_the_settings_of_its_pods_only() -> None:
     assert cluster.namespaces(namespace_object("shop", plaintext="allow")) == {settings_topic("1")}
 
 
+def test_the_zone_of_a_node_is_what_most_slices_say() -> None:
+    cluster = Cluster()
+    cluster.pods(pod("a", uid="1", node="n1"), pod("b", uid="2", node="n2"))
+    assert cluster.model.zone_of_node("n1") == ""
+    here = endpoint("10.0.0.1", nodeName="n1", zone="z1")
+    one, two = slice_of("db", here, name="one"), slice_of("db", here, name="two")
+    assert settings_topic("1") in cluster.slices(one)
+    assert settings_topic("1") not in cluster.slices(two)
+    lie = slice_of("db", *[endpoint("10.0.0.2", nodeName="n1", zone="z9")] * 50, name="lie")
+    assert settings_topic("1") not in cluster.slices(lie), "one slice has one voice"
+    assert cluster.model.zone_of_node("n1") == "z1"
+    changed = cluster.remove("slice", one) | cluster.remove("slice", two)
+    assert settings_topic("1") in changed and settings_topic("2") not in changed
+    assert cluster.model.zone_of_node("n1") == "z9"
+
+
 def test_a_headless_service_names_its_pods_by_hostname_and_by_pod() -> None:
     cluster = Cluster()
     one = pod("db-0", "10.0.0.1")

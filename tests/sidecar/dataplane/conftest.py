@@ -36,9 +36,16 @@ class FakeDirectory:
 
     def __init__(self) -> None:
         self.entries: dict[str, Found] = {}
+        self.truth: dict[str, Found] = {}
+        """What the registry would say if it were asked anew."""
+        self.anew: list[str] = []
 
     def known(self, key: str) -> Found | None:
         return self.entries.get(key)
+
+    def ask_anew(self, key: str, answer: Answer) -> None:
+        self.anew.append(key)
+        asyncio.get_running_loop().call_soon(answer, self.truth.get(key, self.entries.get(key)))
 
     def ask(self, key: str, answer: Answer) -> None:
         asyncio.get_running_loop().call_soon(answer, self.entries.get(key))

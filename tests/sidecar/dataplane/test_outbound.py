@@ -142,6 +142,8 @@ class SilentDirectory:
     def ask(self, key: str, answer: Answer) -> None:
         asyncio.get_running_loop().call_later(0.05, answer, None)
 
+    ask_anew = ask
+
 
 @pytest.mark.fault_row("control-plane-down")
 async def test_an_address_of_the_cluster_that_nobody_can_name_is_never_dialled(
@@ -415,6 +417,74 @@ async def test_an_unexpected_identity_behind_a_service_is_refused(
     writer.write(HELD)
     assert await is_reset(reader)
     assert (await near.record()).reason == "identity_mismatch"
+
+
+BATCH = WorkloadIdentity("cluster.local", "shop", "batch")
+
+
+@pytest.mark.attack_row(19)
+@pytest.mark.fault_row("cluster-ip-reuse")
+async def test_an_address_that_is_another_pods_by_now_is_asked_about_once_more(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    """The app dialled an IP. Who has it now is the registry's to say, and the leaf's to prove."""
+
+    async def second(peer: Peer) -> None:
+        await peer.accept()
+        assert await peer.data(len(HELD)) == HELD
+        await peer.end()
+
+    peer = Peer(second)
+    await start(peer)
+    old = Workload("old", "shop", "batch-0", BATCH, ("127.0.0.2",))
+    near.directory.entries["127.0.0.2"] = old
+    near.directory.truth["127.0.0.2"] = Workload("new", "shop", "api-9", API, ("127.0.0.2",))
+    reader, writer = await captured(near, "127.0.0.2", peer.port, HELD)
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.read(), 3) == b""
+    record = await near.record()
+    assert (record.verdict, record.destination_pod) == ("allowed", "shop/api-9")
+    assert near.directory.anew == ["127.0.0.2"]
+
+
+@pytest.mark.attack_row(19)
+async def test_while_the_registry_stands_by_its_word_another_pod_gets_nothing(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    async def never(peer: Peer) -> None:
+        raise AssertionError("reached")
+
+    peer = Peer(never)
+    await start(peer)
+    near.directory.entries["127.0.0.2"] = Workload("o", "shop", "batch-0", BATCH, ("127.0.0.2",))
+    reader, _ = await captured(near, "127.0.0.2", peer.port, HELD)
+    assert await is_reset(reader)
+    record = await near.record()
+    assert (record.verdict, record.reason, record.attempts) == ("failed", "identity_mismatch", 1)
+    assert near.directory.anew == ["127.0.0.2"], "once, not for ever"
+
+
+@pytest.mark.attack_row(19)
+async def test_behind_a_service_an_impostor_is_ejected_and_the_next_endpoint_tried(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    async def never(peer: Peer) -> None:
+        raise AssertionError("reached")
+
+    async def second(peer: Peer) -> None:
+        await peer.accept()
+        assert await peer.data(len(HELD)) == HELD
+        await peer.end()
+
+    one, two = Peer(never, identity=BATCH), Peer(second)
+    await start(one, two)
+    reader, writer = await captured(near, "127.96.0.9", 80, HELD)
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.read(), 3) == b""
+    record = await near.record()
+    assert (record.verdict, record.destination_ip, record.attempts) == ("allowed", "127.0.0.3", 2)
+    assert near.plane.ejections.out("127.0.0.2", one.port, near.plane.now())
+    assert near.directory.anew == ["127.96.0.9"]
 
 
 async def test_links_that_wait_for_a_tunnel_all_get_their_turn_though_no_certificate_comes(

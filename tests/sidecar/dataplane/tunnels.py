@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from certs.trust.contexts import TlsMaterial
+from certs.trust.identity import WorkloadIdentity
 from sidecar.contract import ALPN
 from sidecar.wire.frames import ACCEPT, DATA, END, END_FRAME, OPEN, encode
 from sidecar.wire.opening import encode_accept
@@ -15,8 +16,10 @@ from tests.sidecar.dataplane.conftest import API
 class Peer:
     """An acceptor. `behaviour(peer)` runs for each tunnel; when it returns, the tunnel is closed."""
 
-    def __init__(self, behaviour: "Callable[[Peer], Awaitable[None]]") -> None:
-        self._behaviour = behaviour
+    def __init__(
+        self, behaviour: "Callable[[Peer], Awaitable[None]]", identity: WorkloadIdentity = API
+    ) -> None:
+        self._behaviour, self._identity = behaviour, identity
         self._server: asyncio.Server | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -27,7 +30,7 @@ class Peer:
         self.failure: BaseException | None = None
 
     async def start(self, ip: str, forge: Forge) -> None:
-        key_pem, chain_pem = forge.leaf(str(API), ips=[ip])
+        key_pem, chain_pem = forge.leaf(str(self._identity), ips=[ip])
         context = TlsMaterial(key_pem, chain_pem, forge.root_pem).server_context([ALPN])
         self._server = await asyncio.start_server(self._serve, ip, 0, ssl=context)
         self.port = self._server.sockets[0].getsockname()[1]
