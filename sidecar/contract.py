@@ -1,6 +1,6 @@
 """Names, ports and numbers that the sidecar shares with Kubernetes and with the injector.
 
-The only module of the sidecar that the injector may import. Constants only.
+The only module of the sidecar that the injector may import. Constants only, but for one line of text.
 """
 
 VERSION = "0.1.0"
@@ -13,6 +13,16 @@ HEALTH_PORT = 24103
 """Health and metrics, on the pod's IP; never captured."""
 OWN_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PORT, HEALTH_PORT})
 """A connection whose original destination is one of these is a loop or an attack: refused."""
+
+CANARIES = {4: ("192.0.2.1", 7), 6: ("2001:db8::1", 7)}
+"""By IP version: nobody has these addresses (RFC 5737, RFC 3849), so what answers there is we behind
+the redirect."""
+
+
+def canary_answer(pod_uid: str) -> bytes:
+    """What the proxy says to whoever dials the canary's address."""
+    return f"podlink {pod_uid}\n".encode()
+
 
 CA_PORT = 24110
 REGISTRY_PORT = 24111

@@ -7,7 +7,7 @@ without its bundle. A failure keeps the old leaf until it expires; expired means
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -99,6 +99,10 @@ class CaClient:
     def bans(self) -> Bans:
         """What the CA last said of bans; kept while it is away."""
         return self._bans
+
+    @property
+    def refreshes(self) -> Mapping[str, int]:
+        return {"ok": self.renewals, "failed": self.failures}
 
     def subscribe_bans(self, callback: BansSubscriber) -> None:
         self._bans_subscribers.append(callback)

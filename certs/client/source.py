@@ -1,7 +1,7 @@
 """What a program sees of its own certificate: the present one, and a call when it changes."""
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,10 @@ class SvidSource(Protocol):
     @property
     def bans(self) -> Bans:
         """Who is believed no more; the last word of the CA, also while it is away."""
+
+    @property
+    def refreshes(self) -> Mapping[str, int]:
+        """How often the leaf was renewed (`ok`) and how often that failed (`failed`)."""
 
     def subscribe_bans(self, callback: BansSubscriber) -> None:
         """Call `callback` with every later change of the bans."""

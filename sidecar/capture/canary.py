@@ -8,10 +8,12 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from sidecar.contract import OUTBOUND_PORT
+from sidecar.contract import CANARIES, OUTBOUND_PORT
 from sidecar.sockets import original_dst
 
-CANARIES = {4: ("192.0.2.1", 7), 6: ("2001:db8::1", 7)}
+_PROOFS = {version: (ip, 9) for version, (ip, _) in CANARIES.items()}
+"""Another port than the running proxy's canary, which has a rule of its own: this one is caught by the
+rule that catches everything."""
 _TIMEOUT_S = 2.0
 
 
@@ -24,7 +26,7 @@ def prove_captured(version: int) -> None:
 
     Our outbound port must be free: the proxy starts after this.
     """
-    ip, port = CANARIES[version]
+    ip, port = _PROOFS[version]
     with _listener(version) as listener, _connection(version) as app:
         try:
             app.connect((ip, port))
@@ -49,7 +51,7 @@ def has_route(version: int) -> bool:
     """Whether this pod can send to the canary at all; without a route there is nothing to capture."""
     with _connection(version, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(CANARIES[version])
+            probe.connect(_PROOFS[version])
         except OSError:
             return False
     return True

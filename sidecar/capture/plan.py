@@ -17,6 +17,7 @@ from typing import Literal
 
 from sidecar.contract import (
     CA_PORT,
+    CANARIES,
     HEALTH_PORT,
     INBOUND_PORT,
     OTLP_GRPC_PORT,
@@ -61,7 +62,11 @@ class CapturePlan:
         )
 
     def _outbound(self) -> list[str]:
+        # First of all the canary, whoever dials it: so the proxy itself can see that we are here.
         rules = ["meta l4proto != tcp accept"]
+        for family, version in (("ip", 4), ("ip6", 6)):
+            ip, port = CANARIES[version]
+            rules.append(f"{family} daddr {ip} tcp dport {port} redirect to :{OUTBOUND_PORT}")
         if self.exempt_by == "uid":
             rules.append(f"meta skuid {PROXY_UID} meta skgid {PROXY_GID} accept")
         else:

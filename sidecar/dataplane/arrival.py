@@ -46,18 +46,29 @@ class Arrivals:
         self.tunnels: set[InboundTunnel] = set()
         self._strangers: dict[str, int] = {}
         self._strangers_in_all = 0
-        self.turned_away = 0
-        """Connections closed unheard because too many strangers were waiting."""
+        self.turned_away: dict[str, int] = {}
+        """Connections closed unheard, by the limit that was reached (docs/limits.md)."""
 
     def accepted(self, sock: socket.socket, raw_ip: str, port: int) -> None:
         ip = canonical_ip(raw_ip)
         waiting = self._strangers.get(ip, 0)
-        if waiting >= MAX_STRANGERS_PER_SOURCE or self._strangers_in_all >= MAX_STRANGERS:
-            self.turned_away += 1
-            return reset(sock)
+        if waiting >= MAX_STRANGERS_PER_SOURCE:
+            return self.turn_away(sock, "strangers_per_source")
+        if self._strangers_in_all >= MAX_STRANGERS:
+            return self.turn_away(sock, "strangers")
         self._strangers[ip] = waiting + 1
         self._strangers_in_all += 1
         return Arrival(self, sock, ip, port).start()
+
+    def turn_away(self, sock: socket.socket, limit: str) -> None:
+        """Close it unheard: at this rate a record of each would be the flood's next victim."""
+        self.turned_away[limit] = self.turned_away.get(limit, 0) + 1
+        reset(sock)
+
+    @property
+    def strangers(self) -> int:
+        """Connections that have not shown who they are yet."""
+        return self._strangers_in_all
 
     def no_stranger_any_more(self, ip: str) -> None:
         """The connection has become a tunnel or a plaintext link, or is gone."""
@@ -184,6 +195,10 @@ class Arrival:
 
     def _shook_hands(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
         self._arrivals.no_stranger_any_more(self._ip)
+        handshake, plane = self._handshake, self._plane
+        assert handshake is not None
+        result = "ok" if error is None else error.reason
+        plane.handshakes.ended("destination", result, plane.now() - handshake.began)
         if tunnel is None:
             assert error is not None
             self._report(error)

@@ -17,6 +17,7 @@ from sidecar.dataplane.handshake import Verify
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.directory import Directory, Own
+from sidecar.metrics.handshakes import HandshakeMeter
 from sidecar.report import LinkRecord, Report
 
 
@@ -93,6 +94,7 @@ class Plane:
     """How many of our links go to each endpoint now."""
     live: "set[LiveLink]" = field(default_factory=set)
     """Every link that has begun and not ended; `sidecar.dataplane.watch` looks at them."""
+    handshakes: HandshakeMeter = field(default_factory=HandshakeMeter)
     draining: bool = False
     """The pod is going: no new links from peers; the app's own still work."""
 

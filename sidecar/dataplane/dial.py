@@ -145,17 +145,17 @@ class Dial:
         return handshake.start()
 
     def _shook_hands(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
-        self._step = None
-        if tunnel is None:
-            return self._done(None, error)
-        peer = tunnel.peer
-        if peer.identity != self._expected or self._ip not in peer.ips:
-            tunnel.close()
-            return self._done(
-                None,
-                IdentityMismatch(
+        handshake, self._step = self._step, None
+        if tunnel is not None:
+            peer = tunnel.peer
+            if peer.identity != self._expected or self._ip not in peer.ips:
+                tunnel.close()
+                tunnel = None
+                error = IdentityMismatch(
                     f"{self._ip} must be {self._expected} and showed {peer.identity} "
                     f"for {', '.join(sorted(peer.ips)) or 'no address'}"
-                ),
-            )
-        return self._done(tunnel, None)
+                )
+        assert isinstance(handshake, Handshake)
+        plane, result = self._plane, "ok" if error is None else error.reason
+        plane.handshakes.ended("source", result, plane.now() - handshake.began)
+        return self._done(tunnel, error)

@@ -63,6 +63,7 @@ class Handshake:
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=role is Role.ACCEPTOR
         )
+        self.began = now()
         self._taken = 0
         self._over = False
         self._deadline = poller.call_later(timeout_s, self._too_late)

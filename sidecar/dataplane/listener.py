@@ -23,6 +23,8 @@ class Listener:
     def __init__(self, poller: Poller, sock: socket.socket, accepted: Accepted) -> None:
         self._poller, self._sock, self._accepted = poller, sock, accepted
         self._resume: asyncio.TimerHandle | None = None
+        self.pauses = 0
+        """How often it had to rest."""
         self._batch = 1
         """How many to take per wake-up: one, for asking once more costs a call in vain, and twice as
         many each time that all of them came."""
@@ -51,6 +53,7 @@ class Listener:
         self._batch = min(_BATCH, self._batch * 2)
 
     def _rest(self, error: OSError) -> None:
+        self.pauses += 1
         _log.warning(
             "accepting no connections for a moment: raise the limit of open files",
             extra={"error": error.strerror},

@@ -8,12 +8,13 @@ link may move to another endpoint, replaying the bytes it holds: the app behind 
 them. After ACCEPT it never moves.
 """
 
+import contextlib
 import socket
 from typing import Final
 
 from certs.trust.facts import LeafFacts
 from certs.trust.identity import WorkloadIdentity
-from sidecar.contract import OWN_PORTS
+from sidecar.contract import CANARIES, OWN_PORTS, canary_answer
 from sidecar.dataplane.choose import choose, eligible
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
@@ -61,6 +62,8 @@ from sidecar.wire.opening import (
 _SOMEBODY_ELSE = (IdentityMismatch, HandshakeFailed, AlpnMismatch, PeerUntrusted)
 """What happens where another pod, or one without a sidecar, has the address now."""
 
+CANARY_IPS: Final = frozenset(ip for ip, _ in CANARIES.values())
+CANARY_PORT: Final = CANARIES[4][1]
 HOLD_BYTES: Final = 4 * 16384 - HEADER
 """What may travel with OPEN and is kept for a replay until ACCEPT."""
 MAX_ATTEMPTS: Final = 3
@@ -131,11 +134,22 @@ class OutboundLink:
         assert self._near is not None
         ip, port = original_dst(self._near)
         self.record.original_ip, self.record.original_port = ip, port
+        if port == CANARY_PORT and ip in CANARY_IPS:
+            return self._answer_canary()
         if port in OWN_PORTS:
             return self._refuse(
                 OwnPort(f"the app dialled {ip} port {port}, which is podlink's own")
             )
         return self._resolve(ip, port)
+
+    def _answer_canary(self) -> None:
+        """Whoever dials the canary wants to know whether capture is in place; it is no link."""
+        near, plane = self._near, self._plane
+        assert near is not None
+        plane.live.discard(self)
+        with contextlib.suppress(OSError):
+            near.send(canary_answer(plane.own.uid))
+        near.close()
 
     def start_upstream(self, key: str, port: int) -> None:
         """The app dialled a local port that stands for `key` (a Service or pod name) and `port`."""

@@ -52,6 +52,10 @@ class FakeSource:
         for callback in self._bans_subscribers:
             callback(bans)
 
+    @property
+    def refreshes(self) -> dict[str, int]:
+        return {"ok": self._generation, "failed": 0}
+
     def subscribe_bans(self, callback: BansSubscriber) -> None:
         self._bans_subscribers.append(callback)
 

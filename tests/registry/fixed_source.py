@@ -38,6 +38,10 @@ class FixedSource:
         for callback in self._bans_subscribers:
             callback(bans)
 
+    @property
+    def refreshes(self) -> dict[str, int]:
+        return {"ok": self.current.generation if self.current else 0, "failed": 0}
+
     def subscribe_bans(self, callback: BansSubscriber) -> None:
         self._bans_subscribers.append(callback)
 

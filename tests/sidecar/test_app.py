@@ -21,9 +21,10 @@ async def test_it_lets_nobody_in_and_is_not_ready_before_ca_and_registry_have_sp
         TelemetryConfig.from_settings(settings),
         FakeSource(Forge()),
     )
-    assert sidecar._plane.policy == NOT_TOLD
-    assert sidecar._plane.usable_trust() is None
-    assert sidecar._plane.own_ports == OWN_PORTS | {5432}
+    plane = sidecar._carrier.plane
+    assert plane.policy == NOT_TOLD
+    assert plane.usable_trust() is None
+    assert plane.own_ports == OWN_PORTS | {5432}
     well, why = sidecar._ready()
     assert not well
     assert "no certificate from the CA" in why and "no word from the registry" in why

@@ -155,7 +155,7 @@ def test_twice_is_as_once_and_nobody_else_s_table_is_touched(pod: Pod) -> None:
     assert "table ip theirs" in once
     assert pod.capture().returncode == 0
     assert sorted(pod.tables().split("\ntable")) == sorted(once.split("\ntable"))
-    assert pod.tables().count("redirect to") == 2
+    assert pod.tables().count("redirect to") == 4
 
 
 @pytest.mark.fault_row("start-order")
@@ -178,7 +178,7 @@ def test_without_nft_it_fails_in_one_line(pod: Pod) -> None:
 def test_rules_that_do_not_capture_are_noticed_by_the_canary_and_taken_away(pod: Pod) -> None:
     thief = (
         "table inet thief { chain c { type nat hook output priority -150; policy accept; "
-        "tcp dport 7 redirect to :9; }; }"
+        "tcp dport 9 redirect to :11; }; }"
     )
     added = pod.run("nft", thief)
     assert added.returncode == 0, added.stderr

@@ -18,6 +18,8 @@ table inet podlink {
   chain outbound {
     type nat hook output priority -100; policy accept;
     meta l4proto != tcp accept
+    ip daddr 192.0.2.1 tcp dport 7 redirect to :24101
+    ip6 daddr 2001:db8::1 tcp dport 7 redirect to :24101
     meta skuid 24100 meta skgid 24100 accept
     ip daddr 127.0.0.0/8 accept
     ip6 daddr ::1 accept

@@ -1,0 +1,182 @@
+"""All that carries links in one process: the listeners, the plane they share, and what watches it.
+
+What it is told (certificates, settings, bans) and whom it asks (the directory) comes from outside:
+from `sidecar.app` in the same process, or over a wire where several processes carry links.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from certs.client.source import Svid
+from certs.trust.bans import Bans, Guard
+from certs.trust.contexts import MaterialRefused
+from certs.trust.svid import SvidChecker
+from kit.clock import monotonic
+from policy.rules import NOT_TOLD
+from proto import registry_pb2 as pb
+from sidecar import sockets
+from sidecar.config import SidecarConfig, Upstream
+from sidecar.contract import ALPN, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
+from sidecar.dataplane.arrival import Arrivals
+from sidecar.dataplane.banned import cut_banned
+from sidecar.dataplane.context import Plane, Trust
+from sidecar.dataplane.listener import Accepted, Listener
+from sidecar.dataplane.outbound import OutboundLink
+from sidecar.dataplane.poller import Poller
+from sidecar.dataplane.pool import Pool
+from sidecar.dataplane.watch import Watch
+from sidecar.directory import Directory
+from sidecar.discovery.translate import policy_set
+from sidecar.lag import LoopLag
+from sidecar.metrics.links import LinkMeter
+from sidecar.report import Report
+from sidecar.wire.opening import SHUTDOWN
+
+_DRAIN_POLL_S: Final = 0.1
+_log = logging.getLogger(__name__)
+
+
+class Carrier:
+    """Carries links from `listen` to `close`. `report` gets every record, after it was counted."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: SidecarConfig,
+        directory: Directory,
+        report: Report,
+    ) -> None:
+        self._config = config
+        self._guard = Guard(SvidChecker(config.trust_domain))
+        self._poller = poller = Poller(loop)
+        self.meter = LinkMeter(report)
+        self.lag = LoopLag(loop)
+        self.plane = Plane(
+            poller=poller,
+            own=config.own,
+            directory=directory,
+            verify=self._guard,
+            report=self.meter.report,
+            pool=Pool(poller, monotonic),
+            policy=replace(NOT_TOLD, allow_plaintext=config.allow_plaintext),
+            allow_external=config.allow_external,
+            cluster_networks=config.cluster_networks,
+            mark=config.mark,
+            own_ports=OWN_PORTS | {upstream.local_port for upstream in config.upstreams},
+            tunnel_only=config.mode == "localhost",
+        )
+        self.arrivals = Arrivals(self.plane)
+        self._watch = Watch(self.plane, self.arrivals)
+        self._listeners: list[Listener] = []
+
+    # --- start ------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Accept from now on; connections are held until there is a certificate. Raises OSError."""
+        config = self._config
+        if config.mode == "redirect":
+            for ip in _loopbacks():
+                self._listen_on(ip, OUTBOUND_PORT, self._captured)
+        for upstream in config.upstreams:
+            for ip in _loopbacks():
+                self._listen_on(ip, upstream.local_port, partial(self._asked_for, upstream))
+        for ip in _wildcards():
+            self._listen_on(ip, INBOUND_PORT, self.arrivals.accepted)
+
+    def _listen_on(self, ip: str, port: int, accepted: Accepted) -> None:
+        self._listeners.append(Listener(self._poller, sockets.listen(ip, port), accepted))
+
+    def _captured(self, sock: socket.socket, ip: str, port: int) -> None:
+        OutboundLink(self.plane, sock, ip, port).start_redirected()
+
+    def _asked_for(self, upstream: Upstream, sock: socket.socket, ip: str, port: int) -> None:
+        OutboundLink(self.plane, sock, ip, port).start_upstream(upstream.key, upstream.port)
+
+    @property
+    def accept_pauses(self) -> int:
+        """How often accepting was paused for want of descriptors or memory."""
+        return sum(listener.pauses for listener in self._listeners)
+
+    # --- news -------------------------------------------------------------------------------
+
+    def svid_came(self, svid: Svid) -> None:
+        """A new leaf or bundle: new contexts, in one assignment. Running links keep the old ones."""
+        try:
+            trust = Trust(
+                svid.material.server_context([ALPN]),
+                svid.material.client_context([ALPN]),
+                str(svid.facts.identity),
+                svid.deadline,
+            )
+        except MaterialRefused as e:
+            _log.error("new certificate refused, the old one stays", extra={"error": str(e)})
+            return
+        self.plane.trust = trust
+        _log.info(
+            "certificate in use",
+            extra={
+                "identity": trust.identity,
+                "serial": svid.facts.serial,
+                "expires_at": svid.expires_at.isoformat(),
+            },
+        )
+
+    def bans_came(self, bans: Bans) -> None:
+        """Refuse the banned from now on, and cut what is open to them."""
+        self._guard.bans = bans
+        cut = cut_banned(self.plane, self.arrivals, bans)
+        _log.info("bans in force", extra={"bans": len(bans), "links_cut": cut})
+
+    def settings_came(self, settings: pb.PodSettings) -> None:
+        """Raises NotUnderstood, with nothing changed."""
+        self.plane.policy = policy_set(settings)
+        self.plane.allow_external = settings.external != "deny"
+        self.plane.declared_ports = frozenset(settings.declared_ports)
+        self.plane.own = replace(self.plane.own, zone=settings.zone)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Let running links end by themselves; `hurry` or the grace period ends the wait."""
+        _log.info("draining", extra={"links": len(self.plane.live)})
+        self.plane.draining = True
+        self.arrivals.go_away()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.drain_s):
+                while self.plane.live and not hurry.is_set():
+                    await asyncio.sleep(_DRAIN_POLL_S)
+
+    def close(self) -> None:
+        """Cut what is left and close every socket."""
+        for listener in self._listeners:
+            listener.close()
+        for link in list(self.plane.live):
+            link.cut(SHUTDOWN, "drain")
+        self._watch.close()
+        self.plane.pool.close()
+        self.arrivals.close()
+        self._poller.close()
+        self.lag.close()
+
+
+def _loopbacks() -> list[str]:
+    return ["127.0.0.1", "::1"] if _has_ipv6() else ["127.0.0.1"]
+
+
+def _wildcards() -> list[str]:
+    return ["0.0.0.0", "::"] if _has_ipv6() else ["0.0.0.0"]
+
+
+def _has_ipv6() -> bool:
+    """Whether this network namespace has an IPv6 loopback; nodes may switch IPv6 off."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,73 @@
+"""Looks at a proxy when somebody asks for its metrics."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from certs.client.source import Svid
+from sidecar.carrier import Carrier
+from sidecar.contract import VERSION
+from sidecar.metrics import catalogue as c
+from sidecar.metrics import process
+from sidecar.metrics.families import Family, Labels, one
+
+
+@dataclass(frozen=True, slots=True)
+class ControlFacts:
+    """What the one process knows that holds the certificate and the registry's stream."""
+
+    svid: Svid | None
+    refreshes: Mapping[str, int]
+    """Renewals of the leaf by result, `ok` and `failed`."""
+    spans: Mapping[str, int]
+    """The exporter's `stats`."""
+    registry_connected: bool
+    ready: bool
+    captured: bool | None
+    """None where there is no capture, or nobody has looked yet."""
+    now: float
+    """Monotonic."""
+
+
+def of_carrier(carrier: Carrier) -> list[Family]:
+    """The families of one process that carries links, and of the process itself."""
+    plane, arrivals, lag = carrier.plane, carrier.arrivals, carrier.lag
+    tunnels: dict[Labels, float] = {
+        ("dialled",): len(plane.pool),
+        ("accepted",): len(arrivals.tunnels),
+    }
+    return [
+        *carrier.meter.families(plane.live),
+        *plane.handshakes.families(),
+        Family(c.TURNED_AWAY, {(limit,): n for limit, n in arrivals.turned_away.items()}),
+        one(c.ACCEPT_PAUSES, carrier.accept_pauses),
+        Family(c.TUNNELS, tunnels),
+        one(c.STRANGERS, arrivals.strangers),
+        one(c.LOOP_LAG, lag.worst_lately_s),
+        one(c.LOOP_STALLS, lag.stalls),
+        one(c.WORKERS, 1),
+        *process.families(),
+    ]
+
+
+def of_control(facts: ControlFacts) -> list[Family]:
+    """The families that there is one of, however many processes carry links."""
+    svid = facts.svid
+    ends = 0.0 if svid is None else svid.expires_at.timestamp()
+    left = 0.0 if svid is None else max(0.0, svid.deadline - facts.now)
+    dropped: dict[Labels, float] = {
+        (name.removeprefix("dropped_"),): count
+        for name, count in facts.spans.items()
+        if name.startswith("dropped_")
+    }
+    return [
+        one(c.CERTIFICATE_ENDS, ends),
+        one(c.CERTIFICATE_LEFT, left),
+        Family(c.REFRESHES, {(result,): n for result, n in facts.refreshes.items()}),
+        one(c.SPANS_EXPORTED, facts.spans["exported"]),
+        Family(c.SPANS_DROPPED, dropped),
+        one(c.REGISTRY_CONNECTED, facts.registry_connected),
+        one(c.READY, facts.ready),
+        *([] if facts.captured is None else [one(c.CAPTURED, facts.captured)]),
+        Family(c.BUILD, {(VERSION, platform.python_version()): 1}),
+    ]
