@@ -53,6 +53,7 @@ class PodSettings:
     upstreams: str = ""
     mode: str = "redirect"
     plaintext: str = "deny"
+    plaintext_ports: str = ""
     external: str = "allow"
     http_ports: str = ""
     proxy_cpu_request: str = "10m"
@@ -251,6 +252,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "upstreams": ("pairs such as 5432=db.prod:5432,6379=redis-0.redis.prod:6379", _upstreams),
     "mode": _one_of("redirect", "localhost"),
     "plaintext": _one_of("deny", "allow"),
+    "plaintext-ports": (_PORTS_FORM, _ports),
     "external": _one_of("allow", "deny"),
     "http-ports": (_PORTS_FORM, _ports),
     "proxy-cpu-request": (_CPU_FORM, _cpu_text),

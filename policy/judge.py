@@ -45,7 +45,7 @@ def judge(
     `peer` is who the peer's checked leaf says it is, None for plaintext; `peer_ip` its TCP source
     in canonical text; `port` the app's port as it was dialled.
     """
-    if peer is None and not in_force.allow_plaintext:
+    if peer is None and not in_force.takes_plaintext(port):
         return Denial(
             f"plaintext from {peer_ip} to port {port}", rule="plaintext:deny", plaintext=True
         )
@@ -108,8 +108,8 @@ def _by_default(peer: WorkloadIdentity | None, port: int, in_force: PolicySet) -
     default = in_force.mesh_default
     if default == ALLOW_ALL or (default == ALLOW_MESHED and peer is not None):
         return Permit(peer, port, "", f"default:{default}")
-    if default == ALLOW_MESHED and in_force.allow_plaintext:
-        # `plaintext: allow` on the pod or namespace is the word that lets such peers in.
+    if default == ALLOW_MESHED and in_force.takes_plaintext(port):
+        # `plaintext: allow` (or the port's own) on pod or namespace is the word that lets them in.
         return Permit(peer, port, "", "plaintext:allow")
     return Denial(f"the mesh default is {default}", rule=f"default:{default}")
 

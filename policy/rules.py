@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from certs.trust.identity import WorkloadIdentity
+from kit.ports import NO_PORTS, PortSet
 
 ALLOW_MESHED, ALLOW_ALL, DENY = "allow-meshed", "allow-all", "deny"
 MESH_DEFAULTS = frozenset({ALLOW_MESHED, ALLOW_ALL, DENY})
@@ -73,6 +74,12 @@ class PolicySet:
     allow_plaintext: bool = False
     """Let peers without identity in, as far as the policies say so."""
     policies: tuple[Policy, ...] = ()
+    plaintext_ports: PortSet = NO_PORTS
+    """Ports where that holds though `allow_plaintext` does not."""
+
+    def takes_plaintext(self, port: int) -> bool:
+        """Whether the pod's settings let peers without identity come to `port`, before any policy."""
+        return self.allow_plaintext or port in self.plaintext_ports
 
 
 NOT_TOLD = PolicySet(mesh_default="not known yet: the registry has not said")

@@ -45,7 +45,7 @@ def canonical_ip(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class PodFacts:
     """One pod. What its proxy does (`mode`, `skip_*`) is read from the pod's spec, which nobody can
-    edit later; `plaintext` and `external` are raw annotations, empty when absent.
+    edit later; `plaintext`, `plaintext_ports` and `external` are raw annotations, empty when absent.
     """
 
     uid: str
@@ -66,6 +66,7 @@ class PodFacts:
     skip_inbound: tuple[str, ...] = ()
     skip_outbound: tuple[str, ...] = ()
     plaintext: str = ""
+    plaintext_ports: str = ""
     external: str = ""
     declared_ports: tuple[int, ...] = ()
     """TCP ports that the pod's own containers name."""
@@ -126,6 +127,7 @@ class NamespaceFacts:
     name: str
     plaintext: str
     external: str
+    plaintext_ports: str = ""
 
 
 def read_pod(raw: Raw) -> PodFacts:
@@ -164,6 +166,7 @@ def read_pod(raw: Raw) -> PodFacts:
         skip_inbound=_listed(capture_env.get("PODLINK_SKIP_INBOUND_PORTS")),
         skip_outbound=_listed(capture_env.get("PODLINK_SKIP_OUTBOUND_PORTS")),
         plaintext=annotations.get(contract.CONFIG_PREFIX + "plaintext", ""),
+        plaintext_ports=annotations.get(contract.CONFIG_PREFIX + "plaintext-ports", ""),
         external=annotations.get(contract.CONFIG_PREFIX + "external", ""),
         declared_ports=_declared_ports(spec),
     )
@@ -293,5 +296,6 @@ def read_namespace(raw: Raw) -> NamespaceFacts:
     return NamespaceFacts(
         name=metadata["name"],
         plaintext=annotations.get(contract.CONFIG_PREFIX + "plaintext", ""),
+        plaintext_ports=annotations.get(contract.CONFIG_PREFIX + "plaintext-ports", ""),
         external=annotations.get(contract.CONFIG_PREFIX + "external", ""),
     )

@@ -4,6 +4,7 @@ An annotation that was edited into something unknown after admission counts as t
 Policies join in here once LinkPolicies are read; until then no policy selects any pod.
 """
 
+from kit.ports import PortSet
 from proto import registry_pb2 as pb
 from registry.facts import NamespaceFacts, PodFacts
 
@@ -12,14 +13,23 @@ def pod_settings(
     pod: PodFacts, namespace: NamespaceFacts | None, mesh_default: str
 ) -> pb.PodSettings:
     """The settings that `pod`'s sidecar is to hold."""
-    near_plaintext = namespace.plaintext if namespace is not None else ""
+    # Both or neither: a pod that says `deny` is not opened by the ports of its namespace.
+    says = pod if pod.plaintext or pod.plaintext_ports or namespace is None else namespace
     near_external = namespace.external if namespace is not None else ""
     return pb.PodSettings(
         mesh_default=mesh_default,
-        plaintext=_choose(pod.plaintext or near_plaintext, "deny"),
+        plaintext=_choose(says.plaintext, "deny"),
+        plaintext_ports=_ports(says.plaintext_ports),
         external=_choose(pod.external or near_external, "allow"),
         declared_ports=pod.declared_ports,
     )
+
+
+def _ports(said: str) -> list[str]:
+    try:
+        return list(filter(None, str(PortSet.parse(said)).split(",")))
+    except ValueError:
+        return []
 
 
 def _choose(said: str, default: str) -> str:

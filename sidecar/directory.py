@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from certs.trust.identity import WorkloadIdentity
-from sidecar.ports import NO_PORTS, PortSet
+from kit.ports import NO_PORTS, PortSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,13 @@ class Workload:
     """Ports its capture leaves alone: they are reached in plaintext."""
     skip_outbound: PortSet = NO_PORTS
     terminating: bool = False
+    host_network: bool = False
+    """On its node's network: an address that many share and that proves nobody's identity. Without a
+    name it is the node's address itself."""
 
     @property
     def pod(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return f"{self.namespace}/{self.name}" if self.name else ""
 
     def takes_tunnel(self, port: int) -> bool:
         """Whether a link to this port of the pod must go through a tunnel."""

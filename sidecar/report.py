@@ -11,7 +11,9 @@ from typing import Literal
 Security = Literal["mtls", "plaintext", "self", "none"]
 """How the bytes travelled. `none`: the link was refused before any could."""
 
-PlaintextReason = Literal["external", "unmeshed_peer", "skip_port", "permissive", "self"]
+PlaintextReason = Literal[
+    "external", "unmeshed_peer", "host_network", "skip_port", "permissive", "self"
+]
 """Why an allowed link has no mutual TLS (docs/reasons.md)."""
 
 Verdict = Literal["allowed", "denied", "audited", "failed"]

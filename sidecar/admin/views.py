@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from certs.trust.identity import WorkloadIdentity
+from kit.ports import PortSet
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane
 from sidecar.directory import Found, Service, Workload
-from sidecar.ports import PortSet
 from sidecar.report import LinkRecord
 
 Json = dict[str, object]

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
+from kit.ports import PortSet
 from kit.settings import ConfigInvalid, Settings
 from sidecar.capture.plan import CapturePlan, parse_subnets
-from sidecar.ports import PortSet
 
 
 def plan_from(settings: Settings) -> CapturePlan:

@@ -15,6 +15,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
+from kit.ports import NO_PORTS, PortSet
 from sidecar.contract import (
     CA_PORT,
     CANARIES,
@@ -27,7 +28,6 @@ from sidecar.contract import (
     PROXY_UID,
     REGISTRY_PORT,
 )
-from sidecar.ports import NO_PORTS, PortSet
 
 TABLE = "podlink"
 CONTROL_PORTS = (CA_PORT, REGISTRY_PORT, OTLP_GRPC_PORT)

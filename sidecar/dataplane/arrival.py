@@ -16,7 +16,7 @@ from sidecar.contract import ALPN
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
 from sidecar.dataplane.inbound import InboundTunnel, explain, new_record
-from sidecar.dataplane.plaintext import PlaintextLink
+from sidecar.dataplane.plaintext import PlaintextLink, is_no_pod
 from sidecar.dataplane.tunnel import RECORD, Tunnel
 from sidecar.directory import EXTERNAL, Found, Workload
 from sidecar.errors import (
@@ -27,7 +27,7 @@ from sidecar.errors import (
     PlaintextDenied,
     SidecarError,
 )
-from sidecar.report import LinkRecord, PlaintextReason
+from sidecar.report import LinkRecord
 from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
 from sidecar.wire.client_hello import FirstBytes, classify
 from sidecar.wire.session import Role
@@ -119,7 +119,7 @@ class Arrival:
         poller = self._plane.poller
         self._deadline = poller.call_later(TIMEOUT_S, self._too_late)
         poller.add_reader(self._sock.fileno(), self._readable)
-        if self._plane.policy.allow_plaintext:
+        if self._plane.policy.takes_plaintext(to_port):
             # A stranger that waits for the server to speak first must not be waited for.
             known = self._plane.directory.known(self._ip)
             if known is None and self._plane.in_cluster(self._ip):
@@ -219,8 +219,6 @@ class Arrival:
         except Denied as e:
             return self._turn_away(e)
         self._arrivals.no_stranger_any_more(self._ip)
-        permissive: PlaintextReason = "permissive"
-        record.security, record.reason = "plaintext", permissive
         return PlaintextLink(plane, self._sock, self._to, permit, record).start(self._head)
 
     # --- the end ----------------------------------------------------------------------------
@@ -239,12 +237,16 @@ class Arrival:
         record.verdict = "denied"
         explain(record, error)
         record.end_ns, record.close = self._plane.unix_ns(), "refused"
-        if record.source_pod or not self._plane.in_cluster(self._ip):
+        if record.source_pod:
             return self._plane.report(record)
+        if not self._plane.in_cluster(self._ip):
+            return self._name(record, EXTERNAL)
         # Whoever reviews this wants a name. It changes nothing for the link, which is over.
         return self._plane.directory.ask(self._ip, lambda found: self._name(record, found))
 
     def _name(self, record: LinkRecord, found: Found | None) -> None:
         if isinstance(found, Workload) and found.name:
             record.source_pod = found.pod
+        if is_no_pod(found):
+            record.error += " (external: no pod has the source's address)"
         self._plane.report(record)

@@ -7,15 +7,22 @@ from policy.judge import Permit
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Answered, Connect
 from sidecar.dataplane.splice import RawSplice
+from sidecar.directory import EXTERNAL, Found, Workload
 from sidecar.errors import AppUnreachable, SidecarError
-from sidecar.report import LinkRecord
+from sidecar.report import LinkRecord, PlaintextReason
 from sidecar.sockets import loopback_of, reset
+
+
+def is_no_pod(found: Found | None) -> bool:
+    """Whether a source is known to be no pod: a node's address (what comes through a NodePort), or one
+    outside the cluster."""
+    return found is EXTERNAL or (isinstance(found, Workload) and found.host_network)
 
 
 class PlaintextLink:
     """A plaintext link that pod and policy let in."""
 
-    __slots__ = ("_connect", "_head", "_plane", "_sock", "_splice", "_to", "record")
+    __slots__ = ("_connect", "_failed", "_head", "_plane", "_sock", "_splice", "_to", "record")
 
     def __init__(
         self,
@@ -29,12 +36,28 @@ class PlaintextLink:
         self._splice: RawSplice | None = None
         self._connect: Connect | None = None
         self._head = b""
+        self._failed = False
         record.policy, record.rule = permit.policy, permit.rule
+        record.security, record.reason = "plaintext", "permissive"
         plane.live.add(self)
 
     def start(self, head: bytes) -> None:
         self._head = head
+        ip, directory = self.record.source_ip, self._plane.directory
+        known = directory.known(ip)
+        if known is None and self._plane.in_cluster(ip):
+            directory.ask(ip, self._source_known)  # for the record alone: nothing waits for it
+        else:
+            self._source_known(known or EXTERNAL)
         self._try(self._to[0], self._first_answer)
+
+    def _source_known(self, found: Found | None) -> None:
+        if self not in self._plane.live:
+            return
+        reason: PlaintextReason = "external" if is_no_pod(found) else "permissive"
+        self.record.reason = self.record.reason if self._failed else reason
+        if isinstance(found, Workload):
+            self.record.source_pod = found.pod
 
     def _try(self, ip: str, answered: Answered) -> None:
         connect = Connect(self._plane, ip, self._to[1], CONNECT_TIMEOUT_S, answered)
@@ -51,6 +74,7 @@ class PlaintextLink:
     def _last_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:
         if app is not None:
             return self._begin(app)
+        self._failed = True
         unreachable = AppUnreachable(f"nothing listens on port {self._to[1]}")
         self.record.reason, self.record.error = unreachable.reason, str(unreachable)
         reset(self._sock)

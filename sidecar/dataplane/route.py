@@ -59,9 +59,8 @@ def to_address(
         return Tunnelled(ip, port, choice, found)
     if found.identity is not None:
         return Plaintext(ip, port, choice, "plaintext", "skip_port", found.pod)
-    return _outside(
-        Plaintext(ip, port, choice, "plaintext", "unmeshed_peer", found.pod), allow_external
-    )
+    reason: PlaintextReason = "host_network" if found.host_network else "unmeshed_peer"
+    return _outside(Plaintext(ip, port, choice, "plaintext", reason, found.pod), allow_external)
 
 
 def to_endpoint(chosen: Choice, own: Own, *, allow_external: bool) -> Route:

@@ -8,10 +8,10 @@ import ipaddress
 from dataclasses import replace
 
 from certs.trust.identity import WorkloadIdentity
+from kit.ports import PortSet
 from policy.rules import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
 from proto import registry_pb2 as pb
 from sidecar.directory import EXTERNAL, Endpoint, Found, Service, Workload
-from sidecar.ports import PortSet
 
 
 class NotUnderstood(ValueError):
@@ -64,6 +64,7 @@ def workload(said: pb.Workload, trust_domain: str) -> Workload:
         skip_inbound=PortSet.parse(said.skip_inbound_ports),
         skip_outbound=PortSet.parse(said.skip_outbound_ports),
         terminating=said.terminating,
+        host_network=said.host_network,
     )
 
 
@@ -108,9 +109,10 @@ def policy_set(said: pb.PodSettings) -> PolicySet:
             )
             for policy in said.policies
         )
+        plaintext_ports = PortSet.parse(said.plaintext_ports)
     except ValueError as e:
-        raise NotUnderstood(f"policy: {e}") from e
-    return PolicySet(said.mesh_default, said.plaintext == "allow", policies)
+        raise NotUnderstood(f"settings: {e}") from e
+    return PolicySet(said.mesh_default, said.plaintext == "allow", policies, plaintext_ports)
 
 
 def _rule(said: pb.Rule) -> Rule:

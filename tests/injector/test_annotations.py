@@ -30,6 +30,7 @@ BAD = {
     ),
     "mode": ("", "Redirect", "tproxy", "redirect,localhost", "redirect "+"x"),
     "plaintext": ("", "Allow", "true", "permissive", "*"),
+    "plaintext-ports": (*PORTS, ""),
     "external": ("", "DENY", "false", "none"),
     "proxy-cpu-request": CPU,
     "proxy-cpu-limit": CPU,

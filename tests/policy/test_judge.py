@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.trust.identity import WorkloadIdentity
+from kit.ports import NO_PORTS, PortSet
 from policy.judge import Denial, Permit, judge
 from policy.rules import ALLOW_ALL, ALLOW_MESHED, DENY, Policy, PolicySet, Rule, Source
 from sidecar.authorise import authorise
@@ -189,7 +190,7 @@ def reference(peer: WorkloadIdentity | None, ip: str, port: int, in_force: Polic
         texts = [(s.namespace, s.service_account or peer.service_account) for s in rule.sources]
         return (peer.namespace, peer.service_account) in texts
 
-    if peer is None and not in_force.allow_plaintext:
+    if peer is None and not in_force.allow_plaintext and port not in in_force.plaintext_ports:
         return False
     enforcing = [p for p in in_force.policies if not p.audit]
     if any(hits(r) for p in enforcing for r in p.deny):
@@ -208,6 +209,7 @@ def reference(peer: WorkloadIdentity | None, ip: str, port: int, in_force: Polic
         st.sampled_from([ALLOW_MESHED, ALLOW_ALL, DENY]),
         st.booleans(),
         st.lists(policies, max_size=3).map(tuple),
+        st.sampled_from([NO_PORTS, PortSet.parse("1-2")]),
     ),
 )
 @pytest.mark.attack_row(17)

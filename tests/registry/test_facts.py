@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from registry.facts import canonical_ip, read_pod, read_service, read_slice
-from tests.registry.objects import IMAGE, endpoint, pod, service, slice_of
+from registry.facts import canonical_ip, read_namespace, read_pod, read_service, read_slice
+from registry.settings import pod_settings
+from tests.registry.objects import IMAGE, endpoint, namespace_object, pod, service, slice_of
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,25 @@ def test_a_service_says_how_it_wants_to_be_balanced() -> None:
     assert (read.affinity_timeout_s, read.balance) == (60, "source-hash")
     assert (read.traffic_distribution, read.publish_not_ready) == ("PreferSameZone", True)
     assert read.cluster_ips == ("10.96.0.1", "fd00::1")
+
+
+@pytest.mark.parametrize(
+    ("own", "near", "plaintext", "ports"),
+    [
+        ({}, {}, "deny", []),
+        ({"plaintext_ports": "9187, 9000-9010"}, {}, "deny", ["9000-9010", "9187"]),
+        ({}, {"plaintext": "allow", "plaintext-ports": "80"}, "allow", ["80"]),
+        ({"plaintext": "deny"}, {"plaintext": "allow", "plaintext-ports": "80"}, "deny", []),
+        ({"plaintext_ports": "81"}, {"plaintext": "allow"}, "deny", ["81"]),
+        ({"plaintext_ports": "80,*"}, {}, "deny", []),
+    ],
+)
+def test_plaintext_and_its_ports_come_both_from_the_pod_or_both_from_its_namespace(
+    own: dict[str, str], near: dict[str, str], plaintext: str, ports: list[str]
+) -> None:
+    facts = read_pod(pod("web", annotations=own))
+    settings = pod_settings(facts, read_namespace(namespace_object("shop", **near)), "deny")
+    assert (settings.plaintext, list(settings.plaintext_ports)) == (plaintext, ports)
 
 
 def test_a_service_for_the_own_node_only() -> None:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.ports import PortSet
 from kit.settings import ConfigInvalid, Settings
 from sidecar.capture.config import plan_from
 from sidecar.capture.plan import CapturePlan, parse_subnets
-from sidecar.ports import PortSet
 
 GOLDEN = """\
 table inet podlink

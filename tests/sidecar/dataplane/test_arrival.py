@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from certs.trust.identity import WorkloadIdentity
+from kit.ports import PortSet
 from policy.rules import NOT_TOLD, PolicySet
 from sidecar import sockets
 from sidecar.contract import ALPN, OWN_PORTS
@@ -20,7 +21,6 @@ from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.handshake import Handshake
 from sidecar.dataplane.listener import Listener
 from sidecar.directory import Workload
-from sidecar.ports import PortSet
 from tests.certs.forge import Forge
 from tests.sidecar.dataplane.conftest import API, MakeSide, Side, StartPair, connected
 from tests.sidecar.dataplane.test_link import echo
@@ -70,6 +70,7 @@ async def test_plaintext_that_is_allowed_reaches_the_app_and_its_record_says_so(
     gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_to(await serve(echo), monkeypatch)
+    gate.side.directory.entries[LOOPBACK] = Workload("u", "shop", "old-0", None, (LOOPBACK,))
     reader, writer = await connected(gate.address, b"hello")
     assert await reader.readexactly(5) == b"hello"
     writer.close()
@@ -80,6 +81,60 @@ async def test_plaintext_that_is_allowed_reaches_the_app_and_its_record_says_so(
         "permissive",
     )
     assert (record.bytes_sent, record.bytes_received, record.rule) == (5, 5, "plaintext:allow")
+
+
+async def test_a_port_may_take_plaintext_where_the_pod_does_not(
+    gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = await serve(greet)
+    gate.side.plane.policy = PolicySet(plaintext_ports=PortSet.parse(str(port)))
+    gate.side.directory.entries[LOOPBACK] = Workload("u", "shop", "old-0", None, (LOOPBACK,))
+    goes_to(port, monkeypatch)
+    reader, writer = await connected(gate.address)
+    assert await reader.readline() == b"220 ready\r\n", "and it waits for nothing either"
+    writer.close()
+    assert (await gate.side.record()).rule == "plaintext:allow"
+    goes_to(port - 1, monkeypatch)
+    reader, writer = await connected(gate.address, b"hello")
+    assert await ends(reader) == b""
+    writer.close()
+    assert (await gate.side.record(2)).reason == "plaintext_denied"
+
+
+NODE = Workload("", "", "", None, (LOOPBACK,), host_network=True)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("source", ["node", "outside", "asked"])
+async def test_what_comes_from_no_pod_is_external_whether_it_is_let_in_or_not(
+    source: str, allowed: bool, gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane, directory = gate.side.plane, gate.side.directory
+    plane.policy = PolicySet(allow_plaintext=allowed)
+    goes_to(await serve(echo), monkeypatch)
+    if source == "outside":
+        plane.cluster_networks = ()
+    else:
+        directory.entries[LOOPBACK] = NODE
+    if source == "asked":
+        monkeypatch.setattr(directory, "known", lambda key: None)
+    reader, writer = await connected(gate.address, b"hello")
+    if allowed:
+        assert await reader.readexactly(5) == b"hello"
+    else:
+        assert await ends(reader) == b""
+    writer.close()
+    record = await gate.side.record()
+    assert record.source_pod == ""
+    if allowed:
+        assert (record.verdict, record.security, record.reason) == (
+            "allowed",
+            "plaintext",
+            "external",
+        )
+    else:
+        assert (record.verdict, record.reason) == ("denied", "plaintext_denied")
+        assert "external" in record.error
 
 
 @pytest.mark.parametrize("known", ["unmeshed", "skips the port", "asked"])

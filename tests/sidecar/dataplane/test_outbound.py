@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from certs.trust.identity import WorkloadIdentity
+from kit.ports import PortSet
 from sidecar.contract import OWN_PORTS
 from sidecar.dataplane import outbound
 from sidecar.dataplane.pool import Pool, PoolLimits
 from sidecar.directory import EXTERNAL, Answer, Endpoint, Found, Own, Service, Workload
-from sidecar.ports import PortSet
 from sidecar.wire.frames import ACCEPT, HEADER, OPEN, REFUSE, encode
 from sidecar.wire.opening import DENIED, UNREACHABLE, encode_accept, encode_code
 from tests.certs.forge import Forge

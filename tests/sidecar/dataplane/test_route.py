@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.trust.identity import WorkloadIdentity
+from kit.ports import PortSet
 from sidecar.dataplane.choose import Choice
 from sidecar.dataplane.route import Plaintext, Refused, Tunnelled, to_address, to_endpoint
 from sidecar.directory import EXTERNAL, Endpoint, External, Own, Workload
-from sidecar.ports import PortSet
 
 API = WorkloadIdentity("cluster.local", "shop", "api")
 OWN = Own("shop", "web", "uid", frozenset({"10.0.0.1"}))
@@ -23,6 +23,7 @@ pods = st.builds(
     st.one_of(st.none(), st.just(API)),
     st.just(("10.0.0.7",)),
     tunnel_only=st.booleans(),
+    host_network=st.booleans(),
     skip_inbound=skips,
 )
 anywhere = st.one_of(st.just(EXTERNAL), pods)
@@ -42,7 +43,9 @@ def test_a_port_of_a_meshed_pod_gets_a_tunnel_or_is_one_its_capture_leaves_out(
         assert route.reason == "skip_port"
     elif allow_external:
         assert isinstance(route, Plaintext)
-        assert route.reason in ("external", "unmeshed_peer")
+        on_node = isinstance(found, Workload) and found.host_network
+        outside = "external" if isinstance(found, External) else "unmeshed_peer"
+        assert route.reason == ("host_network" if on_node else outside)
     else:
         assert isinstance(route, Refused)
     assert route[:2] == ("10.0.0.7", port)

@@ -87,6 +87,8 @@ def test_policies_are_taken_over_word_for_word() -> None:
     (taken,) = it.policies
     (allow,) = taken.allow
     assert (it.mesh_default, it.allow_plaintext) == ("deny", True)
+    ports = pb.PodSettings(mesh_default="deny", plaintext="deny", plaintext_ports=["80", "90-91"])
+    assert [p for p in (79, 80, 90, 91, 92) if policy_set(ports).takes_plaintext(p)] == [80, 90, 91]
     assert (taken.name, taken.audit, taken.deny) == ("shop/api", True, ())
     assert allow.sources == (Source("shop", "web"),)
     assert [str(n) for n in allow.networks] == ["10.0.0.0/8"]
@@ -95,7 +97,13 @@ def test_policies_are_taken_over_word_for_word() -> None:
 
 @pytest.mark.attack_row(26)
 @pytest.mark.parametrize(
-    "said", [settings(default=""), settings(default="allow"), settings(plaintext="")]
+    "said",
+    [
+        settings(default=""),
+        settings(default="allow"),
+        settings(plaintext=""),
+        pb.PodSettings(mesh_default="deny", plaintext="deny", plaintext_ports=["80-"]),
+    ],
 )
 def test_settings_with_an_unknown_word_are_refused(said: pb.PodSettings) -> None:
     with pytest.raises(NotUnderstood):
@@ -105,5 +113,5 @@ def test_settings_with_an_unknown_word_are_refused(said: pb.PodSettings) -> None
 def test_a_policy_with_a_network_that_is_none_refuses_the_settings_whole() -> None:
     said = settings()
     said.policies.add(namespace="shop", name="api").deny.add(from_cidrs=["10.0.0.1/8"])
-    with pytest.raises(NotUnderstood, match="policy"):
+    with pytest.raises(NotUnderstood, match="settings"):
         policy_set(said)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.ports import PortSet
+from kit.ports import PortSet
 
 ranges = st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(sorted)
 
