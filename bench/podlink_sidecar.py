@@ -34,8 +34,6 @@ import signal
 import socket
 from pathlib import Path
 
-import uvloop
-
 from bench.certificates import FAR_IDENTITY, NEAR_IDENTITY
 from certs.client.ca import CaClient  # noqa: F401 - likewise
 from certs.trust.contexts import TlsMaterial
@@ -49,7 +47,7 @@ from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Listener
 from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.poller import Poller
+from sidecar.dataplane.poller import DataLoop, poller_of
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
 from sidecar.directory import Answer, Found, Own, Workload
@@ -133,7 +131,7 @@ async def run(args: argparse.Namespace) -> None:
             endpoint=args.otlp, plaintext=True, resource=PodResource(pod=own, namespace="bench")
         )
     )
-    poller = Poller(loop)
+    poller = poller_of(loop)
     plane = Plane(
         poller=poller,
         own=Own("bench", own, own, frozenset({"192.0.2.1"})),
@@ -168,7 +166,8 @@ async def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     gc.freeze()
-    uvloop.run(run(arguments()))
+    with asyncio.Runner(loop_factory=DataLoop) as runner:
+        runner.run(run(arguments()))
 
 
 if __name__ == "__main__":

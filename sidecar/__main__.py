@@ -6,13 +6,12 @@ import logging
 import resource
 import sys
 
-import uvloop
-
 from certs.client.ca import CaClient
 from kit.logs import start_logging
 from kit.settings import Settings
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
+from sidecar.dataplane.poller import DataLoop
 from sidecar.telemetry.config import TelemetryConfig
 
 _MAX_DESCRIPTORS = 1 << 20
@@ -28,7 +27,8 @@ def main() -> None:
     # What is imported lives as long as the process: keep the collector from walking it each time.
     gc.freeze()
     try:
-        uvloop.run(_run(config, telemetry))
+        with asyncio.Runner(loop_factory=DataLoop) as runner:
+            runner.run(_run(config, telemetry))
     except OSError as e:
         _log.error("cannot start", extra={"error": str(e)})
         sys.exit(1)

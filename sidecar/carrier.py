@@ -27,7 +27,7 @@ from sidecar.dataplane.banned import cut_banned
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Accepted, Listener
 from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.poller import Poller
+from sidecar.dataplane.poller import poller_of
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
 from sidecar.directory import Directory
@@ -53,7 +53,7 @@ class Carrier:
     ) -> None:
         self._config = config
         self._guard = Guard(SvidChecker(config.trust_domain))
-        self._poller = poller = Poller(loop)
+        self._poller = poller = poller_of(loop)
         self.meter = LinkMeter(report)
         self.lag = LoopLag(loop)
         self.plane = Plane(
@@ -160,7 +160,6 @@ class Carrier:
         self._watch.close()
         self.plane.pool.close()
         self.arrivals.close()
-        self._poller.close()
         self.lag.close()
 
 

@@ -1,13 +1,16 @@
-"""Waits for many sockets through one epoll of its own, inside the event loop. HOT PATH.
+"""Waits for many sockets, as part of the event loop itself. HOT PATH.
 
-libuv spends five system calls to begin watching a socket and two to stop, and the event loop wraps
+libuv spends five system calls to begin watching a socket and two to stop, and any event loop wraps
 each callback in a handle with a context of its own. For a link that lives a millisecond that is most
 of its cost (docs/performance.md). Here it is one call to begin and none to stop: closing a socket
-takes it out of an epoll. The loop itself watches only this epoll.
+takes it out of an epoll. The loop is asyncio's own, waiting through the same epoll: one wait per
+batch of events, and the callbacks of links run before anything else of the loop gets its turn.
 """
 
 import asyncio
+import os
 import select
+import selectors
 from collections.abc import Callable
 from typing import Final
 
@@ -19,30 +22,42 @@ _HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP
 _BATCH: Final = 256
 
 Ready = Callable[[], None]
+Events = list[tuple[int, int]]
 
 
 class Poller:
     """`add_reader` and friends as an event loop has them, level-triggered, and timers of the loop.
 
-    Whoever closes a watched socket calls `forget` first.
+    Each `DataLoop` has one. Whoever closes a watched socket calls `forget` first.
     """
 
-    __slots__ = ("_epoll", "_loop", "_readers", "_writers", "call_later", "call_soon", "hung_up")
+    __slots__ = (
+        "_before_rest",
+        "_epoll",
+        "_loop",
+        "_readers",
+        "_writers",
+        "call_later",
+        "call_soon",
+        "hung_up",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: "DataLoop", epoll_fd: int) -> None:
         self._loop = loop
-        self._epoll = select.epoll()
+        # A descriptor of our own for the same epoll: each of the two is closed once.
+        self._epoll = select.epoll.fromfd(os.dup(epoll_fd))
         self._readers: dict[int, Ready] = {}
         self._writers: dict[int, Ready] = {}
+        self._before_rest: list[Ready] = []
         self.hung_up = False
         """During a reader's call: the other side has sent its FIN, so an end follows the data."""
         self.call_later = loop.call_later
         self.call_soon = loop.call_soon
-        loop.add_reader(self._epoll.fileno(), self._wake)
 
     def close(self) -> None:
         """Stop watching. Sockets that are still watched stay open."""
-        self._loop.remove_reader(self._epoll.fileno())
+        self._readers.clear()
+        self._writers.clear()
         self._epoll.close()
 
     def add_reader(self, fd: int, ready: Ready) -> None:
@@ -84,19 +99,40 @@ class Poller:
         self._readers.pop(fd, None)
         self._writers.pop(fd, None)
 
-    def _wake(self) -> None:
+    def before_rest(self, late: Ready) -> None:
+        """Call `late` once: after the events that are there already, and before any wait."""
+        self._before_rest.append(late)
+
+    def turn(self, wait_s: float) -> Events:
+        """One wait and the callbacks of all that came of it; returns the events of other sockets."""
+        late = self._before_rest
+        if late:
+            wait_s = 0.0
+            self._before_rest = []
         readers, writers = self._readers, self._writers
+        others: Events = []
         # A callback may close a socket whose event is in this batch, and another may get its number:
         # such a late event finds no callback, or one that must bear being called for nothing.
-        for fd, events in self._epoll.poll(0, _BATCH):
+        for fd, events in self._epoll.poll(wait_s, _BATCH):
             try:
-                if events & _READS and (ready := readers.get(fd)) is not None:
-                    self.hung_up = events & _HUNG_UP != 0
-                    ready()
+                ready = readers.get(fd)
+                if ready is not None:
+                    if events & _READS:
+                        self.hung_up = events & _HUNG_UP != 0
+                        ready()
+                elif fd not in writers:
+                    others.append((fd, events))
+                    continue
                 if events & _WRITES and (ready := writers.get(fd)) is not None:
                     ready()
             except Exception as e:
                 self._broken(fd, e)
+        for ready in late:
+            try:
+                ready()
+            except Exception as e:
+                self._broken(-1, e)
+        return others
 
     def _broken(self, fd: int, error: Exception) -> None:
         """Our own code failed. Tell the loop, and watch that socket no more: its callback would be
@@ -105,3 +141,47 @@ class Poller:
         self._loop.call_exception_handler(told)
         self.remove_reader(fd)
         self.remove_writer(fd)
+
+
+class _Selector(selectors.EpollSelector):
+    """What asyncio waits with: through the poller, while there is one."""
+
+    poller: Poller | None = None
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert self.poller is not None
+        keys = self.get_map()
+        found = []
+        for fd, events in self.poller.turn(-1.0 if timeout is None else max(timeout, 0.0)):
+            try:
+                key = keys[fd]
+            except KeyError:
+                continue  # closed by a callback of the same batch
+            asked = 0
+            if events & _READS:
+                asked |= selectors.EVENT_READ
+            if events & ~select.EPOLLIN:
+                asked |= selectors.EVENT_WRITE
+            found.append((key, asked & key.events))
+        return found
+
+
+class DataLoop(asyncio.SelectorEventLoop):
+    """asyncio's own event loop, with the data plane's Poller in its wait."""
+
+    def __init__(self) -> None:
+        selector = _Selector()
+        super().__init__(selector)
+        selector.poller = self.poller = Poller(self, selector.fileno())
+
+    def close(self) -> None:
+        if not self.is_closed():
+            self.poller.close()
+        super().close()
+
+
+def poller_of(loop: asyncio.AbstractEventLoop) -> Poller:
+    """The loop's poller; raises TypeError if the loop has none."""
+    if not isinstance(loop, DataLoop):
+        raise TypeError("the data plane runs in a DataLoop")
+    return loop.poller

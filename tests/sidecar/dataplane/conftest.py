@@ -21,7 +21,7 @@ from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
 from sidecar.dataplane.listener import Listener
 from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.poller import Poller
+from sidecar.dataplane.poller import poller_of
 from sidecar.dataplane.pool import Pool
 from sidecar.directory import Answer, Found, Own, Workload
 from sidecar.report import LinkRecord
@@ -89,7 +89,7 @@ async def make_side(forge: Forge) -> AsyncIterator[MakeSide]:
     made: list[Side] = []
 
     def make(identity: WorkloadIdentity, ip: str) -> Side:
-        poller = Poller(asyncio.get_running_loop())
+        poller = poller_of(asyncio.get_running_loop())
         directory = FakeDirectory()
         records: list[LinkRecord] = []
         plane = Plane(
@@ -109,7 +109,6 @@ async def make_side(forge: Forge) -> AsyncIterator[MakeSide]:
     yield make
     for side in made:
         side.plane.pool.close()
-        side.plane.poller.close()
         for link in list(side.plane.live):
             link.cut(4, "drain")
 

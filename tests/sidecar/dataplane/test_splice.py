@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.dataplane.poller import Poller
+from sidecar.dataplane.poller import poller_of
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.wire.frames import END
 
@@ -43,7 +43,7 @@ async def test_a_tunnel_is_read_again_after_a_link_that_ended_with_bytes_to_deli
     near.setblocking(False)
     tunnel: Any = FakeTunnel()
     ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    poller = Poller(asyncio.get_running_loop())
+    poller = poller_of(asyncio.get_running_loop())
     splice = TunnelSplice(poller, near, tunnel, lambda _, close, error: ended.set_result(close))
     splice.start()
     reader, writer = await asyncio.open_connection(sock=app)
@@ -58,5 +58,4 @@ async def test_a_tunnel_is_read_again_after_a_link_that_ended_with_bytes_to_deli
         writer.write_eof()
     assert await asyncio.wait_for(ended, 2) == "fin"
     assert not tunnel.paused
-    poller.close()
     writer.close()
