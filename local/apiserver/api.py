@@ -18,7 +18,13 @@ from local.apiserver.tokens import ADMIN, Tokens, User
 from local.errors import ApiError
 from local.objects import Object, dig, is_terminating, timestamp
 
-SERVICE_CIDR = ipaddress.IPv4Network("10.96.0.0/16")
+SERVICE_CIDRS: dict[str, ipaddress.IPv4Network | ipaddress.IPv6Network] = {
+    "IPv4": ipaddress.IPv4Network("10.96.0.0/16"),
+    "IPv6": ipaddress.IPv6Network("fd96::/112"),
+}
+NODE_IP, NODE_IP6 = "10.244.0.1", "fd44::1"
+"""The node's addresses; a load balancer's as well."""
+_NODE_PORTS = range(30000, 32768)
 _KEPT = (
     "uid",
     "creationTimestamp",
@@ -43,7 +49,7 @@ class Api:
         self.tokens = Tokens(self.store, clock)
         self.admission = Admission(self.store)
         self._clock = clock
-        self._next_ip = _FIRST_FREE
+        self._next_ip = dict.fromkeys(SERVICE_CIDRS, _FIRST_FREE)
         self.root_ca = ""
         """PEM of the serving CA, published in every namespace."""
 
@@ -251,7 +257,7 @@ class Api:
         if resource.key == resources.PODS.key:
             return self._fill_in_pod(obj)
         if resource.key == resources.SERVICES.key:
-            return defaults.service(obj, self._cluster_ip(obj))
+            return self._fill_in_service(obj)
         if resource.key == resources.NAMESPACES.key:
             metadata = obj["metadata"]
             own = {"kubernetes.io/metadata.name": metadata["name"]}
@@ -284,29 +290,49 @@ class Api:
             )
         return defaults.pod(obj, found)
 
-    def _cluster_ip(self, obj: Object) -> str:
-        """A free address of the Service range; checks one that is asked for."""
-        used = {dig(s, "spec", "clusterIP") for s in self.store.select(resources.SERVICES.key)}
-        wanted = dig(obj, "spec", "clusterIP")
-        if wanted == "None":
-            return "None"
-        if wanted:
-            if ipaddress.IPv4Address(wanted) not in SERVICE_CIDR or wanted in used:
-                raise validation.Invalid(
-                    resources.SERVICES,
-                    obj["metadata"]["name"],
-                    "spec.clusterIP",
-                    f"Invalid value: {wanted!r}: not a free address of {SERVICE_CIDR}",
-                )
-            return str(wanted)
-        for _ in range(SERVICE_CIDR.num_addresses):
-            address = str(SERVICE_CIDR[self._next_ip])
-            self._next_ip = self._next_ip + 1
-            if self._next_ip >= SERVICE_CIDR.num_addresses - 1:
-                self._next_ip = _FIRST_FREE
+    def _fill_in_service(self, obj: Object) -> Object:
+        validation.check(resources.SERVICES, obj)
+        services = self.store.select(resources.SERVICES.key)
+        used = {p.get("nodePort") for s in services for p in s["spec"].get("ports") or ()}
+        free = (number for number in _NODE_PORTS if number not in used)
+        addresses = self._cluster_ips(obj["spec"], obj["metadata"].get("name", ""), services)
+        return defaults.service(obj, addresses, free, [NODE_IP, NODE_IP6])
+
+    def _cluster_ips(self, spec: Object, name: str, services: list[Object]) -> list[str]:
+        """A free address of each family of the Service; checks those that are asked for."""
+        if spec.get("clusterIP") == "None" or spec.get("type") == "ExternalName":
+            return ["None"]
+        used = {ip for s in services for ip in s["spec"].get("clusterIPs") or ()}
+        asked = list(spec.get("clusterIPs") or filter(None, [spec.get("clusterIP")]))
+        found = []
+        for family in defaults.families(spec):
+            cidr = SERVICE_CIDRS[family]
+            wanted = next((ip for ip in asked if (":" in ip) == (family == "IPv6")), "")
+            if wanted:
+                try:
+                    usable = ipaddress.ip_address(wanted) in cidr and wanted not in used
+                except ValueError:
+                    usable = False
+                if not usable:
+                    raise validation.Invalid(
+                        resources.SERVICES,
+                        name,
+                        "spec.clusterIP",
+                        f"Invalid value: {wanted!r}: not a free address of {cidr}",
+                    )
+            found.append(wanted or self._free_ip(family, used))
+        return found
+
+    def _free_ip(self, family: str, used: set[str]) -> str:
+        cidr = SERVICE_CIDRS[family]
+        for _ in range(cidr.num_addresses):
+            address = str(cidr[self._next_ip[family]])
+            self._next_ip[family] += 1
+            if self._next_ip[family] >= cidr.num_addresses - 1:
+                self._next_ip[family] = _FIRST_FREE
             if address not in used:
                 return address
-        raise ApiError(500, "InternalError", f"no free address in {SERVICE_CIDR}")
+        raise ApiError(500, "InternalError", f"no free address in {cidr}")
 
     def _after_create(self, resource: Resource, obj: Object) -> None:
         name = obj["metadata"]["name"]
@@ -337,7 +363,7 @@ class Api:
             )
         if resource.key == resources.SERVICES.key:
             before, after = dig(old, "spec", "clusterIP"), dig(new, "spec", "clusterIP")
-            if after not in (before, None, ""):
+            if before is not None and after not in (before, None, ""):
                 raise validation.Invalid(
                     resource,
                     new["metadata"]["name"],
@@ -372,10 +398,25 @@ def _merged(resource: Resource, old: Object, obj: Object, subresource: str) -> O
         if "status" in old:
             new["status"] = old["status"]
     if resource.key == resources.SERVICES.key and isinstance(new.get("spec"), dict):
-        new = {**defaults.service(new, old["spec"]["clusterIP"]), "status": old.get("status", {})}
+        new = {**_service_kept(old, new), "status": old.get("status", {})}
     if new.get("spec") != old.get("spec") and "generation" in kept:
         new["metadata"]["generation"] = kept["generation"] + 1
     return new
+
+
+def _service_kept(old: Object, new: Object) -> Object:
+    """An updated Service with the addresses and ports of the node that it has."""
+    was = old["spec"]
+    kept = {field: was[field] for field in ("ipFamilies", "ipFamilyPolicy") if field in was}
+    had = {p.get("name", ""): p["nodePort"] for p in was.get("ports") or () if "nodePort" in p}
+    new = {**new, "spec": {**kept, **new["spec"]}}
+    if defaults.is_outside(new["spec"]):
+        new["spec"]["ports"] = [
+            {"nodePort": had[p.get("name", "")], **p} if p.get("name", "") in had else p
+            for p in new["spec"].get("ports") or ()
+        ]
+    free = (n for n in _NODE_PORTS if n not in had.values())
+    return defaults.service(new, was.get("clusterIPs") or ["None"], free, [])
 
 
 def _graceful(obj: Object) -> bool:

@@ -1,6 +1,7 @@
 """What the API server fills in before admission. Pure but for random names."""
 
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 from local.objects import Object, dig
@@ -73,24 +74,52 @@ def _mount_token(spec: dict[str, Any]) -> None:
     spec["volumes"] = [*(spec.get("volumes") or ()), volume]
 
 
-def service(obj: Object, cluster_ip: str) -> Object:
-    """Fill in a Service; `cluster_ip` is used unless one is asked for or it is headless."""
+def families(spec: Object) -> list[str]:
+    """The IP families of a Service's addresses, the first one first ("IPv4/IPv6 dual-stack")."""
+    asked = list(spec.get("ipFamilies") or ())
+    if not asked:
+        first = next(iter(spec.get("clusterIPs") or ()), spec.get("clusterIP") or "")
+        asked = ["IPv6" if ":" in first else "IPv4"]
+    if spec.get("ipFamilyPolicy") in ("PreferDualStack", "RequireDualStack"):
+        asked += [family for family in ("IPv4", "IPv6") if family not in asked]
+    return asked
+
+
+def is_outside(spec: Object) -> bool:
+    """Whether a Service is reached from outside the cluster too."""
+    return spec.get("type") in ("NodePort", "LoadBalancer")
+
+
+def service(
+    obj: Object, cluster_ips: list[str], node_ports: Iterator[int], node_ips: list[str]
+) -> Object:
+    """Fill in a Service with its addresses, and with a free port of the node for each port that is to
+    have one. A load balancer is the node itself, as k3s has it."""
     spec = {
         "type": "ClusterIP",
         "sessionAffinity": "None",
         "internalTrafficPolicy": "Cluster",
-        "ipFamilies": ["IPv4"],
-        "ipFamilyPolicy": "SingleStack",
         **obj["spec"],
     }
+    status: Object = {"loadBalancer": {}}
     if spec["type"] != "ExternalName":
-        spec["clusterIP"] = spec.get("clusterIP") or cluster_ip
-        spec["clusterIPs"] = [spec["clusterIP"]]
+        spec["ipFamilies"] = families(spec)
+        dual = len(spec["ipFamilies"]) > 1
+        spec.setdefault("ipFamilyPolicy", "RequireDualStack" if dual else "SingleStack")
+        spec["clusterIP"], spec["clusterIPs"] = cluster_ips[0], cluster_ips
     spec["ports"] = [
         {"protocol": "TCP", "targetPort": port.get("port"), **port}
         for port in spec.get("ports") or ()
     ]
-    return {**obj, "spec": spec, "status": {"loadBalancer": {}}}
+    if is_outside(spec):
+        spec.setdefault("externalTrafficPolicy", "Cluster")
+        for port in spec["ports"]:
+            port.setdefault("nodePort", next(node_ports))
+    if spec["type"] == "LoadBalancer":
+        versions = {":" in ip for ip in cluster_ips}
+        ingress = [{"ip": ip, "ipMode": "VIP"} for ip in node_ips if (":" in ip) in versions]
+        status = {"loadBalancer": {"ingress": ingress}}
+    return {**obj, "spec": spec, "status": status}
 
 
 def workload(obj: Object) -> Object:

@@ -1,7 +1,7 @@
 """Says which field of an object is wrong, before anything is done with it. Pure.
 
 The rules are those of Kubernetes for the fields that this cluster acts on; what it would silently
-not do (hostNetwork, a volume type it lacks) is refused by name as well.
+not do (hostPID, a volume type it lacks) is refused by name as well.
 """
 
 import ipaddress
@@ -120,7 +120,7 @@ def check_pod_spec(spec: Any, field: str, refuse: Refuse) -> None:
     _need(spec, dict, field, refuse)
     if not spec.get("containers"):
         raise refuse(f"{field}.containers", "Required value")
-    for flag in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
+    for flag in ("hostPID", "hostIPC", "shareProcessNamespace"):
         if spec.get(flag):
             raise refuse(f"{field}.{flag}", "not supported by podlink local")
     if spec.get("restartPolicy", "Always") not in ("Always", "OnFailure", "Never"):
@@ -197,14 +197,15 @@ def _check_service(obj: Object, refuse: Refuse) -> None:
     spec = obj.get("spec")
     _need(spec, dict, "spec", refuse)
     assert isinstance(spec, dict)
-    if spec.get("type", "ClusterIP") not in ("ClusterIP", "NodePort", "LoadBalancer"):
-        raise refuse("spec.type", f"Unsupported value: {spec['type']!r}: supported: ClusterIP")
+    kind = spec.get("type", "ClusterIP")
+    if kind not in ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"):
+        raise refuse("spec.type", f"Unsupported value: {kind!r}")
+    if kind == "ExternalName":
+        if not isinstance(name := spec.get("externalName"), str) or not _SUBDOMAIN.fullmatch(name):
+            raise refuse("spec.externalName", f"Invalid value: {name!r}: must be a DNS name")
+        return
     address = spec.get("clusterIP")
-    if address not in (None, "", "None"):
-        try:
-            ipaddress.IPv4Address(address)
-        except ValueError as e:
-            raise refuse("spec.clusterIP", f"Invalid value: {address!r}") from e
+    _check_addresses(spec, refuse)
     ports = list(_entries(spec, "ports", "spec", refuse))
     if not ports and address != "None":
         raise refuse("spec.ports", "Required value")
@@ -216,6 +217,26 @@ def _check_service(obj: Object, refuse: Refuse) -> None:
             _check_port(target, f"{path}.targetPort", refuse)
         if len(ports) > 1 and not port.get("name"):
             raise refuse(f"{path}.name", "Required value")
+
+
+def _check_addresses(spec: Object, refuse: Refuse) -> None:
+    asked = [*(spec.get("clusterIPs") or ()), *filter(None, [spec.get("clusterIP")])]
+    for field, texts in (("clusterIP", asked), ("externalIPs", spec.get("externalIPs") or ())):
+        for text in texts:
+            if field == "clusterIP" and text == "None":
+                continue
+            try:
+                ipaddress.ip_address(text)
+            except ValueError as e:
+                raise refuse(f"spec.{field}", f"Invalid value: {text!r}") from e
+    families = spec.get("ipFamilies") or []
+    if [f for f in families if f not in ("IPv4", "IPv6")] or len(set(families)) < len(families):
+        raise refuse("spec.ipFamilies", f"Invalid value: {families!r}: IPv4, IPv6, each once")
+    policy = spec.get("ipFamilyPolicy", "SingleStack")
+    if policy not in ("SingleStack", "PreferDualStack", "RequireDualStack"):
+        raise refuse("spec.ipFamilyPolicy", f"Unsupported value: {policy!r}")
+    if "ipFamilyPolicy" in spec and policy == "SingleStack" and len(families) > 1:
+        raise refuse("spec.ipFamilyPolicy", "must be RequireDualStack for two families")
 
 
 def _check_workload(obj: Object, refuse: Refuse) -> None:

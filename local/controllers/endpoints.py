@@ -24,23 +24,20 @@ _MANAGER_LABEL = "endpointslice.kubernetes.io/managed-by"
 _FAMILIES = ("IPv4", "IPv6")
 
 
-def slice_of(service: Object, pods: Iterable[Object], family: str) -> Object:
-    """What the slice of a Service should say: its address type, ports and endpoints.
+def slices_of(service: Object, pods: Iterable[Object], family: str) -> list[Object]:
+    """What the slices of a Service should say: address type, ports and endpoints. There is one at
+    least.
 
-    A named target port is looked up in each pod; pods that give it another number than the first
-    one are left out (the real controller makes a second slice for them).
+    A named target port is looked up in each pod; pods that give it different numbers are in
+    different slices.
     """
-    endpoints = []
-    ports: list[Object] | None = None
+    slices: list[Object] = []
     publish_all = bool(dig(service, "spec", "publishNotReadyAddresses"))
     for pod in pods:
         address = next((a for a in pod_addresses(pod) if (":" in a) == (family == "IPv6")), None)
         if address is None or dig(pod, "status", "phase") in ("Succeeded", "Failed"):
             continue
-        own_ports = _ports(service, pod)
-        ports = own_ports if ports is None else ports
-        if own_ports != ports:
-            continue
+        ports = _ports(service, pod)
         serving, leaving = condition(pod, "Ready"), is_terminating(pod)
         endpoint: Object = {
             "addresses": [address],
@@ -60,8 +57,13 @@ def slice_of(service: Object, pods: Iterable[Object], family: str) -> Object:
         hostname, subdomain = (dig(pod, "spec", field) for field in ("hostname", "subdomain"))
         if hostname and subdomain == name_of(service):
             endpoint["hostname"] = hostname
-        endpoints.append(endpoint)
-    return {"addressType": family, "endpoints": endpoints, "ports": ports or []}
+        for one in slices:
+            if one["ports"] == ports:
+                one["endpoints"].append(endpoint)
+                break
+        else:
+            slices.append({"addressType": family, "endpoints": [endpoint], "ports": ports})
+    return slices or [{"addressType": family, "endpoints": [], "ports": []}]
 
 
 def pod_addresses(pod: Object) -> list[str]:
@@ -116,7 +118,7 @@ class EndpointController:
                 selected = self._selected(service, pods.get(namespace_of(service), []))
                 for family in _FAMILIES:
                     if family in dig(service, "spec", "ipFamilies", default=["IPv4"]):
-                        wanted.add(self._keep(service, selected, family))
+                        wanted |= self._keep(service, selected, family)
         for found in store.select(resources.SLICES.key):
             managed = labels_of(found).get(_MANAGER_LABEL) == _MANAGER
             if managed and (namespace_of(found), name_of(found)) not in wanted:
@@ -126,19 +128,38 @@ class EndpointController:
         selector = service["spec"]["selector"]
         return [p for p in pods if all(labels_of(p).get(k) == v for k, v in selector.items())]
 
-    def _keep(self, service: Object, pods: list[Object], family: str) -> tuple[str, str]:
+    def _keep(self, service: Object, pods: list[Object], family: str) -> set[tuple[str, str]]:
+        """Bring the slices of one family up to date; returns their namespace and names."""
         store, namespace = self._api.store, namespace_of(service)
-        body = slice_of(service, pods, family)
-        for found in store.select(resources.SLICES.key, namespace):
-            owners = found["metadata"].get("ownerReferences") or [{}]
-            if owners[0].get("uid") == uid_of(service) and found["addressType"] == family:
-                store.replace(resources.SLICES.key, {**found, **body})
-                return namespace, name_of(found)
-        name = f"{name_of(service)}-{random_suffix()}"
+        had = [
+            found
+            for found in store.select(resources.SLICES.key, namespace)
+            if labels_of(found).get(_MANAGER_LABEL) == _MANAGER
+            and (found["metadata"].get("ownerReferences") or [{}])[0].get("uid") == uid_of(service)
+            and found["addressType"] == family
+        ]
+        wanted = slices_of(service, pods, family)
+        names = set()
+        for body in wanted:
+            # The slice with the same ports stays the same object, whoever else comes or goes.
+            same = next((one for one in had if one["ports"] == body["ports"]), None)
+            if same is None and had and len(wanted) == len(had) == 1:
+                same = had[0]
+            if same is not None:
+                had.remove(same)
+                store.replace(resources.SLICES.key, {**same, **body})
+                names.add((namespace, name_of(same)))
+            else:
+                names.add((namespace, self._add(service, body, family)))
+        return names
+
+    def _add(self, service: Object, body: Object, family: str) -> str:
+        suffix = random_suffix()
+        name = f"{name_of(service)}-{suffix}"
         metadata = {
             "name": name,
-            "namespace": namespace,
-            "uid": f"{uid_of(service)}-{family.lower()}",
+            "namespace": namespace_of(service),
+            "uid": f"{uid_of(service)}-{family.lower()}-{suffix}",
             "creationTimestamp": timestamp(utcnow()),
             "labels": {
                 **labels_of(service),
@@ -157,5 +178,5 @@ class EndpointController:
             ],
         }
         head = {"apiVersion": resources.SLICES.api_version, "kind": "EndpointSlice"}
-        store.add(resources.SLICES.key, {**head, "metadata": metadata, **body})
-        return namespace, name
+        self._api.store.add(resources.SLICES.key, {**head, "metadata": metadata, **body})
+        return name

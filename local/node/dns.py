@@ -5,6 +5,7 @@ exist: nothing is asked of the outside.
 """
 
 import asyncio
+import ipaddress
 import struct
 from typing import cast
 
@@ -45,12 +46,23 @@ class Names:
         service = self._store.get(resources.SERVICES.key, namespace, service_name)
         if service is None:
             return None
-        address = dig(service, "spec", "clusterIP")
-        if address not in ("None", None):
+        if dig(service, "spec", "type") == "ExternalName":
+            return None if host else self._alias(service["spec"]["externalName"], kind)
+        addresses = [ip for ip in dig(service, "spec", "clusterIPs", default=[]) if ip != "None"]
+        if addresses:
             if host:
                 return None
-            return [address] if kind == "A" else []
+            return [ip for ip in addresses if (":" in ip) == (kind == "AAAA")]
         return self._headless(service, host[0] if host else "", kind)
+
+    def _alias(self, name: str, kind: str) -> list[str] | None:
+        """Addresses of what an ExternalName stands for. Names outside the cluster are not asked for,
+        but one may be an address, which a resolver takes as it is."""
+        try:
+            address = str(ipaddress.ip_address(name))
+        except ValueError:
+            return self.find(name, kind) if name.endswith(f".{DOMAIN}") else None
+        return [address] if (":" in address) == (kind == "AAAA") else []
 
     def _headless(self, service: Object, host: str, kind: str) -> list[str] | None:
         metadata = service["metadata"]

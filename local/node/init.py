@@ -91,7 +91,7 @@ class Init:
 
     def _act(self, asked: dict[str, Any], fds: list[int]) -> int:
         if asked["do"] == "pause":
-            return self._pause(asked["hostname"])
+            return self._pause(asked["hostname"], asked["on_host"])
         with os.fdopen(os.dup(fds[0]), "rb") as f:
             f.seek(0)
             spec = json.load(f)
@@ -106,12 +106,12 @@ class Init:
         linux.setns(self._own_pids, linux.CLONE_NEWPID)  # what is forked next is the node's
         return pid
 
-    def _pause(self, hostname: str) -> int:
+    def _pause(self, hostname: str, on_host: bool) -> int:
         """Fork the process that holds a pod's network, host name and shared memory."""
         ready, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _hold_pod(hostname, tell)
+            _hold_pod(hostname, on_host, tell)
         os.close(tell)
         said = os.read(ready, 1000)
         os.close(ready)
@@ -138,14 +138,15 @@ def _become(asked: dict[str, Any], spec: Any, stdio: tuple[int, int, int], error
     container.become(spec, stdio, error)
 
 
-def _hold_pod(hostname: str, tell: int) -> NoReturn:
+def _hold_pod(hostname: str, on_host: bool, tell: int) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         container.reset_signals()
         linux.set_process_name("pause")
-        linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
+        network = 0 if on_host else linux.CLONE_NEWNET
+        linux.unshare(network | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
         socket.sethostname(hostname)
-        for name, value in _POD_SYSCTLS.items():
+        for name, value in () if on_host else _POD_SYSCTLS.items():
             with suppress(FileNotFoundError):
                 Path(f"/proc/sys/net/{name}").write_text(value)
         os.write(tell, b"ok")

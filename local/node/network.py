@@ -10,13 +10,16 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from local.apiserver.api import NODE_IP, NODE_IP6, SERVICE_CIDRS
 from local.errors import Unusable
 from local.node import tools
 
+__all__ = ["NODE_IP", "NODE_IP6", "Address", "Network"]
 BRIDGE = "podlink0"
 POD_CIDR = ipaddress.IPv4Network("10.244.0.0/24")
 POD_CIDR6 = ipaddress.IPv6Network("fd44::/64")
-SERVICE_CIDR = "10.96.0.0/16"
+SERVICE_CIDR = str(SERVICE_CIDRS["IPv4"])
+SERVICE_CIDR6 = str(SERVICE_CIDRS["IPv6"])
 DNS_IP = "10.96.0.10"
 """The cluster's name server, an address of the node itself.
 
@@ -24,8 +27,7 @@ Were it translated like other ClusterIPs, the kernel would now and then drop one
 (A and AAAA) that a resolver sends at once from one port, and a name would take seconds to resolve
 (kubernetes/kubernetes#56903; node-local DNS caches exist for that reason).
 """
-NODE_IP = str(POD_CIDR[1])
-NODE_IP6 = str(POD_CIDR6[1])
+assert (str(POD_CIDR[1]), str(POD_CIDR6[1])) == (NODE_IP, NODE_IP6)
 _BRIDGE_MAC = "0a:58:0a:f4:00:01"
 _SYSCTLS = {
     "ipv4/ip_forward": "1",
@@ -80,6 +82,7 @@ class Network:
             f"link set {BRIDGE} up",
             # The node's own calls to a ClusterIP need some route before they are translated.
             f"route add {SERVICE_CIDR} dev {BRIDGE} src {NODE_IP}",
+            f"route add {SERVICE_CIDR6} dev {BRIDGE} src {NODE_IP6}",
             f"addr add {DNS_IP}/32 dev lo",
         ]
         await tools.run("ip", "-batch", "-", feed="\n".join(batch) + "\n")

@@ -61,6 +61,7 @@ class PodState:
 
     started_at: dt.datetime
     host_ip: str
+    host_ip6: str
     ips: tuple[str, ...] = ()
     initialised: bool = False
     phase: str = "Pending"
@@ -118,7 +119,7 @@ def pod_status(state: PodState, containers: list[ContainerState], now: dt.dateti
         "phase": current,
         "conditions": conditions,
         "hostIP": state.host_ip,
-        "hostIPs": [{"ip": state.host_ip}],
+        "hostIPs": [{"ip": ip} for ip in (state.host_ip, state.host_ip6)],
         "startTime": timestamp(state.started_at),
         "qosClass": "BestEffort",
         "containerStatuses": [c.as_object() for c in containers if c.role == "app"],

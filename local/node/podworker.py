@@ -18,7 +18,7 @@ from local.apiserver.api import Api
 from local.errors import LocalError
 from local.node import dns
 from local.node.environment import ConfigMissing, PodFacts
-from local.node.network import NODE_IP, Address, Network
+from local.node.network import NODE_IP, NODE_IP6, Address, Network
 from local.node.podcontainer import Container, PodContext
 from local.node.podstatus import PodState, Role, pod_status
 from local.node.rootfs import Mount
@@ -53,7 +53,7 @@ class PodWorker:
     def __init__(self, node: Node, pod: Object) -> None:
         self._node, self.pod = node, pod
         self._root = node.root / "pods" / uid_of(pod)
-        self._state = PodState(utcnow(), NODE_IP)
+        self._state = PodState(utcnow(), NODE_IP, NODE_IP6)
         self.containers: list[Container] = []
         self._supervisors: list[asyncio.Task[int]] = []
         self._pause: Process | None = None
@@ -101,9 +101,13 @@ class PodWorker:
     async def _make_sandbox(self) -> None:
         spec, metadata = self.pod["spec"], self.pod["metadata"]
         hostname = str(spec.get("hostname") or metadata["name"])[:63]
-        self._pause = await self._node.spawner.pause(hostname)
-        self._address = await self._node.network.attach(self._pause.pid)
-        self._state.ips = (self._address.ip, self._address.ip6)
+        on_host = bool(spec.get("hostNetwork"))
+        self._pause = await self._node.spawner.pause(hostname, on_host)
+        if on_host:
+            self._state.ips = (NODE_IP, NODE_IP6)
+        else:
+            self._address = await self._node.network.attach(self._pause.pid)
+            self._state.ips = (self._address.ip, self._address.ip6)
         for name in ("logs", "scratch", "etc"):
             (self._root / name).mkdir(parents=True)
 

@@ -1,4 +1,5 @@
-"""ClusterIPs, as kube-proxy does them: one nft table, changed in one transaction at a time.
+"""Addresses of Services, as kube-proxy does them: an nft table for each IP version, changed in one
+transaction at a time.
 
 `frontends`, `contents` and `change` are pure: objects in, the text for `nft -f -` out.
 """
@@ -11,7 +12,7 @@ from kit.tasks import spawn, stop
 from local.apiserver import resources
 from local.apiserver.store import Event, Store
 from local.node import tools
-from local.node.network import DNS_IP, SERVICE_CIDR
+from local.node.network import DNS_IP, NODE_IP, NODE_IP6, SERVICE_CIDR, SERVICE_CIDR6
 from local.objects import Object, dig, labels_of, name_of, namespace_of
 
 _SERVICE_NAME = "kubernetes.io/service-name"
@@ -25,32 +26,52 @@ class Frontend:
     protocol: str
     port: int
     endpoints: tuple[tuple[str, int], ...]
+    masquerade: bool = False
+    """Comes from outside and takes the node's address on its way (externalTrafficPolicy: Cluster)."""
 
 
 def frontends(services: Iterable[Object], slices: Sequence[Object]) -> list[Frontend]:
-    """Every ClusterIP:port with its usable endpoints: the ready, else the serving ones that end."""
+    """Every address and port of the Services with its usable endpoints: the ready, else the serving
+    ones that end."""
     by_service: dict[tuple[str, str], list[Object]] = {}
     for one in slices:
         owner = namespace_of(one), labels_of(one).get(_SERVICE_NAME, "")
         by_service.setdefault(owner, []).append(one)
-    found = []
+    found: dict[tuple[str, str, int], Frontend] = {}
     for service in services:
-        address = dig(service, "spec", "clusterIP", default="None")
-        if address in ("None", "", DNS_IP):
-            continue
         own = by_service.get((namespace_of(service), name_of(service)), [])
+        hide = dig(service, "spec", "externalTrafficPolicy", default="Cluster") == "Cluster"
         for port in dig(service, "spec", "ports", default=[]):
-            ends = _endpoints(own, port.get("name", ""))
             protocol = port.get("protocol", "TCP").lower()
-            found.append(Frontend(address, protocol, port["port"], tuple(ends)))
-    return found
+            for ip, number, outside in _addresses(service, port):
+                ends = tuple(_endpoints(own, port.get("name", ""), ":" in ip))
+                front = Frontend(ip, protocol, number, ends, outside and hide)
+                found.setdefault((ip, protocol, number), front)  # the first to ask for it has it
+    return list(found.values())
 
 
-def _endpoints(slices: Iterable[Object], port_name: str) -> list[tuple[str, int]]:
+def _addresses(service: Object, port: Object) -> Iterable[tuple[str, int, bool]]:
+    """Where one port of a Service is reached: address, port, and whether from outside."""
+    spec = service["spec"]
+    inside = [ip for ip in spec.get("clusterIPs") or () if ip not in ("None", "")]
+    versions = {":" in ip for ip in inside}
+    for ip in inside:
+        if ip != DNS_IP:
+            yield ip, port["port"], False
+    balancers = dig(service, "status", "loadBalancer", "ingress", default=[])
+    for ip in (*(spec.get("externalIPs") or ()), *(one["ip"] for one in balancers)):
+        if (":" in ip) in versions:
+            yield ip, port["port"], True
+    for ip in (NODE_IP, NODE_IP6) if "nodePort" in port else ():
+        if (":" in ip) in versions:
+            yield ip, port["nodePort"], True
+
+
+def _endpoints(slices: Iterable[Object], port_name: str, v6: bool) -> list[tuple[str, int]]:
     ready: list[tuple[str, int]] = []
     leaving: list[tuple[str, int]] = []
     for one in slices:
-        if one.get("addressType") != "IPv4":
+        if one.get("addressType") != ("IPv6" if v6 else "IPv4"):
             continue
         for port in one.get("ports") or ():
             if port.get("name", "") != port_name:
@@ -65,27 +86,9 @@ def _endpoints(slices: Iterable[Object], port_name: str) -> list[tuple[str, int]
     return sorted(set(ready or leaving))
 
 
-_TABLE = "ip podlink_services"
-_LOOKUP = "ip daddr . meta l4proto . th dport vmap"
-_MAP = "type ipv4_addr . inet_proto . inet_service : verdict;"
-BASE = f"""
-table {_TABLE} {{
-  set hairpins {{ type ipv4_addr . ipv4_addr; }}
-  map services {{ {_MAP} }}
-  map refused {{ {_MAP} }}
-  chain refuse {{ meta l4proto tcp reject with tcp reset; reject; }}
-  chain unserved {{
-    ip daddr {DNS_IP} return
-    {_LOOKUP} @refused
-    ip daddr {SERVICE_CIDR} goto refuse
-  }}
-  chain prerouting {{ type nat hook prerouting priority dstnat; {_LOOKUP} @services; }}
-  chain output {{ type nat hook output priority -100; {_LOOKUP} @services; }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat
-    ip saddr . ip daddr @hairpins masquerade
-  }}
-  chain forward {{ type filter hook forward priority filter; jump unserved; }}
+_HIDE = "0x70"
+"""The connection mark of what takes the node's address on its way."""
+_DNS_CHAINS = f"""
   chain queries {{
     type filter hook prerouting priority raw
     ip daddr {DNS_IP} udp dport 53 notrack
@@ -93,17 +96,62 @@ table {_TABLE} {{
   chain answers {{
     type filter hook output priority raw
     ip saddr {DNS_IP} udp sport 53 notrack
+  }}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The words of one IP version in nft, each with a table of its own."""
+
+    v6: bool
+
+    @property
+    def word(self) -> str:
+        return "ip6" if self.v6 else "ip"
+
+    @property
+    def table(self) -> str:
+        return f"{self.word} podlink_services"
+
+    @property
+    def base(self) -> str:
+        """What stays for good. The hooked chains are never replaced: a connection whose first packet
+        came between the old ones and the new would go untranslated for its whole life."""
+        ip, kind = self.word, "ipv6_addr" if self.v6 else "ipv4_addr"
+        lookup = f"{ip} daddr . meta l4proto . th dport vmap"
+        contents = f"type {kind} . inet_proto . inet_service : verdict;"
+        cidr = SERVICE_CIDR6 if self.v6 else SERVICE_CIDR
+        spared = "" if self.v6 else f"ip daddr {DNS_IP} return"
+        return f"""
+table {self.table} {{
+  set hairpins {{ type {kind} . {kind}; }}
+  map services {{ {contents} }}
+  map refused {{ {contents} }}
+  chain refuse {{ meta l4proto tcp reject with tcp reset; reject; }}
+  chain unserved {{
+    {spared}
+    {lookup} @refused
+    {ip} daddr {cidr} goto refuse
   }}
-  chain own {{ type filter hook output priority filter; jump unserved; }}
+  chain prerouting {{ type nat hook prerouting priority dstnat; {lookup} @services; }}
+  chain output {{ type nat hook output priority -100; {lookup} @services; }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat
+    ct mark {_HIDE} masquerade
+    {ip} saddr . {ip} daddr @hairpins masquerade
+  }}
+  chain forward {{ type filter hook forward priority filter; jump unserved; }}
+  chain own {{ type filter hook output priority filter; jump unserved; }}{"" if self.v6 else _DNS_CHAINS}
 }}
 """
-"""What stays for good. The hooked chains are never replaced: a connection whose first packet came
-between the old ones and the new would go untranslated for its whole life."""
+
+
+V4, V6 = Family(False), Family(True)
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """One state of the table: its elements, and the chains that choose an endpoint, by name."""
+    """One state of a table: its elements, and the chains that choose an endpoint, by name."""
 
     elements: tuple[tuple[str, tuple[str, ...]], ...]
     chains: tuple[tuple[str, str], ...]
@@ -118,31 +166,32 @@ def contents(found: Sequence[Frontend], generation: int) -> Contents:
             refused.append(f"{key} : goto refuse")
             continue
         name = f"svc{generation}_{number}"
-        services.append(f"{key} : goto {name}")
         for index, (ip, port) in enumerate(front.endpoints):
-            rule = f"meta l4proto {front.protocol} dnat to {ip}:{port}"
-            chains.append((f"{name}_{index}", rule))
+            where = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+            chains.append((f"{name}_{index}", f"meta l4proto {front.protocol} dnat to {where}"))
         branches = (f"{index} : goto {name}_{index}" for index in range(len(front.endpoints)))
         pick = f"numgen random mod {len(front.endpoints)} vmap {{ {', '.join(branches)} }}"
-        chains.append((name, pick))
+        mark = f"ct mark set {_HIDE} " if front.masquerade else ""
+        chains.append((name, mark + pick))
+        services.append(f"{key} : goto {name}")
     pods = sorted({ip for front in found for ip, _ in front.endpoints})
     hairpins = tuple(f"{ip} . {ip}" for ip in pods)
     named = (("services", tuple(services)), ("refused", tuple(refused)), ("hairpins", hairpins))
     return Contents(named, tuple(chains))
 
 
-def change(old: Contents, new: Contents) -> str:
+def change(table: str, old: Contents, new: Contents) -> str:
     """The one transaction for `nft -f -` that leads from `old` to `new`."""
-    lines = [f"add chain {_TABLE} {name}" for name, _ in new.chains]
-    lines += [f"add rule {_TABLE} {name} {rule}" for name, rule in new.chains]
+    lines = [f"add chain {table} {name}" for name, _ in new.chains]
+    lines += [f"add rule {table} {name} {rule}" for name, rule in new.chains]
     for name, elements in new.elements:
         kind = "set" if name == "hairpins" else "map"
-        lines.append(f"flush {kind} {_TABLE} {name}")
+        lines.append(f"flush {kind} {table} {name}")
         if elements:
-            lines.append(f"add element {_TABLE} {name} {{ {', '.join(elements)} }}")
+            lines.append(f"add element {table} {name} {{ {', '.join(elements)} }}")
     # The last first: a Service's chain refers to those of its endpoints, which come before it.
-    lines += [f"flush chain {_TABLE} {name}" for name, _ in reversed(old.chains)]
-    lines += [f"delete chain {_TABLE} {name}" for name, _ in reversed(old.chains)]
+    lines += [f"flush chain {table} {name}" for name, _ in reversed(old.chains)]
+    lines += [f"delete chain {table} {name}" for name, _ in reversed(old.chains)]
     return "\n".join(lines) + "\n"
 
 
@@ -154,12 +203,12 @@ class ServiceProxy:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._found: list[Frontend] = []
-        self._loaded = Contents((), ())
+        self._loaded = {family: Contents((), ()) for family in (V4, V6)}
         self._generation = 0
 
     async def start(self) -> None:
         self._store.listen(self._hear)
-        await tools.run("nft", "-f", "-", feed=BASE)
+        await tools.run("nft", "-f", "-", feed=V4.base + V6.base)
         await self._load()
         self._task = spawn(self._run(), name="service-proxy")
 
@@ -179,8 +228,13 @@ class ServiceProxy:
     async def _load(self) -> None:
         services = self._store.select(resources.SERVICES.key)
         found = frontends(services, self._store.select(resources.SLICES.key))
-        if found != self._found:
-            new = contents(found, self._generation + 1)
-            await tools.run("nft", "-f", "-", feed=change(self._loaded, new))
-            self._found, self._loaded = found, new
-            self._generation += 1
+        if found == self._found:
+            return
+        self._generation += 1
+        new, feed = {}, ""
+        for family, old in self._loaded.items():
+            own = [front for front in found if (":" in front.ip) == family.v6]
+            new[family] = contents(own, self._generation)
+            feed += change(family.table, old, new[family])
+        await tools.run("nft", "-f", "-", feed=feed)
+        self._found, self._loaded = found, new

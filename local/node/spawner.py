@@ -53,9 +53,10 @@ class Spawner:
         self._loop.remove_reader(self._wire.fileno())
         self._wire.close()
 
-    async def pause(self, hostname: str) -> Process:
-        """Make a pod's namespaces, held by the process that is returned."""
-        return await self._ask({"do": "pause", "hostname": hostname}, [])
+    async def pause(self, hostname: str, on_host: bool) -> Process:
+        """Make a pod's namespaces, held by the process that is returned. `on_host`: its network is the
+        node's own."""
+        return await self._ask({"do": "pause", "hostname": hostname, "on_host": on_host}, [])
 
     async def run(self, spec: ContainerSpec, stdio: Sequence[int]) -> Process:
         """Start a container; returns once its program runs. Raises SpawnFailed."""

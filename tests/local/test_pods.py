@@ -242,7 +242,7 @@ def test_exec_returns_output_and_status_and_is_killed_at_its_time_limit(cluster:
     [
         ({"containers": []}, "spec.containers: Required value"),
         ({"containers": [{"name": "a"}]}, r"spec.containers\[0\].command: Required value"),
-        ({"hostNetwork": True}, "spec.hostNetwork: not supported"),
+        ({"hostPID": True}, "spec.hostPID: not supported"),
         ({"volumes": [{"name": "v", "nfs": {}}]}, r"spec.volumes\[0\].nfs: not supported"),
         ({"serviceAccountName": "ghost"}, 'serviceaccount "ghost" not found'),
     ],
