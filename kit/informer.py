@@ -8,19 +8,22 @@ bookmarks.)
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from kit.backoff import Backoff
 from kit.clock import monotonic
-from kit.kube import Kube, KubeError, Object
+from kit.kube import SILENCE_S, Kube, KubeError, Object
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_GONE = 410
+_GONE, _NOT_FOUND = 410, 404
 _PAGE = 500
-_WATCH_S = 280.0
+_WATCH_S = (240.0, 300.0)
+RESYNC_S = 1800.0
+"""Between lists that nothing asked for: they would heal what a lost event had spoilt."""
 _SHORT_WATCH_S = 1.0
 _FAILURES_BEFORE_LIST = 3
 
@@ -33,6 +36,9 @@ class Informer(Generic[T]):
     (KeyError, TypeError, ValueError, AttributeError) counts as absent and is logged.
     `on_change(key, old, new)` is called in the loop's thread: `old` is None for an added object,
     `new` for a deleted one. It must not block. `synced` is set once the first list has been told.
+
+    `may_be_absent`: the kind comes with a CustomResourceDefinition that may not be installed; then
+    there are no objects of it, and it is asked for again now and then.
     """
 
     def __init__(
@@ -42,10 +48,16 @@ class Informer(Generic[T]):
         on_change: Callable[[str, T | None, T | None], None],
         trim: Callable[[Object], T],
         backoff: Backoff | None = None,
+        *,
+        may_be_absent: bool = False,
+        silence_s: float = SILENCE_S,
+        resync_s: float = RESYNC_S,
     ) -> None:
         self._kube, self._path, self._on_change, self._trim = kube, path, on_change, trim
         self._backoff = backoff or Backoff()
+        self._may_be_absent, self._silence_s, self._resync_s = may_be_absent, silence_s, resync_s
         self._version: str | None = None
+        self._list_due = 0.0
         self.items: dict[str, T] = {}
         self.synced = asyncio.Event()
 
@@ -53,7 +65,7 @@ class Informer(Generic[T]):
         """List, watch, and begin again after every failure, until cancelled."""
         while True:
             try:
-                if self._version is None:
+                if self._version is None or monotonic() >= self._list_due:
                     await self._list()
                 await self._watch()
             except KubeError as error:
@@ -75,12 +87,16 @@ class Informer(Generic[T]):
         for key, item in found.items():
             self._put(key, item)
         self._version = str(metadata.get("resourceVersion", ""))
+        self._list_due = monotonic() + self._resync_s * random.uniform(0.8, 1.2)  # noqa: S311
         self.synced.set()
 
     async def _watch(self) -> None:
         assert self._version is not None
         began, heard = monotonic(), False
-        events = self._kube.watch(self._path, self._version, timeout_s=_WATCH_S)
+        lasts_s = min(random.uniform(*_WATCH_S), max(1.0, self._list_due - began))  # noqa: S311
+        events = self._kube.watch(
+            self._path, self._version, timeout_s=lasts_s, silence_s=self._silence_s
+        )
         async with aclosing(events):
             async for event in events:
                 heard = True
@@ -128,6 +144,12 @@ class Informer(Generic[T]):
             self._on_change(key, old, new)
 
     async def _pause_after(self, error: KubeError) -> None:
+        if self._may_be_absent and error.status == _NOT_FOUND:
+            # Not a reason to forget what there was: objects that go away are told as deleted.
+            if not self.synced.is_set():
+                _log.info("this kind is not installed", extra={"path": self._path})
+                self.synced.set()
+            self._version = None
         if error.status == _GONE or self._backoff.failures >= _FAILURES_BEFORE_LIST:
             self._version = None  # also for a server that came back with an older history
         if not self._backoff.failures:

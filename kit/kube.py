@@ -6,6 +6,7 @@ for 2,000 pods (docs/performance.md).
 """
 
 import json
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -21,6 +22,18 @@ Object = dict[str, Any]
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 _CONNECT_TIMEOUT_S = 5.0
+SILENCE_S = 90.0
+"""A watch without a word for so long is opened anew: an API server sends each a bookmark about once
+a minute, so the silence is more likely a dead path than a quiet cluster."""
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000),
+)
+"""A watch only reads, so nothing but probes tells it that the machine at the other end has gone: they
+do so within 25 s."""
 _MAX_MESSAGE = 256  # bodies of errors may hold what the caller sent, secrets included
 
 
@@ -86,9 +99,15 @@ class Kube:
         return await self._call("DELETE", path, query)
 
     async def watch(
-        self, path: str, resource_version: str, timeout_s: float = 300.0, **query: str
+        self,
+        path: str,
+        resource_version: str,
+        timeout_s: float = 300.0,
+        silence_s: float = SILENCE_S,
+        **query: str,
     ) -> AsyncGenerator[Object, None]:
-        """Yield watch events ({"type": ..., "object": ...}) until the server ends the stream.
+        """Yield watch events ({"type": ..., "object": ...}) until the server ends the stream, or
+        says nothing at all for `silence_s`.
 
         An ERROR event is raised as the KubeError that its status describes, so 410 has one form.
         """
@@ -99,8 +118,18 @@ class Kube:
             "timeoutSeconds": str(int(timeout_s)),
             **query,
         }
-        async with self._request("GET", path, asked, timeout_s=timeout_s + 30) as response:
-            async for line in response.content:
+        async with self._request(
+            "GET", path, asked, timeout_s=timeout_s + 30, silence_s=silence_s
+        ) as response:
+            _probe(response)
+            lines = response.content
+            while True:
+                try:
+                    line = await lines.readline()
+                except aiohttp.SocketTimeoutError:
+                    return
+                if not line:
+                    return
                 yield _event(line)
 
     async def request_raw(
@@ -155,6 +184,7 @@ class Kube:
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 30.0,
+        silence_s: float | None = None,
     ) -> AsyncIterator[Any]:
         sent = {"Accept": "application/json", "Content-Type": content_type, **(headers or {})}
         url = self._configuration.host + path + ("?" + urlencode(query) if query else "")
@@ -162,7 +192,11 @@ class Kube:
         try:
             await self._authorise(sent)
             answer = await self._api.rest_client.request(
-                method, url, headers=sent, body=body, _request_timeout=_timeout(timeout_s)
+                method,
+                url,
+                headers=sent,
+                body=body,
+                _request_timeout=_timeout(timeout_s, silence_s),
             )
             response = answer.response
             if response.status >= 400:
@@ -182,9 +216,20 @@ class Kube:
             headers[auth["key"]] = auth["value"]
 
 
-def _timeout(total_s: float) -> aiohttp.ClientTimeout:
+def _timeout(total_s: float, silence_s: float | None = None) -> aiohttp.ClientTimeout:
     """A whole request may take `total_s`; a server that does not even accept is given up sooner."""
-    return aiohttp.ClientTimeout(total=total_s, sock_connect=min(total_s, _CONNECT_TIMEOUT_S))
+    return aiohttp.ClientTimeout(
+        total=total_s, sock_connect=min(total_s, _CONNECT_TIMEOUT_S), sock_read=silence_s
+    )
+
+
+def _probe(response: Any) -> None:
+    """Let the kernel ask now and then whether the other end of a long answer is still there."""
+    connection = response.connection
+    sock = connection.transport.get_extra_info("socket") if connection is not None else None
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        for level, option, value in _KEEPALIVE:
+            sock.setsockopt(level, option, value)
 
 
 def _event(line: bytes) -> Object:

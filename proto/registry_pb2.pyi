@@ -455,6 +455,7 @@ class PodSettings(_message.Message):
     DECLARED_PORTS_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     PLAINTEXT_PORTS_FIELD_NUMBER: _builtins.int
+    POLICY_FORMAT_FIELD_NUMBER: _builtins.int
     mesh_default: _builtins.str
     """"allow-meshed", "deny" or "allow-all" """
     plaintext: _builtins.str
@@ -463,6 +464,10 @@ class PodSettings(_message.Message):
     """"allow" or "deny" """
     zone: _builtins.str
     """The zone of the pod's node; empty if nobody knows it."""
+    policy_format: _builtins.int
+    """What a policy may say. A sidecar that knows only lower ones keeps the settings it has: a part of
+    a policy that it would read past might be the part that forbids.
+    """
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policy]:
         """Policies that select this pod, compiled; an unknown version is refused and the last good kept."""
@@ -487,10 +492,11 @@ class PodSettings(_message.Message):
         declared_ports: _abc.Iterable[_builtins.int] | None = ...,
         zone: _builtins.str = ...,
         plaintext_ports: _abc.Iterable[_builtins.str] | None = ...,
+        policy_format: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_ports", b"declared_ports", "external", b"external", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "plaintext_ports", b"plaintext_ports", "policies", b"policies", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_ports", b"declared_ports", "external", b"external", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "plaintext_ports", b"plaintext_ports", "policies", b"policies", "policy_format", b"policy_format", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,6 +12,8 @@ from registry.keys import Key
 from registry.model import Found, Model, NodeView, ServiceView
 from registry.settings import pod_settings
 
+_SENT_LABELS = frozenset({"app.kubernetes.io/name", "app.kubernetes.io/version", "app", "version"})
+
 
 class Answers:
     """Asks `model`; `mesh_default` is what PodSettings say for pods that no policy selects."""
@@ -36,7 +38,12 @@ class Answers:
         pod = self._model.pod(uid)
         if pod is None:
             return None
-        settings = pod_settings(pod, self._model.namespace(pod.namespace), self._mesh_default)
+        settings = pod_settings(
+            pod,
+            self._model.namespace(pod.namespace),
+            self._mesh_default,
+            self._model.policies.selecting(pod),
+        )
         settings.zone = pod.zone or self._model.zone_of_node(pod.node)
         return settings
 
@@ -80,7 +87,7 @@ def _workload(pod: PodFacts, zone: str) -> pb.Workload:
         skip_inbound_ports=pod.skip_inbound,
         skip_outbound_ports=pod.skip_outbound,
         terminating=pod.terminating,
-        labels=dict(pod.labels),
+        labels={name: value for name, value in pod.labels if name in _SENT_LABELS},
     )
 
 

@@ -5,8 +5,9 @@ A reader raises KeyError, TypeError, ValueError or AttributeError for an object 
 the informer then treats the object as absent.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from sys import intern
 from typing import Any
@@ -16,7 +17,6 @@ from sidecar import contract
 Raw = Mapping[str, Any]
 
 _ZONE_LABEL = "topology.kubernetes.io/zone"  # copied from the node by Kubernetes 1.35 and later
-_SENT_LABELS = ("app.kubernetes.io/name", "app.kubernetes.io/version", "app", "version")
 _SLICE_SERVICE_LABEL = "kubernetes.io/service-name"
 _BALANCES = frozenset({"round-robin", "source-hash"})
 _DISTRIBUTIONS = {
@@ -156,7 +156,7 @@ def read_pod(raw: Raw) -> PodFacts:
         zone=intern(labels.get(_ZONE_LABEL) or ""),
         ips=_addresses(status.get("podIPs"), status.get("podIP")),
         node_ips=tuple(map(intern, _addresses(status.get("hostIPs"), status.get("hostIP")))),
-        labels=tuple((name, labels[name]) for name in _SENT_LABELS if name in labels),
+        labels=_labels(labels),
         created=metadata.get("creationTimestamp") or "",
         meshed=proxy is not None,
         host_network=host_network,
@@ -170,6 +170,18 @@ def read_pod(raw: Raw) -> PodFacts:
         external=annotations.get(contract.CONFIG_PREFIX + "external", ""),
         declared_ports=_declared_ports(spec),
     )
+
+
+_label_sets: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {}
+_MAX_LABEL_SETS = 20_000
+
+
+def _labels(raw: Raw) -> tuple[tuple[str, str], ...]:
+    """In order of their names; one object for all pods of a ReplicaSet, which carry the same."""
+    labels = tuple(sorted((intern(name), intern(value)) for name, value in raw.items()))
+    if len(_label_sets) >= _MAX_LABEL_SETS:
+        _label_sets.clear()
+    return _label_sets.setdefault(labels, labels)
 
 
 def _addresses(listed: Any, single: Any) -> tuple[str, ...]:
@@ -298,4 +310,37 @@ def read_namespace(raw: Raw) -> NamespaceFacts:
         plaintext=annotations.get(contract.CONFIG_PREFIX + "plaintext", ""),
         plaintext_ports=annotations.get(contract.CONFIG_PREFIX + "plaintext-ports", ""),
         external=annotations.get(contract.CONFIG_PREFIX + "external", ""),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyObject:
+    """One LinkPolicy as the API server has it. `raw` is unchecked: `registry.policies` reads it, so
+    that what cannot be read is known and never counts as absent. Two are equal if their spec and
+    status are.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    raw_spec: str
+    """The spec as JSON, and with it all that stands beside it but should not."""
+    raw_status: str
+    version: str = field(compare=False)
+    raw: Raw = field(compare=False)
+
+
+def read_policy(raw: Raw) -> PolicyObject:
+    metadata = raw.get("metadata") or {}
+    beside = {key: value for key, value in raw.items() if key not in ("metadata", "status")}
+    return PolicyObject(
+        namespace=str(metadata.get("namespace", "")),
+        name=str(metadata.get("name", "")),
+        uid=str(metadata.get("uid", "")),
+        generation=int(metadata.get("generation") or 0),
+        raw_spec=json.dumps(beside, sort_keys=True),
+        raw_status=json.dumps(raw.get("status"), sort_keys=True),
+        version=str(metadata.get("resourceVersion", "")),
+        raw=raw,
     )

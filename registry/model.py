@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from registry.endpoints import Dropped, EndpointView, join, named
-from registry.facts import NamespaceFacts, PodFacts, ServiceFacts, SliceFacts
+from registry.facts import NamespaceFacts, PodFacts, PolicyObject, ServiceFacts, SliceFacts
+from registry.policies import Policies
 
 Topics = set[str]
 _NOBODY: frozenset[str] = frozenset()
@@ -58,6 +59,7 @@ class Model:
         self._slices_of: defaultdict[str, set[str]] = defaultdict(set)
         self._services_naming: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._namespaces: dict[str, NamespaceFacts] = {}
+        self.policies = Policies()
         self._views: dict[str, ServiceView] = {}
         self._dropped: dict[str, list[Dropped]] = {}
 
@@ -199,6 +201,29 @@ class Model:
         else:
             self._namespaces.pop(facts.name, None)
         return {settings_topic(uid) for uid in self._pods_in.get(facts.name, _NOBODY)}
+
+    def change_policy(self, old: PolicyObject | None, new: PolicyObject | None) -> Topics:
+        """Only the pods that it selected or now selects may hear of it."""
+        named = new or old
+        assert named is not None
+        before = self.policies.of(named.namespace, named.name)
+        after = self.policies.change(old, new)
+        if before == after:
+            return set()
+        pods = (self._pods[uid] for uid in self._pods_in.get(named.namespace, _NOBODY))
+        return {
+            settings_topic(pod.uid)
+            for pod in pods
+            if any(one is not None and self.policies.selects(one, pod) for one in (before, after))
+        }
+
+    def count_selected(self, namespace: str, name: str) -> int:
+        """How many pods that have not finished the policy selects now."""
+        policy = self.policies.of(namespace, name)
+        if policy is None:
+            return 0
+        pods = (self._pods[uid] for uid in self._pods_in.get(namespace, _NOBODY))
+        return sum(not pod.finished and self.policies.selects(policy, pod) for pod in pods)
 
     def _learn_pod(self, pod: PodFacts, changed: Topics) -> None:
         self._pods[pod.uid] = pod

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from typing import Any
 
+from kit.backoff import Backoff
 from kit.informer import Informer
 from kit.kube import Kube
 from kit.tasks import spawn, stop
@@ -15,15 +16,18 @@ from registry.endpoints import Dropped
 from registry.facts import (
     NamespaceFacts,
     PodFacts,
+    PolicyObject,
     ServiceFacts,
     SliceFacts,
     read_namespace,
     read_pod,
+    read_policy,
     read_service,
     read_slice,
 )
 from registry.hub import Hub
 from registry.model import Model
+from registry.policy_status import POLICIES, StatusWriter
 
 PODS = "/api/v1/pods"
 SERVICES = "/api/v1/services"
@@ -32,6 +36,8 @@ NAMESPACES = "/api/v1/namespaces"
 
 _QUIET = frozenset({"stale_target"})  # each pod's end passes through it
 _MAX_LOGGED = 5
+_LONGEST_WAIT_S = 5.0
+"""Before a CRD that was just installed is seen; a policy must not wait longer for its registry."""
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +46,17 @@ class ClusterWatch:
 
     def __init__(self, kube: Kube, model: Model, hub: Hub) -> None:
         self._model, self._hub = model, hub
+        policies = Informer(
+            kube,
+            POLICIES,
+            self._policy,
+            read_policy,
+            Backoff(longest_s=_LONGEST_WAIT_S),
+            may_be_absent=True,
+        )
+        self._status = StatusWriter(kube, model, lambda: policies.items)
         self._informers: list[Informer[Any]] = [
+            policies,
             Informer(kube, NAMESPACES, self._namespace, read_namespace),
             Informer(kube, PODS, self._pod, read_pod),
             Informer(kube, SERVICES, self._service, read_service),
@@ -61,6 +77,7 @@ class ClusterWatch:
             spawn(informer.run(), name=f"informer {number}")
             for number, informer in enumerate(self._informers)
         ]
+        tasks.append(spawn(self._status.run(), name="status of policies"))
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -74,6 +91,10 @@ class ClusterWatch:
 
     def _slice(self, key: str, old: SliceFacts | None, new: SliceFacts | None) -> None:
         self._hub.changed(self._model.change_slice(key, old, new))
+
+    def _policy(self, _: str, old: PolicyObject | None, new: PolicyObject | None) -> None:
+        self._hub.changed(self._model.change_policy(old, new))
+        self._status.changed()
 
     def _namespace(self, _: str, old: NamespaceFacts | None, new: NamespaceFacts | None) -> None:
         self._hub.changed(self._model.change_namespace(old, new))

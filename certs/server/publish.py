@@ -38,7 +38,7 @@ class BundlePublisher:
     async def follow(self, resource_version: str) -> None:
         """Watch for enrolled namespaces for one resync period. Raises KubeError (410 included)."""
         watching = self._kube.watch(
-            "/api/v1/namespaces", resource_version, timeout_s=RESYNC_S, **_ENROLLED
+            "/api/v1/namespaces", resource_version, RESYNC_S, RESYNC_S, **_ENROLLED
         )
         async for event in watching:
             if event["type"] in ("ADDED", "MODIFIED"):

@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 from kit.clock import Clock, utcnow
-from local.apiserver import defaults, resources, validation
+from local.apiserver import defaults, resources, schemas, validation
 from local.apiserver.admission import Admission, Review
 from local.apiserver.patch import json_patch, merge_patch, strategic_merge
 from local.apiserver.resources import Registry, Resource
@@ -236,6 +236,8 @@ class Api:
             metadata["namespace"] = namespace
         else:
             metadata.pop("namespace", None)
+        if resource.schema:
+            obj = schemas.conform(resource.schema, obj)
         return {
             **obj,
             "apiVersion": resource.api_version,

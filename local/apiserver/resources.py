@@ -1,6 +1,7 @@
 """The kinds of object this API server knows, and how their URLs are read. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from local.objects import Object, dig
 
@@ -19,6 +20,8 @@ class Resource:
     stored: bool = True
     in_all: bool = False
     custom: bool = False
+    schema: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Of a custom kind: its structural schema."""
 
     @property
     def api_version(self) -> str:
@@ -157,6 +160,7 @@ class Registry:
                 tuple(names.get("shortNames", ())),
                 ("status",) if dig(version, "subresources", "status") is not None else (),
                 custom=True,
+                schema=dig(version, "schema", "openAPIV3Schema", default={}),
             )
             self._by_path[resource.group, resource.version, resource.plural] = resource
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from local.apiserver import resources
+from local.apiserver import resources, schemas
 from local.apiserver.resources import Resource
 from local.errors import ApiError
 from local.objects import Object, dig
@@ -52,6 +52,8 @@ def check(resource: Resource, obj: Object) -> None:
     checker = _CHECKS.get(resource.key)
     if checker is not None:
         checker(obj, refuse)
+    for field, problem in schemas.faults(resource.schema, obj, ""):
+        raise refuse(field, problem)
 
 
 def _check_metadata(resource: Resource, metadata: Object, refuse: Refuse) -> None:

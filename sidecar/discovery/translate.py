@@ -13,6 +13,9 @@ from policy.rules import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
 from proto import registry_pb2 as pb
 from sidecar.directory import EXTERNAL, Endpoint, Found, Service, Workload
 
+POLICY_FORMAT = 1
+"""The newest form of policies that this version knows whole."""
+
 
 class NotUnderstood(ValueError):
     """The registry said something that this version does not know: keep what was known before."""
@@ -97,6 +100,8 @@ def _endpoint(said: pb.Endpoint, trust_domain: str) -> Endpoint:
 
 def policy_set(said: pb.PodSettings) -> PolicySet:
     """Raises NotUnderstood, in which case the policies in force stay in force."""
+    if said.policy_format > POLICY_FORMAT:
+        raise NotUnderstood(f"policy format {said.policy_format}, {POLICY_FORMAT} is known")
     if said.mesh_default not in MESH_DEFAULTS or said.plaintext not in ("allow", "deny"):
         raise NotUnderstood(f"settings {said.mesh_default!r}, {said.plaintext!r}")
     try:

@@ -119,7 +119,7 @@ async def test_settings_come_first_and_are_the_defaults() -> None:
         first = await sidecar.hear()
         assert first.version == 1
         assert sidecar.settings == pb.PodSettings(
-            mesh_default="allow-meshed", plaintext="deny", external="allow"
+            mesh_default="allow-meshed", plaintext="deny", external="allow", policy_format=1
         )
 
 
