@@ -11,6 +11,7 @@ from local.errors import ApiError, TimedOut
 
 SYSTEM_NAMESPACE = "podlink-system"
 _CONTROL_PLANE = Path(__file__).with_name("control_plane.yaml")
+_LINK_POLICY = Path(__file__).parents[1] / "charts/podlink/files/linkpolicy.crd.yaml"
 _PROGRAMS = ("podlink-ca", "podlink-registry", "podlink-injector", "podlink-traces")
 _INJECTABLE_S = 10.0
 _EXEMPT_BY_UID = "{name: PODLINK_EXEMPT_BY, value: uid}"
@@ -31,6 +32,7 @@ def install(cluster: Cluster, timeout_s: float = 60.0) -> None:
         # One UID for all: capture cannot tell the proxy by it, so the proxy marks its sockets.
         assert _EXEMPT_BY_UID in objects
         objects = objects.replace(_EXEMPT_BY_UID, _EXEMPT_BY_UID.replace("uid}", "mark}"))
+    cluster.apply(_LINK_POLICY.read_text())
     cluster.apply(_token_secret())
     cluster.apply(objects)
     cluster.wait_ready(*_pods(cluster, timeout_s), timeout_s=timeout_s)

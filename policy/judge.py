@@ -9,6 +9,9 @@ from typing import NamedTuple
 from certs.trust.identity import WorkloadIdentity
 from policy.rules import ALLOW_ALL, ALLOW_MESHED, Policy, PolicySet, Rule
 
+NO_RULE = "no-rule"
+"""In place of a rule's name: the policies select the pod, and none of their rules allows the link."""
+
 
 class Permit(NamedTuple):
     """Proof that `judge` said yes. The dialler of the app takes a Permit, never a bare port."""
@@ -19,6 +22,8 @@ class Permit(NamedTuple):
     rule: str
     would_deny: str = ""
     """The auditing policy that would have refused this link; empty if none."""
+    would_deny_rule: str = ""
+    """Its rule: `deny[0]` or `no-rule`."""
 
 
 class Denial(NamedTuple):
@@ -49,20 +54,21 @@ def judge(
         return Denial(
             f"plaintext from {peer_ip} to port {port}", rule="plaintext:deny", plaintext=True
         )
-    would_deny = ""
+    would_deny, by = "", ""
     for policy in in_force.policies:
         for rule in policy.deny:
             if rule.matches(peer, peer_ip, port):
                 if not policy.audit:
                     return _denied_by(policy, rule, peer, peer_ip, port, in_force)
-                would_deny = would_deny or policy.name
+                if not would_deny:
+                    would_deny, by = policy.name, rule.name
     selecting = ""
     permit: Permit | None = None
     for policy in in_force.policies:
         allowing = next((r for r in policy.allow if r.matches(peer, peer_ip, port)), None)
         if policy.audit:
-            if allowing is None:
-                would_deny = would_deny or policy.name
+            if allowing is None and not would_deny:
+                would_deny, by = policy.name, NO_RULE
             continue
         selecting = selecting or policy.name
         if allowing is not None and permit is None:
@@ -72,7 +78,7 @@ def judge(
             return Denial(
                 "no rule of the policies that select this pod allows it",
                 selecting,
-                "no-rule",
+                NO_RULE,
                 nearest(peer, peer_ip, port, in_force),
             )
         verdict = _by_default(peer, port, in_force)
@@ -80,7 +86,7 @@ def judge(
             return verdict
         permit = verdict
     if would_deny:
-        return permit._replace(would_deny=would_deny)
+        return permit._replace(would_deny=would_deny, would_deny_rule=by)
     return permit
 
 

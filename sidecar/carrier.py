@@ -29,6 +29,7 @@ from sidecar.dataplane.listener import Accepted, Listener
 from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.poller import poller_of
 from sidecar.dataplane.pool import Pool
+from sidecar.dataplane.reauthorise import reauthorise
 from sidecar.dataplane.watch import Watch
 from sidecar.directory import Directory
 from sidecar.discovery.translate import policy_set
@@ -134,10 +135,14 @@ class Carrier:
 
     def settings_came(self, settings: pb.PodSettings) -> None:
         """Raises NotUnderstood, with nothing changed."""
-        self.plane.policy = policy_set(settings)
-        self.plane.allow_external = settings.external != "deny"
+        plane = self.plane
+        policy, allow_external = policy_set(settings), settings.external != "deny"
+        changed = (policy, allow_external) != (plane.policy, plane.allow_external)
+        plane.policy, plane.allow_external = policy, allow_external
         self.plane.declared_ports = frozenset(settings.declared_ports)
         self.plane.own = replace(self.plane.own, zone=settings.zone)
+        if changed and (cut := reauthorise(plane)):
+            _log.info("settings changed: links cut that are now denied", extra={"links": cut})
 
     # --- the end ----------------------------------------------------------------------------
 

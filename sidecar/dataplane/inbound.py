@@ -205,11 +205,13 @@ class InboundLink:
         self.tunnel.user = _Held(self)
 
     def _accept(self, app: socket.socket) -> None:
+        assert self._permit is not None
         plane, tunnel, record = self._plane, self.tunnel, self.record
         held = tunnel.user if isinstance(tunnel.user, _Held) else None
         if not record.destination_ip:
             record.destination_ip = app.getpeername()[0]
-        record.verdict, record.security = "allowed", "mtls"
+        record.security = "mtls"
+        permitted(record, self._permit)
         # Before the app sees a byte: a dialler that reads our close without it may try elsewhere.
         tunnel.send(ACCEPT, encode_accept(record.trace_id, record.span_id))
         self._splice = splice = TunnelSplice(plane.poller, app, tunnel, self._ended)
@@ -328,3 +330,17 @@ def explain(record: LinkRecord, error: SidecarError) -> None:
     record.reason, record.error = error.reason, str(error)
     if isinstance(error, Denied):
         record.policy, record.rule, record.nearest_rule = error.policy, error.rule, error.nearest
+
+
+def permitted(record: LinkRecord, permit: Permit) -> None:
+    """The link is let in: by which rule, or past which auditing policy that would have refused it."""
+    if permit.would_deny:
+        record.verdict, record.policy, record.rule = (
+            "audited",
+            permit.would_deny,
+            permit.would_deny_rule,
+        )
+        if not record.reason:  # plaintext has said its own
+            record.reason = Denied.reason
+    else:
+        record.verdict, record.policy, record.rule = "allowed", permit.policy, permit.rule

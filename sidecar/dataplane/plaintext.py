@@ -6,6 +6,7 @@ from certs.trust.facts import LeafFacts
 from policy.judge import Permit
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Answered, Connect
+from sidecar.dataplane.inbound import permitted
 from sidecar.dataplane.splice import RawSplice
 from sidecar.directory import EXTERNAL, Found, Workload
 from sidecar.errors import AppUnreachable, SidecarError
@@ -22,7 +23,17 @@ def is_no_pod(found: Found | None) -> bool:
 class PlaintextLink:
     """A plaintext link that pod and policy let in."""
 
-    __slots__ = ("_connect", "_failed", "_head", "_plane", "_sock", "_splice", "_to", "record")
+    __slots__ = (
+        "_connect",
+        "_failed",
+        "_head",
+        "_permit",
+        "_plane",
+        "_sock",
+        "_splice",
+        "_to",
+        "record",
+    )
 
     def __init__(
         self,
@@ -37,6 +48,7 @@ class PlaintextLink:
         self._connect: Connect | None = None
         self._head = b""
         self._failed = False
+        self._permit = permit
         record.policy, record.rule = permit.policy, permit.rule
         record.security, record.reason = "plaintext", "permissive"
         plane.live.add(self)
@@ -82,7 +94,7 @@ class PlaintextLink:
 
     def _begin(self, app: socket.socket) -> None:
         self._connect = None
-        self.record.verdict = "allowed"
+        permitted(self.record, self._permit)
         self._splice = RawSplice(self._plane.poller, self._sock, app, self._ended)
         self._splice.start(self._head)
 

@@ -98,7 +98,7 @@ def test_plaintext_is_denied_unless_the_pod_lets_it_in() -> None:
 def test_an_auditing_policy_says_what_it_would_do_and_does_nothing() -> None:
     audit = Policy("prod/new", allow=DB.allow, deny=DB.deny, audit=True)
     permit = authorise(who("shop", "web"), "10.0.0.1", 80, PolicySet(policies=(audit,)))
-    assert permit.would_deny == "prod/new"
+    assert (permit.would_deny, permit.would_deny_rule) == ("prod/new", "no-rule")
     assert permit.rule == f"default:{ALLOW_MESHED}"
 
 

@@ -8,7 +8,7 @@ from certs.trust.identity import WorkloadIdentity
 from policy.rules import Source
 from proto import registry_pb2 as pb
 from sidecar.directory import EXTERNAL, Service, Workload
-from sidecar.discovery.translate import NotUnderstood, found, policy_set
+from sidecar.discovery.translate import POLICY_FORMAT, NotUnderstood, found, policy_set
 
 TD = "cluster.local"
 POD = pb.Workload(
@@ -114,4 +114,15 @@ def test_a_policy_with_a_network_that_is_none_refuses_the_settings_whole() -> No
     said = settings()
     said.policies.add(namespace="shop", name="api").deny.add(from_cidrs=["10.0.0.1/8"])
     with pytest.raises(NotUnderstood, match="settings"):
+        policy_set(said)
+
+
+@pytest.mark.attack_row(26)
+@pytest.mark.fault_row("version-skew")
+def test_policies_of_a_later_form_are_refused_whole() -> None:
+    said = settings()
+    said.policy_format = POLICY_FORMAT
+    policy_set(said)
+    said.policy_format = POLICY_FORMAT + 1
+    with pytest.raises(NotUnderstood, match="policy format"):
         policy_set(said)
