@@ -91,6 +91,7 @@ class Sidecar:
         await self._start_admin()
         self._exporter.start()
         self._source.subscribe(self._carrier.svid_came)
+        self._source.subscribe(self._exporter.svid_came)
         self._source.subscribe_bans(self._carrier.bans_came)
         working = [
             spawn(self._source.run(), name="certificates"),

@@ -222,6 +222,19 @@ def _trace(db: sqlite3.Connection, trace_id: bytes) -> list[Item]:
     ]
 
 
+def chain_items(db: sqlite3.Connection, first_id: int, last_id: int) -> Iterator[Item]:
+    """Every span that is in a chain, of those kept as `first_id` to `last_id`, in the order of
+    arrival: what `certs.evidence.verify.verify_spans` judges. One at a time, however many there are."""
+    rows = db.execute(
+        "SELECT span, resources.resource, sender, received_ns FROM spans LEFT JOIN resources "
+        "ON spans.resource = resources.id "
+        "WHERE spans.id BETWEEN ? AND ? AND chain IS NOT NULL ORDER BY spans.id",
+        (first_id, last_id),
+    )
+    for row in rows:
+        yield _span_item(row[0], row[1] or b"", row[3], row[2] or "")
+
+
 def _span_item(blob: bytes, resource: bytes, received_ns: int, sender: str) -> Item:
     span = Span.FromString(blob)
     return {

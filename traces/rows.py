@@ -14,6 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
+from certs.evidence.chain import CHECKPOINT
+
 MAX_TEXT = 1024
 """Characters kept of a text in a column."""
 MAX_SPAN_BYTES = 64 * 1024
@@ -25,6 +27,7 @@ LINK, LINK_OPENED = "link", "link opened"
 ISSUED, REFUSED, BANNED = "certificate issued", "certificate refused", "certificate banned"
 LINK_NAMES = frozenset({LINK, LINK_OPENED})
 CERTIFICATE_NAMES = frozenset({ISSUED, REFUSED, BANNED})
+_READ = LINK_NAMES | CERTIFICATE_NAMES | {CHECKPOINT}
 
 
 class EdgeKey(NamedTuple):
@@ -144,7 +147,7 @@ def _row(span: Span, resource_digest: bytes) -> SpanRow:
     numbers: dict[str, int] = {}
     edge = way = certificate = None
     direction = ""
-    if name in LINK_NAMES or name in CERTIFICATE_NAMES:
+    if name in _READ:
         _read(span.attributes, texts, numbers)
     start_ns = min(span.start_time_unix_nano, _MAX_INT64)
     end_ns = min(span.end_time_unix_nano, _MAX_INT64)
@@ -154,7 +157,7 @@ def _row(span: Span, resource_digest: bytes) -> SpanRow:
             edge, way = _edge(texts, numbers), _way(texts)
         else:
             direction = ""
-    elif texts or numbers:
+    elif name in CERTIFICATE_NAMES:
         certificate = _certificate(name, texts, end_ns)
     return SpanRow(
         _digest(resource_digest + blob),

@@ -7,9 +7,12 @@ OpenTelemetry's semantic conventions give the name where they have one; the rest
 
 from typing import Final, Literal
 
+from certs.evidence import chain
+
 LINK: Final = "link"
 LINK_OPENED: Final = "link opened"
 SPANS_DROPPED: Final = "spans dropped"
+CHAIN_CHECKPOINT: Final = chain.CHECKPOINT
 SCOPE: Final = "podlink"
 
 CLIENT_ADDRESS: Final = "client.address"
@@ -36,6 +39,12 @@ ATTEMPTS: Final = "podlink.attempts"
 BYTES_RECEIVED: Final = "podlink.bytes.received"
 BYTES_SENT: Final = "podlink.bytes.sent"
 CERTIFICATE_SERIAL: Final = "podlink.certificate.serial"
+CHAIN_CERTIFICATES: Final = chain.CERTIFICATES
+CHAIN_ID: Final = chain.CHAIN_ID
+CHAIN_PREVIOUS: Final = chain.PREVIOUS
+CHAIN_SEQUENCE: Final = chain.SEQUENCE
+CHAIN_SIGNATURE: Final = chain.SIGNATURE
+CHAIN_STATEMENT: Final = chain.STATEMENT
 CLOSE: Final = "podlink.close"
 DESTINATION_ADDRESS: Final = "podlink.destination.address"
 DESTINATION_IDENTITY: Final = "podlink.destination.identity"
@@ -97,6 +106,9 @@ OF_LINKS: Final[dict[str, Type]] = {
     BYTES_RECEIVED: "int",
     BYTES_SENT: "int",
     CERTIFICATE_SERIAL: "string",
+    CHAIN_ID: "string",
+    CHAIN_PREVIOUS: "string",
+    CHAIN_SEQUENCE: "int",
     CLOSE: "string",
     DESTINATION_ADDRESS: "string",
     DESTINATION_IDENTITY: "string",
@@ -128,6 +140,15 @@ OF_DROPS: Final[dict[str, Type]] = {
     DROPPED_NOTABLE: "int",
 }
 """Attributes of the span `spans dropped`."""
+
+OF_CHECKPOINTS: Final[dict[str, Type]] = {
+    CHAIN_CERTIFICATES: "string",
+    CHAIN_ID: "string",
+    CHAIN_SEQUENCE: "int",
+    CHAIN_SIGNATURE: "string",
+    CHAIN_STATEMENT: "string",
+}
+"""Attributes of the span `chain checkpoint`."""
 
 OF_RESOURCE: Final[dict[str, Type]] = {
     K8S_NAMESPACE: "string",

@@ -44,6 +44,8 @@ class TelemetryConfig:
     one go, and links wait meanwhile."""
     allowed_room: int = 2048
     reserved_room: int = 2048
+    evidence: bool = True
+    """Chain the records by hash and sign checkpoints with the workload's key."""
     close_timeout_s: float = 2.0
     """How long `close` may take in all."""
     resource: PodResource = field(default_factory=PodResource)
@@ -74,6 +76,7 @@ class TelemetryConfig:
                 "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", min(cls.batch_size, room), low=1, high=room
             ),
             allowed_room=room,
+            evidence=settings.flag("PODLINK_EVIDENCE", default=True),
             resource=_resource(settings),
         )
 

@@ -10,6 +10,8 @@ import secrets
 from functools import lru_cache
 from operator import attrgetter
 
+from certs.evidence import chain as evidence
+from certs.evidence.chain import Chain, Signed
 from sidecar.contract import ALPN, VERSION
 from sidecar.report import LinkRecord
 from sidecar.telemetry import attributes as a
@@ -61,6 +63,7 @@ _repeating = attrgetter(
     "tls_cipher",
     "alpn_ok",
     "close",
+    "still_open",
 )
 
 
@@ -79,12 +82,23 @@ def _number_attribute(key: bytes, number: int) -> bytes:
     return b"%b%c%b\x12%c\x18%b" % (_ATTRIBUTE_TAG, len(key) + 2 + size, key, size, digits)
 
 
-class SpanEncoder:
-    """Encodes records, remembering what repeats. Not for sharing between threads."""
+_ONE_PREVIOUS = wire.key_value(a.CHAIN_PREVIOUS, "0" * 64)
+_PREVIOUS_HEAD = _ATTRIBUTE_TAG + wire.varint(len(_ONE_PREVIOUS)) + _ONE_PREVIOUS[:-64]
+_SEQUENCE_KEY = wire.text(1, a.CHAIN_SEQUENCE)
 
-    def __init__(self) -> None:
-        self._links: dict[tuple[object, ...], bytes] = {}
+
+class SpanEncoder:
+    """Encodes records, remembering what repeats. Not for sharing between threads.
+
+    With a chain every record is taken into it in the order of the calls, and its span says its number
+    and the hash before it.
+    """
+
+    def __init__(self, chain: Chain | None = None) -> None:
+        self._links: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
         self._attributes: dict[tuple[str, str | int | bool], bytes] = {}
+        self._chain = chain
+        self._chain_id = span_attribute(a.CHAIN_ID, chain.id.hex()) if chain is not None else b""
 
     def encode(self, record: LinkRecord) -> bytes:
         """The bytes of one Span message; a record with `still_open` becomes `link opened`."""
@@ -97,28 +111,35 @@ class SpanEncoder:
             if worth_remembering:
                 self._links[values] = repeated
         port_key, sent_key, received_key = _LEN_KEY
-        own = (
-            _identify(record)
-            + wire.fixed64(_START, record.start_ns)
-            + wire.fixed64(_END, max(record.end_ns, record.start_ns))
-            + repeated
-        )
+        ids, head = _identify(record)
+        start_ns, end_ns = record.start_ns, max(record.end_ns, record.start_ns)
+        own = head + wire.fixed64(_START, start_ns) + wire.fixed64(_END, end_ns) + repeated[0]
         if record.source_port:
             own += _number_attribute(port_key, record.source_port)
         own += _number_attribute(sent_key, record.bytes_sent)
         own += _number_attribute(received_key, record.bytes_received)
+        claimed = b""
         if record.claimed_traceparent:
-            own += _claimed_link(record.claimed_traceparent)
+            claimed, link = _claimed_link(record.claimed_traceparent)
+            own += link
+        if self._chain is not None:
+            numbers = (record.source_port, record.bytes_sent, record.bytes_received)
+            sequence, previous = self._chain.append(
+                ids, (start_ns, end_ns), numbers, repeated[1], claimed
+            )
+            own += self._chain_id + _number_attribute(_SEQUENCE_KEY, sequence)
+            own += _PREVIOUS_HEAD + previous.hex().encode()
         return own
 
-    def _encode_repeating(self, record: LinkRecord) -> tuple[bytes, bool]:
-        """The bytes, and whether every text is short enough to be remembered with them."""
+    def _encode_repeating(self, record: LinkRecord) -> tuple[tuple[bytes, bytes], bool]:
+        """The bytes with their digest, and whether every text is short enough to be remembered."""
         short = True
         known = self._attributes
         if len(known) >= _REMEMBERED_ATTRIBUTES:
             known.clear()
         parts = []
-        for item in _attributes(record).items():
+        attributes = _attributes(record)
+        for item in attributes.items():
             part = known.get(item)  # type: ignore[arg-type]  # None is never a key: a plain miss
             if part is None:
                 name, value = item
@@ -133,7 +154,14 @@ class SpanEncoder:
         if record.verdict in ("denied", "failed"):
             message = wire.text(2, record.error or record.reason) + wire.integer(3, _STATUS_ERROR)
             parts.append(wire.length_delimited(_STATUS, message))
-        return b"".join(parts), short
+        digest = b""
+        if self._chain is not None:
+            said = {
+                k: v[: wire.MAX_TEXT] if isinstance(v, str) else v for k, v in attributes.items()
+            }
+            name = a.LINK_OPENED if record.still_open else a.LINK
+            digest = evidence.repeating_digest(name, said)
+        return (b"".join(parts), digest), short
 
 
 _OPENED = wire.text(_NAME, a.LINK_OPENED) + wire.integer(_KIND, _KIND_INTERNAL)
@@ -143,8 +171,12 @@ _FLAGS_ROOT = wire.fixed32(_FLAGS, _SAMPLED | _PARENT_KNOWN)
 _FLAGS_CHILD = wire.fixed32(_FLAGS, _SAMPLED | _PARENT_KNOWN | _PARENT_REMOTE)
 
 
-def _identify(record: LinkRecord) -> bytes:
-    """Ids, name, kind and flags. A missing id is drawn here: a link without one is no less real.
+_Ids = tuple[bytes, bytes, bytes]
+
+
+def _identify(record: LinkRecord) -> tuple[_Ids, bytes]:
+    """Trace, span and parent id; and the span's ids, name, kind and flags. A missing id is drawn
+    here: a link without one is no less real.
 
     Only an inbound link inside the tunnel has a parent, the peer's own span: nobody else's word
     ever places one of our spans below another (threat model, row 42).
@@ -153,27 +185,33 @@ def _identify(record: LinkRecord) -> bytes:
     span_id = record.span_id if len(record.span_id) == 8 else secrets.token_bytes(8)
     if record.still_open:
         own_id = secrets.token_bytes(8)
-        ids = (_ID16, trace_id, _ID8, own_id, _PARENT8, span_id, _OPENED, _FLAGS_ROOT)
-        return b"".join(ids)
+        head = (_ID16, trace_id, _ID8, own_id, _PARENT8, span_id, _OPENED, _FLAGS_ROOT)
+        return (trace_id, own_id, span_id), b"".join(head)
     if record.direction == "outbound":
-        return b"".join((_ID16, trace_id, _ID8, span_id, _OUTBOUND, _FLAGS_ROOT))
+        return (trace_id, span_id, b""), b"".join(
+            (_ID16, trace_id, _ID8, span_id, _OUTBOUND, _FLAGS_ROOT)
+        )
     if len(record.parent_span_id) == 8 and record.security != "plaintext":
         parent = record.parent_span_id
-        return b"".join((_ID16, trace_id, _ID8, span_id, _PARENT8, parent, _INBOUND, _FLAGS_CHILD))
-    return b"".join((_ID16, trace_id, _ID8, span_id, _INBOUND, _FLAGS_ROOT))
+        head = (_ID16, trace_id, _ID8, span_id, _PARENT8, parent, _INBOUND, _FLAGS_CHILD)
+        return (trace_id, span_id, parent), b"".join(head)
+    return (trace_id, span_id, b""), b"".join(
+        (_ID16, trace_id, _ID8, span_id, _INBOUND, _FLAGS_ROOT)
+    )
 
 
-def _claimed_link(raw_header: str) -> bytes:
+def _claimed_link(raw_header: str) -> tuple[bytes, bytes]:
+    """The claimed ids, and the span link that tells of them; both empty if there are none."""
     claimed = parse_claimed(raw_header)
     if claimed is None:
-        return b""
+        return b"", b""
     link = (
         wire.length_delimited(1, claimed.trace_id)
         + wire.length_delimited(2, claimed.span_id)
         + wire.length_delimited(4, wire.key_value(a.CLAIMED, True))
         + wire.fixed32(6, claimed.flags | _PARENT_KNOWN | _PARENT_REMOTE)
     )
-    return wire.length_delimited(_LINKS, link)
+    return claimed.trace_id + claimed.span_id, wire.length_delimited(_LINKS, link)
 
 
 def _attributes(r: LinkRecord) -> dict[str, str | int | bool | None]:
@@ -236,6 +274,31 @@ def _utc(unix_s: int) -> str:
         return dt.datetime.fromtimestamp(unix_s, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
         return str(unix_s)
+
+
+def encode_checkpoint(chain: Chain, statement: str, signed: Signed, at_ns: int) -> bytes:
+    """The span `chain checkpoint`: the workload's signature over how far its chain has come."""
+    return (
+        _ID16
+        + secrets.token_bytes(16)
+        + _ID8
+        + secrets.token_bytes(8)
+        + wire.text(_NAME, a.CHAIN_CHECKPOINT)
+        + wire.integer(_KIND, _KIND_INTERNAL)
+        + wire.fixed64(_START, at_ns)
+        + wire.fixed64(_END, at_ns)
+        + span_attribute(a.CHAIN_ID, chain.id.hex())
+        + span_attribute(a.CHAIN_SEQUENCE, chain.sequence)
+        + b"".join(
+            wire.length_delimited(_ATTRIBUTES, wire.long_key_value(name, value))
+            for name, value in (
+                (a.CHAIN_STATEMENT, statement),
+                (a.CHAIN_SIGNATURE, signed.signature),
+                (a.CHAIN_CERTIFICATES, signed.certificates),
+            )
+        )
+        + _FLAGS_ROOT
+    )
 
 
 def encode_drops(counts: dict[str, int], start_ns: int, end_ns: int) -> bytes:

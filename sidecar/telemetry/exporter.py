@@ -9,19 +9,30 @@ their own (`spans dropped`); it never costs a link anything.
 import asyncio
 import copy
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
+from certs.client.source import Svid
+from certs.evidence.chain import Chain, Signed, statement
+from certs.evidence.signed import WorkloadSigner
 from kit.backoff import Backoff
 from kit.clock import unix_ns
 from kit.tasks import spawn, stop
 from sidecar.report import LinkRecord
 from sidecar.telemetry import attributes as a
 from sidecar.telemetry.config import TelemetryConfig
-from sidecar.telemetry.encode import SpanEncoder, encode_drops, export_request, framed
+from sidecar.telemetry.encode import (
+    SpanEncoder,
+    encode_checkpoint,
+    encode_drops,
+    export_request,
+    framed,
+)
 from sidecar.telemetry.queues import RecordQueues, is_ordinary
 
 _EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -44,7 +55,17 @@ _TRANSIENT = frozenset(
 )
 """What the OTLP specification calls retryable; anything else would fail again."""
 
+_RECORDS_PER_CHECKPOINT = 1000
+_CHECKPOINT_EVERY_NS = 30 * 10**9
+_ALSO_TOLD = frozenset({"reported", "sampled_out", "unencodable"})
+
 _log = logging.getLogger(__name__)
+
+
+class Signer(Protocol):
+    """Signs a statement with the workload's key; `certs.evidence.signed.WorkloadSigner` is one."""
+
+    def sign(self, statement: str) -> Signed: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +90,12 @@ class LinkExporter:
         self._backoff = backoff or Backoff(first_s=0.2, longest_s=10.0)
         self._enabled = bool(config.endpoint)
         self._queues = RecordQueues(config.allowed_room, config.reserved_room)
-        self._encoder = SpanEncoder()
+        self._chain = Chain(secrets.token_bytes(16)) if config.evidence else None
+        self._encoder = SpanEncoder(self._chain)
+        self.signer: Signer | None = None
+        """Signs checkpoints, since the first leaf. Without one there are none."""
+        self._signed_sequence = 0
+        self._signed_ns = clock_ns()
         self._resource = config.resource.encode()
         self._threshold = round(config.ratio * (1 << 64))
         self._samples = config.ratio < 1.0
@@ -80,6 +106,7 @@ class LinkExporter:
         self._pending: _Batch | None = None
         self._timeouts = 0
         self._started_ns = 0
+        self._closing = False
         self._told: Mapping[str, int] = {}
         self.reported = 0
         self._sampled_out = 0
@@ -117,6 +144,14 @@ class LinkExporter:
         if len(queues) >= self._config.batch_size:
             self._wake.set()
 
+    def svid_came(self, svid: Svid) -> None:
+        """Sign with the new leaf's key from here on."""
+        try:
+            self.signer = WorkloadSigner(svid.material)
+        except ValueError as e:  # no link depends on it
+            self.signer = None
+            _log.warning("records are not signed", extra={"error": str(e)})
+
     def start(self) -> None:
         """Start exporting, in the running loop. Without an endpoint this does nothing."""
         if self._enabled and self._task is None:
@@ -127,6 +162,7 @@ class LinkExporter:
         """Send what is left, within `close_timeout_s` whatever the collector does, and stop."""
         await stop(self._task)
         self._task = None
+        self._closing = True
         try:
             async with asyncio.timeout(self._config.close_timeout_s):
                 while self._enabled and (batch := await self._next_batch()) is not None:
@@ -200,13 +236,44 @@ class LinkExporter:
                 _log.exception("link record cannot be encoded")
             if len(spans) % _SLICE == 0:
                 await asyncio.sleep(0)
-        count, drops, told = len(spans), self._drops(), []
+        count, drops, told = len(spans), self._drops(), list[bytes]()
+        telling: Mapping[str, int] = {}
         if drops != self._told and any(drops.values()):
             told = [framed(encode_drops(drops, self._started_ns, self._clock_ns()))]
-        elif not spans:
+            telling = drops
+        elif not spans and not self._checkpoint_is_due():
             return None
         self._spans = []
-        return _Batch(export_request(self._resource, spans + told), count, drops if told else {})
+        if (checkpoint := self._checkpoint()) is not None:
+            told.append(checkpoint)
+        return _Batch(export_request(self._resource, spans + told), count, telling)
+
+    def _checkpoint_is_due(self) -> bool:
+        chain = self._chain
+        if chain is None or self.signer is None or chain.sequence == self._signed_sequence:
+            return False
+        return (
+            self._closing
+            or chain.sequence - self._signed_sequence >= _RECORDS_PER_CHECKPOINT
+            or self._clock_ns() - self._signed_ns >= _CHECKPOINT_EVERY_NS
+        )
+
+    def _checkpoint(self) -> bytes | None:
+        """A signed word of how far the chain has come, if it is time for one."""
+        if not self._checkpoint_is_due():
+            return None
+        assert self._chain is not None and self.signer is not None
+        pod, counts = self._config.resource, self.stats()
+        not_in_it = {k: v for k, v in counts.items() if k.startswith("dropped") or k in _ALSO_TOLD}
+        now_ns = self._clock_ns()
+        said = statement(self._chain, now_ns, f"{pod.namespace}/{pod.pod}", pod.pod_uid, not_in_it)
+        self._signed_sequence, self._signed_ns = self._chain.sequence, now_ns
+        try:
+            signed = self.signer.sign(said)
+        except Exception:  # no key may stop the spans
+            _log.exception("checkpoint cannot be signed")
+            return None
+        return framed(encode_checkpoint(self._chain, said, signed, now_ns))
 
     def _drops(self) -> dict[str, int]:
         return {

@@ -69,3 +69,8 @@ def key_value(name: str, value: str | int | bool) -> bytes:
     else:
         any_value = text(1, value)
     return text(1, name) + length_delimited(2, any_value)
+
+
+def long_key_value(name: str, value: str) -> bytes:
+    """As key_value, for a text of our own making that may be longer than MAX_TEXT."""
+    return text(1, name) + length_delimited(2, length_delimited(1, value.encode()))

@@ -24,6 +24,7 @@ def table_under(heading: str) -> dict[str, str]:
         ("Attributes of links", a.OF_LINKS),
         ("Attributes of a span link", a.OF_SPAN_LINKS),
         ("Attributes of `spans dropped`", a.OF_DROPS),
+        ("Attributes of `chain checkpoint`", a.OF_CHECKPOINTS),
         ("Attributes of the CA's ledger", ledger.OF_LEDGER),
         ("Attributes of the resource", a.OF_RESOURCE),
     ],
@@ -35,5 +36,5 @@ def test_the_table_lists_exactly_the_attributes_of_the_code(
 
 
 def test_every_span_name_is_in_the_document() -> None:
-    for name in (a.LINK, a.LINK_OPENED, a.SPANS_DROPPED, *ledger.NAMES):
+    for name in (a.LINK, a.LINK_OPENED, a.SPANS_DROPPED, a.CHAIN_CHECKPOINT, *ledger.NAMES):
         assert f"| `{name}` |" in DOC
