@@ -8,6 +8,9 @@ TOKEN_AUDIENCE = "podlink-ca"  # noqa: S105 - a name, not a secret
 BUNDLE_CONFIG_MAP = "podlink-bundle"
 BUNDLE_KEY = "root.pem"
 CA_SECRET = "podlink-ca"  # noqa: S105 - a name, not a secret
+BANS_CONFIG_MAP = "podlink-bans"
+ROTATION_CONFIG_MAP = "podlink-rotation"
+LEDGER_PREFIX = "podlink-ca-ledger-"
 INJECT_LABEL = "podlink.dev/inject"
 
 CA_ACCOUNT = "podlink-ca"

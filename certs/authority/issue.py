@@ -64,6 +64,8 @@ class Issued:
     facts: LeafFacts
     lifetime: dt.timedelta
     """From the moment of signing to the leaf's end; the backdating is not part of it."""
+    issuer_sha256: str = ""
+    """Of the certificate whose key signed, lower-case hex."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,17 @@ class Authority:
     intermediates_der: tuple[bytes, ...]
     """The issuer and what stands between it and the root; empty if the issuer is the root."""
     bundle: TrustBundle
+    chain_ends: dt.datetime | None = None
+    """When the first certificate above the leaf ends, the root's included; None: the issuer's end."""
+
+    @property
+    def issuer_sha256(self) -> str:
+        return self.issuer.fingerprint(hashes.SHA256()).hex()
+
+    @property
+    def ends_at(self) -> dt.datetime:
+        """No leaf may live longer."""
+        return self.chain_ends or self.issuer.not_valid_after_utc
 
     def issue(
         self, order: Order, public_key: ec.EllipticCurvePublicKey, now: dt.datetime
@@ -83,15 +96,15 @@ class Authority:
         """Sign a leaf for `order`; raises AuthorityExpired or CertificateUnsound."""
         # X.509 counts whole seconds; rounding down keeps the promise made in `lifetime`.
         start = now.replace(microsecond=0)
-        lifetime = min(order.lifetime, self.issuer.not_valid_after_utc - start)
+        lifetime = min(order.lifetime, self.ends_at - start)
         if lifetime < MIN_LIFETIME:
-            raise AuthorityExpired(f"ends at {self.issuer.not_valid_after_utc.isoformat()}")
+            raise AuthorityExpired(f"ends at {self.ends_at.isoformat()}")
         leaf = _template(order, public_key, self.issuer, start, lifetime).sign(
             self.key, hashes.SHA256()
         )
         der = leaf.public_bytes(Encoding.DER)
         facts = self._judge(der, order, public_key, now)
-        return Issued((der, *self.intermediates_der), facts, lifetime)
+        return Issued((der, *self.intermediates_der), facts, lifetime, self.issuer_sha256)
 
     def _judge(
         self, der: bytes, order: Order, public_key: ec.EllipticCurvePublicKey, now: dt.datetime

@@ -93,13 +93,18 @@ def load_authority(
         bundle = TrustBundle.from_pem(trust_domain, generation, roots_pem)
     except BundleRefused as e:
         raise AuthorityRefused(f"ca.crt, or the end of tls.crt: {e}") from e
-    _check_trust_domain(bundle)
+    for der in bundle.roots:
+        _check_trust_domain(x509.load_der_x509_certificate(der), trust_domain)
     for cert in chain:
+        _check_trust_domain(cert, trust_domain)
         _check_may_sign(cert)
         if not cert.not_valid_before_utc <= now < cert.not_valid_after_utc:
             raise AuthorityRefused(f"a certificate of tls.crt is not valid now: {_name(cert)}")
-    intermediates = _lead_to_root(chain, bundle)
-    return Authority(trust_domain, key, issuer, intermediates, bundle)
+    intermediates, root = _lead_to_root(chain, bundle)
+    ends = min(cert.not_valid_after_utc for cert in (*chain, root))
+    if ends <= now:
+        raise AuthorityRefused(f"the root above tls.crt has ended: {_name(root)}")
+    return Authority(trust_domain, key, issuer, intermediates, bundle, ends)
 
 
 def _read_key(pem: bytes) -> SigningKey:
@@ -124,19 +129,19 @@ def _read_chain(pem: bytes) -> list[x509.Certificate]:
     return chain
 
 
-def _check_trust_domain(bundle: TrustBundle) -> None:
-    """A root that names its trust domain may not sign for another. (X509-SVID, section 2.)"""
-    for der in bundle.roots:
-        root = x509.load_der_x509_certificate(der)
-        try:
-            san = root.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except x509.ExtensionNotFound:
-            continue
-        named = san.get_values_for_type(x509.UniformResourceIdentifier)
-        if named and f"spiffe://{bundle.trust_domain}" not in named:
-            raise AuthorityRefused(
-                f"a root is for {named[0][:256]!r}, not for trust domain {bundle.trust_domain}"
-            )
+def _check_trust_domain(cert: x509.Certificate, trust_domain: str) -> None:
+    """One that names its trust domain may not sign for another. (X509-SVID, section 2.)"""
+    try:
+        san = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return
+    except ValueError as e:
+        raise AuthorityRefused(f"{_name(cert)}: its names cannot be read: {e}") from e
+    named = san.get_values_for_type(x509.UniformResourceIdentifier)
+    if named and named != [f"spiffe://{trust_domain}"]:
+        raise AuthorityRefused(
+            f"{_name(cert)} is for {named[0][:256]!r}, not for trust domain {trust_domain}"
+        )
 
 
 def _check_may_sign(cert: x509.Certificate) -> None:
@@ -149,18 +154,22 @@ def _check_may_sign(cert: x509.Certificate) -> None:
         raise AuthorityRefused(f"in tls.crt, {_name(cert)!r} may not sign certificates")
 
 
-def _lead_to_root(chain: list[x509.Certificate], bundle: TrustBundle) -> tuple[bytes, ...]:
-    """The DER of what peers need besides the leaf and the roots, once the chain is proved."""
+def _lead_to_root(
+    chain: list[x509.Certificate], bundle: TrustBundle
+) -> tuple[tuple[bytes, ...], x509.Certificate]:
+    """The DER of what peers need besides the leaf and the roots, and the root that it leads to."""
+    roots = [x509.load_der_x509_certificate(der) for der in bundle.roots]
     needed: list[bytes] = []
     for at, cert in enumerate(chain):
         der = cert.public_bytes(Encoding.DER)
         if der in bundle.roots:
-            return tuple(needed)
+            return tuple(needed), cert
         needed.append(der)
-        above = chain[at + 1 : at + 2] or map(x509.load_der_x509_certificate, bundle.roots)
-        if not any(_signed_by(cert, candidate) for candidate in above):
+        above = chain[at + 1 : at + 2] or roots
+        signed = [candidate for candidate in above if _signed_by(cert, candidate)]
+        if not signed:
             raise AuthorityRefused(f"nothing in tls.crt or ca.crt signed {_name(cert)}")
-    return tuple(needed)
+    return tuple(needed), signed[0]
 
 
 def _signed_by(cert: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from certs.authority.issue import Issued, Order
@@ -23,6 +22,8 @@ class Issuance:
     pod_uid: str
     node: str
     serial: str
+    issuer: str
+    """SHA-256 of the certificate that signed it, hex."""
     sha256: str
     ips: tuple[str, ...]
     dns_names: tuple[str, ...]
@@ -31,10 +32,6 @@ class Issuance:
     direct: bool
     """The call came from one of the pod's own addresses: a token used elsewhere shows here."""
     provisional: bool
-
-
-Report = Callable[[Issuance], None]
-"""Takes each record. Never blocks and never raises."""
 
 
 def describe(
@@ -56,6 +53,7 @@ def describe(
         pod_uid=caller.pod_uid,
         node=pod.node or caller.node_name,
         serial=issued.facts.serial,
+        issuer=issued.issuer_sha256,
         sha256=issued.facts.sha256,
         ips=tuple(sorted(addresses.ips)),
         dns_names=order.dns_names,
@@ -76,6 +74,7 @@ def log_issuance(issuance: Issuance) -> None:
             "pod_uid": issuance.pod_uid,
             "node": issuance.node,
             "serial": issuance.serial,
+            "issuer": issuance.issuer,
             "sha256": issuance.sha256,
             "ips": ",".join(issuance.ips),
             "dns_names": ",".join(issuance.dns_names),

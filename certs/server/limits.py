@@ -1,4 +1,4 @@
-"""How often one pod may call, and how many calls may be in work at once."""
+"""How often one may call, and how many calls may be in work at once; per caller and in all."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -18,18 +18,26 @@ class _Bucket:
 class TokenBuckets:
     """One token bucket per key: `burst` calls at once, then `per_second`.
 
-    At most `size` keys are remembered; the longest unused is forgotten, which gives it a full
-    bucket again. Keys are pod UIDs out of token reviews, so a caller cannot invent them.
+    `reason` is the slug of the refusal. At most `size` keys are remembered; the longest unused is
+    forgotten, which gives it a full bucket again. Keys are pod UIDs and identities out of token
+    reviews, or source addresses, so a caller cannot invent them at will.
     """
 
     def __init__(
-        self, per_second: float, burst: int, monotonic: Monotonic, size: int = 65536
+        self,
+        per_second: float,
+        burst: int,
+        monotonic: Monotonic,
+        size: int = 65536,
+        reason: str = "rate_per_pod",
     ) -> None:
         self._rate, self._burst, self._monotonic, self._size = per_second, burst, monotonic, size
+        self._reason = reason
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def take(self, key: str) -> None:
-        """Take one token of `key`'s bucket; raises TooMany if it is empty."""
+        """Take one token of `key`'s bucket; raises TooMany, with when the next is due, if it is
+        empty."""
         now = self._monotonic()
         bucket = self._buckets.setdefault(key, _Bucket(float(self._burst), now))
         self._buckets.move_to_end(key)
@@ -38,7 +46,7 @@ class TokenBuckets:
         grown = bucket.tokens + (now - bucket.filled_at) * self._rate
         bucket.tokens, bucket.filled_at = min(float(self._burst), grown), now
         if bucket.tokens < 1.0:
-            raise TooMany("rate_per_pod", key)
+            raise TooMany(self._reason, key, (1.0 - bucket.tokens) / self._rate)
         bucket.tokens -= 1.0
 
     def __len__(self) -> int:
@@ -46,24 +54,26 @@ class TokenBuckets:
 
 
 class InFlight:
-    """At most `most` at once, and at most `per_source` of them from one address.
+    """At most `most` at once, and at most `per_source` of them of one key.
 
     One more is refused at once, not queued: the caller backs off. The second limit keeps a single
     pod, which need not even hold a token, from taking every place.
     """
 
-    def __init__(self, most: int, per_source: int) -> None:
-        self._most, self._per_source, self.now = most, per_source, 0
+    def __init__(self, most: int, per_source: int, reason: str = "in_flight") -> None:
+        self._most, self._per_source, self._reason = most, per_source, reason
+        self.now, self.peak = 0, 0
         self._sources: Counter[str] = Counter()
 
     @contextmanager
     def one(self, source: str) -> Iterator[None]:
         """Hold one place for a call from `source`; raises TooMany if none is free."""
         if self.now >= self._most:
-            raise TooMany("in_flight", f"{self.now} calls in work")
+            raise TooMany(self._reason, f"{self.now} calls in work", 0.5)
         if self._sources[source] >= self._per_source:
-            raise TooMany("in_flight_per_source", source)
+            raise TooMany(f"{self._reason}_per_source", source, 0.5)
         self.now += 1
+        self.peak = max(self.peak, self.now)
         self._sources[source] += 1
         try:
             yield
@@ -72,3 +82,29 @@ class InFlight:
             self._sources[source] -= 1
             if not self._sources[source]:
                 del self._sources[source]
+
+
+@dataclass(slots=True)
+class Limits:
+    """Every limit of the CA, in the order in which a call meets them."""
+
+    in_flight: InFlight
+    """Calls in admission: each costs the API server two questions."""
+    per_source: TokenBuckets
+    """Before anything is asked of the API server: one address may hold no token at all."""
+    in_all: TokenBuckets
+    per_identity: TokenBuckets
+    per_pod: TokenBuckets
+    identities_in_flight: InFlight
+    """Calls of one identity, which may be a Deployment of a thousand pods that start together."""
+
+    @classmethod
+    def usual(cls, monotonic: Monotonic) -> "Limits":
+        return cls(
+            in_flight=InFlight(64, 16),
+            per_source=TokenBuckets(100.0, 200, monotonic, reason="rate_per_source"),
+            in_all=TokenBuckets(300.0, 600, monotonic, size=1, reason="rate"),
+            per_identity=TokenBuckets(100.0, 300, monotonic, reason="rate_per_identity"),
+            per_pod=TokenBuckets(1.0, 10, monotonic, reason="rate_per_pod"),
+            identities_in_flight=InFlight(64, 48, reason="in_flight_identity"),
+        )

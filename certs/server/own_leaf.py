@@ -1,38 +1,45 @@
 """The CA's own TLS certificate, which it signs for itself and renews at half its life.
 
 gRPC asks for the certificate at each new connection, on a thread of its own; so the renewal happens
-there, under a lock, and there is no timer that could fail silently.
+there, under a lock, and there is no timer that could fail silently. When another signer takes over,
+the next connection gets a leaf of that one.
 """
 
 import datetime as dt
+import logging
 import threading
+from collections.abc import Callable
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from certs.authority.issue import Authority, Order
+from certs.authority.issue import Authority, AuthorityExpired, Order
 from certs.names import CA_ACCOUNT, service_dns_names
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.pem import to_pem
 from kit.clock import Clock, Monotonic
 
+_log = logging.getLogger(__name__)
+
 
 class OwnLeaf:
+    """`authority` is asked for the signer of this moment."""
+
     def __init__(
         self,
-        authority: Authority,
+        authority: Callable[[], Authority],
         namespace: str,
         lifetime: dt.timedelta,
         clock: Clock,
         monotonic: Monotonic,
     ) -> None:
-        identity = WorkloadIdentity(authority.trust_domain, namespace, CA_ACCOUNT)
+        identity = WorkloadIdentity(authority().trust_domain, namespace, CA_ACCOUNT)
         names = service_dns_names(CA_ACCOUNT, namespace)
         self._order = Order(identity, frozenset(), names, lifetime)
         self._authority, self._clock, self._monotonic = authority, clock, monotonic
         self._lock = threading.Lock()
-        self._renew_at = 0.0
+        self._renew_at, self._signer = 0.0, ""
         self._first = self._issue()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -45,11 +52,20 @@ class OwnLeaf:
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC at each handshake; None keeps the certificate in use."""
         with self._lock:
-            return self._issue() if self._monotonic() >= self._renew_at else None
+            signer = self._authority().issuer_sha256
+            if self._monotonic() < self._renew_at and signer == self._signer:
+                return None
+            try:
+                return self._issue()
+            except AuthorityExpired as e:
+                _log.error("no new certificate for the CA itself", extra={"error": str(e)})
+                return None
 
     def _issue(self) -> grpc.ServerCertificateConfiguration:
         key = ec.generate_private_key(ec.SECP256R1())
-        issued = self._authority.issue(self._order, key.public_key(), self._clock())
+        authority = self._authority()
+        issued = authority.issue(self._order, key.public_key(), self._clock())
         self._renew_at = self._monotonic() + issued.lifetime.total_seconds() / 2
+        self._signer = authority.issuer_sha256
         key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return grpc.ssl_server_certificate_configuration([(key_pem, to_pem(issued.chain_der))])

@@ -74,6 +74,18 @@ def choose_addresses(pod: PodSeen, source_ip: str) -> Addresses:
     return Addresses(frozenset({source_ip}), provisional=True)
 
 
+def check_source(pod: PodSeen, source_ip: str) -> None:
+    """Raise CallerForbidden if a call with this pod's token came from somewhere else.
+
+    From the pod's node it may come: a node that masquerades puts its own address there (the record
+    then says `direct` false). Before the kubelet has reported the pod's addresses nobody can say;
+    the leaf is short then, and carries the caller's address. (docs/threat-model.md, attack 29.)
+    """
+    allowed = pod.host_ips if pod.host_network else pod.ips | pod.host_ips
+    if pod.ips and source_ip not in allowed:
+        raise CallerForbidden("token_elsewhere", f"the call came from {source_ip or 'nowhere'}")
+
+
 def read_peer(peer: str) -> str:
     """The address in gRPC's name of a peer, such as `ipv6:[fd00::7]:52044`; "" if there is none."""
     kind, _, rest = urllib.parse.unquote(peer).partition(":")

@@ -20,17 +20,21 @@ class RefusalLog:
         self._lines = TokenBuckets(LINES_PER_S, BURST, monotonic, size=1)
         self.unwritten = 0
 
-    def write(self, rpc: str, peer: str, code: str, error: Exception) -> None:
-        """One line for a refusal; for anything else a line with its traceback, as it is a bug."""
-        fields = {"rpc": rpc, "peer": peer, "code": code}
+    def write(self, rpc: str, peer: str, code: str, error: Exception, caller: str = "") -> bool:
+        """One line for a refusal; for anything else a line with its traceback, as it is a bug.
+
+        Says whether it was written.
+        """
+        fields = {"rpc": rpc, "peer": peer, "code": code, "caller": caller}
         if not isinstance(error, CallRefused):
             _log.error("call failed", extra=fields, exc_info=error)
-            return
+            return True
         try:
             self._lines.take("refusals")
         except TooMany:
             self.unwritten += 1
-            return
+            return False
         unwritten, self.unwritten = self.unwritten, 0
         found = {"reason": error.reason, "detail": str(error), "unwritten_before": unwritten}
         _log.warning("call refused", extra={**fields, **found})
+        return True

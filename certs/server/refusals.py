@@ -1,7 +1,7 @@
 """Every way the CA says no.
 
 The caller reads the code and a fixed text per code; the `reason` slug and the detail go to the log
-only, so that nobody can probe which check failed.
+and the traces only, so that nobody can probe which check failed.
 """
 
 import grpc
@@ -14,12 +14,15 @@ PUBLIC_TEXT = {
     grpc.StatusCode.UNAVAILABLE: "not able to answer now, try again later",
     grpc.StatusCode.INTERNAL: "internal error",
 }
+RETRY_AFTER = "retry-after-ms"
+"""Trailing metadata of RESOURCE_EXHAUSTED: when to come again, in milliseconds."""
 
 
 class CallRefused(Exception):
     """Base: `code` is what the caller gets, `reason` and the text are for the log."""
 
     code = grpc.StatusCode.INTERNAL
+    retry_after_s: float | None = None
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail[:256]}" if detail else reason)
@@ -45,9 +48,13 @@ class RequestRefused(CallRefused):
 
 
 class TooMany(CallRefused):
-    """A limit was reached; the same call may succeed later."""
+    """A limit was reached; the same call may succeed after `retry_after_s`."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, reason: str, detail: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(reason, detail)
+        self.retry_after_s = retry_after_s
 
 
 class CannotAnswer(CallRefused):

@@ -2,7 +2,10 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -18,131 +21,214 @@ from certs.authority.issue import (
 from certs.names import CONTROL_PLANE_ACCOUNTS, service_dns_names
 from certs.server.access import Needs, needs
 from certs.server.csr import read_csr
-from certs.server.feed import BundleFeed, Watcher
-from certs.server.issuance import Report, describe
-from certs.server.limits import InFlight, TokenBuckets
-from certs.server.pods import Addresses, choose_addresses, read_peer
+from certs.server.feed import BundleFeed, News, Watcher
+from certs.server.issuance import describe
+from certs.server.ledger import Ledger
+from certs.server.limits import Limits
+from certs.server.pods import Addresses, PodSeen, check_source, choose_addresses, read_peer
 from certs.server.refusal_log import RefusalLog
-from certs.server.refusals import PUBLIC_TEXT, CallRefused, CannotAnswer
+from certs.server.refusals import (
+    PUBLIC_TEXT,
+    RETRY_AFTER,
+    CallerForbidden,
+    CallRefused,
+    CannotAnswer,
+)
+from certs.server.report import Refusal, Sink
 from certs.server.review import Caller, read_bearer
 from certs.server.tokens import TokenDesk
-from certs.trust.bundle import TrustBundle
-from certs.trust.identity import WorkloadIdentity
-from kit.clock import Clock
+from kit.clock import Clock, Monotonic
 from kit.tasks import spawn, stop
 from proto import ca_pb2
 from proto.ca_pb2_grpc import CertificateAuthorityServicer
 
 PROVISIONAL_LIFETIME = dt.timedelta(minutes=5)
 ACK_PAUSE_S = 0.05
+LONGEST_STREAM_S = 3600.0
+"""Then the pod asks again with its token: one that is gone, or another CA's load, shows by then."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+@dataclass(slots=True)
+class _Call:
+    """One call while it is looked at; `caller` as soon as it is known."""
+
+    rpc: str
+    context: Context
+    caller: Caller | None = None
+
+    @property
+    def source_ip(self) -> str:
+        return read_peer(self.context.peer())
+
+
 class CaService(CertificateAuthorityServicer):
+    """`signer` is asked for each leaf; it raises CannotAnswer while none may sign."""
+
     def __init__(
         self,
         *,
-        authority: Authority,
+        signer: Callable[[], Authority],
         desk: TokenDesk,
         feed: BundleFeed,
-        report: Report,
+        ledger: Ledger,
+        report: Sink,
         system_namespace: str,
         leaf_ttl: dt.timedelta,
-        in_flight: InFlight,
-        buckets: TokenBuckets,
+        bind_tokens: bool,
+        limits: Limits,
         refusals: RefusalLog,
         clock: Clock,
+        monotonic: Monotonic,
+        longest_stream_s: float = LONGEST_STREAM_S,
     ) -> None:
-        self._authority, self._desk, self._feed, self._report = authority, desk, feed, report
+        self._signer, self._desk, self._feed = signer, desk, feed
+        self._ledger, self._report = ledger, report
         self._system_namespace, self._leaf_ttl = system_namespace, leaf_ttl
-        self._in_flight, self._buckets, self._clock = in_flight, buckets, clock
-        self._refusals = refusals
+        self._bind_tokens, self._limits, self._refusals = bind_tokens, limits, refusals
+        self._clock, self._monotonic = clock, monotonic
+        self._longest_stream_s = longest_stream_s
 
     async def Sign(  # noqa: N802 - the name is gRPC's
         self, request: ca_pb2.SignRequest, context: Context
     ) -> ca_pb2.SignResponse:
+        call = _Call("Sign", context)
         try:
-            with self._in_flight.one(read_peer(context.peer())):
-                return await self._sign(request, context)
+            with self._limits.in_flight.one(call.source_ip):
+                return await self._sign(call, request)
         except Exception as e:
-            await self._refuse("Sign", context, e)
+            await self._refuse(call, e)
 
     async def WatchBundle(  # noqa: N802 - the name is gRPC's
         self, request_iterator: AsyncIterator[ca_pb2.BundleAck], context: Context
     ) -> AsyncIterator[ca_pb2.Bundle]:
+        call = _Call("WatchBundle", context)
         try:
-            with self._in_flight.one(read_peer(context.peer())):
-                caller = await self._admit("WatchBundle", context)
-                await self._desk.pod_of(caller)
+            with self._limits.in_flight.one(call.source_ip):
+                caller, _ = await self._admit(call)
+            identity = str(caller.identity)
             name = f"{caller.identity.namespace}/{caller.pod_name}"
             with self._feed.watcher(caller.pod_uid, name) as watcher:
-                acks = spawn(_read_acks(request_iterator, watcher), name=f"acks of {name}")
+                self._ledger.watches(caller.pod_uid, name, identity, self._clock(), self._leaf_ttl)
+                acks = spawn(self._read_acks(request_iterator, watcher), name=f"acks of {name}")
                 try:
-                    async for bundle in watcher.bundles():
-                        yield to_message(bundle)
+                    async with aclosing(self._until_old(watcher)) as stream:
+                        async for news in stream:
+                            self._check_bans(caller, news)
+                            yield to_message(news)
                 finally:
                     await stop(acks)
         except Exception as e:
-            await self._refuse("WatchBundle", context, e)
+            await self._refuse(call, e)
 
-    async def _admit(self, rpc: str, context: Context) -> Caller:
-        match needs(rpc):
+    async def _until_old(self, watcher: Watcher) -> AsyncGenerator[News, None]:
+        """The watcher's news, until the stream has lived long enough."""
+        # Jittered, or every stream of a restart would end together an hour later.
+        ends = self._monotonic() + self._longest_stream_s * random.uniform(0.8, 1.0)  # noqa: S311
+        async with aclosing(watcher.news()) as news:
+            while True:
+                try:
+                    async with asyncio.timeout(max(0.0, ends - self._monotonic())):
+                        item = await anext(news)
+                except TimeoutError:
+                    return
+                yield item
+
+    async def _admit(self, call: _Call) -> tuple[Caller, PodSeen]:
+        """Every question before the RPC's own work. Raises CallRefused."""
+        match needs(call.rpc):
             case Needs.POD_TOKEN:
-                metadata = list(context.invocation_metadata() or ())
-                caller = await self._desk.who(read_bearer(metadata))
-                self._buckets.take(caller.pod_uid)
-                return caller
+                limits, source = self._limits, call.source_ip
+                limits.per_source.take(source)
+                token = read_bearer(list(call.context.invocation_metadata() or ()))
+                limits.in_all.take("")
+                call.caller = caller = await self._desk.who(token)
+                self._check_bans(caller, self._feed.news)
+                limits.per_pod.take(caller.pod_uid)
+                limits.per_identity.take(str(caller.identity))
+                with limits.identities_in_flight.one(str(caller.identity)):
+                    pod = await self._desk.pod_of(caller)
+                if self._bind_tokens:
+                    check_source(pod, source)
+                return caller, pod
 
-    async def _refuse(self, rpc: str, context: Context, error: Exception) -> NoReturn:
-        """End the call with a code and a fixed text; the log gets the rest."""
-        code = error.code if isinstance(error, CallRefused) else grpc.StatusCode.INTERNAL
-        self._refusals.write(rpc, context.peer(), code.name, error)
-        await context.abort(code, PUBLIC_TEXT[code])
+    def _check_bans(self, caller: Caller, news: News) -> None:
+        if (kind := news.bans.covers_caller(caller.identity, caller.pod_uid)) is not None:
+            raise CallerForbidden("banned", f"by {kind}")
+
+    async def _refuse(self, call: _Call, error: Exception) -> NoReturn:
+        """End the call with a code and a fixed text; log and traces get the rest."""
+        refused = error if isinstance(error, CallRefused) else None
+        code = refused.code if refused else grpc.StatusCode.INTERNAL
+        who = str(call.caller.identity) if call.caller else ""
+        self._refusals.write(call.rpc, call.context.peer(), code.name, error, who)
+        self._report(
+            Refusal(
+                at=self._clock(),
+                rpc=call.rpc,
+                code=code.name,
+                reason=refused.reason if refused else "bug",
+                detail=str(error)[:512] if refused else type(error).__name__,
+                source_ip=call.source_ip,
+                caller=call.caller,
+            )
+        )
+        hint: tuple[tuple[str, str], ...] = ()
+        if refused is not None and refused.retry_after_s is not None:
+            hint = ((RETRY_AFTER, str(max(1, round(refused.retry_after_s * 1000)))),)
+        await call.context.abort(code, PUBLIC_TEXT[code], hint)
         raise AssertionError("abort returns never")
 
-    async def _sign(self, request: ca_pb2.SignRequest, context: Context) -> ca_pb2.SignResponse:
-        caller = await self._admit("Sign", context)
+    async def _sign(self, call: _Call, request: ca_pb2.SignRequest) -> ca_pb2.SignResponse:
+        caller, pod = await self._admit(call)
         public_key = read_csr(request.csr_der)
-        pod = await self._desk.pod_of(caller)
-        source_ip = read_peer(context.peer())
-        addresses = choose_addresses(pod, source_ip)
+        addresses = choose_addresses(pod, call.source_ip)
         now = self._clock()
-        order = self._order(caller.identity, addresses, request.ttl_s)
+        order = self._order(caller, addresses, request.ttl_s)
         issued = self._issue(order, public_key, now)
-        self._report(describe(caller, pod, addresses, order, issued, source_ip, now))
+        # The ban may have come while the API server was asked.
+        self._check_bans(caller, self._feed.news)
+        self._report(describe(caller, pod, addresses, order, issued, call.source_ip, now))
         return ca_pb2.SignResponse(
             chain_der=issued.chain_der,
-            bundle=to_message(self._feed.current),
+            bundle=to_message(self._feed.news),
             lifetime_s=int(issued.lifetime.total_seconds()),
             signed_at_unix_s=int(now.timestamp()),
         )
 
-    def _order(self, identity: WorkloadIdentity, addresses: Addresses, wished_s: int) -> Order:
+    def _order(self, caller: Caller, addresses: Addresses, wished_s: int) -> Order:
         longest = self._leaf_ttl
         if addresses.provisional:
             longest = min(longest, PROVISIONAL_LIFETIME)
         lifetime = clamp_lifetime(wished_s, self._leaf_ttl, longest)
         names: tuple[str, ...] = ()
-        account = identity.service_account
+        identity, account = caller.identity, caller.identity.service_account
         if identity.namespace == self._system_namespace and account in CONTROL_PLANE_ACCOUNTS:
             names = service_dns_names(account, identity.namespace)
-        return Order(identity, addresses.ips, names, lifetime)
+        return Order(identity, addresses.ips, names, lifetime, caller.pod_uid)
 
     def _issue(self, order: Order, public_key: Any, now: dt.datetime) -> Issued:
         try:
-            return self._authority.issue(order, public_key, now)
+            return self._signer().issue(order, public_key, now)
         except (AuthorityExpired, CertificateUnsound) as e:
             raise CannotAnswer(e.reason, str(e)) from e
 
+    async def _read_acks(self, acks: AsyncIterator[ca_pb2.BundleAck], watcher: Watcher) -> None:
+        async for ack in acks:
+            watcher.ack(ack.generation, ack.revision)
+            self._ledger.acked(watcher.pod_uid, watcher.acked, ack.serial)
+            # An honest pod acknowledges once per change; one that floods meets its own flow control.
+            await asyncio.sleep(ACK_PAUSE_S)
 
-def to_message(bundle: TrustBundle) -> ca_pb2.Bundle:
+
+def to_message(news: News) -> ca_pb2.Bundle:
+    bundle, bans = news.bundle, news.bans
     return ca_pb2.Bundle(
-        trust_domain=bundle.trust_domain, generation=bundle.generation, root_der=bundle.roots
+        trust_domain=bundle.trust_domain,
+        generation=bundle.generation,
+        root_der=bundle.roots,
+        bans=ca_pb2.Bans(
+            identity=sorted(bans.identities), pod_uid=sorted(bans.pods), serial=sorted(bans.serials)
+        ),
+        revision=news.revision,
     )
-
-
-async def _read_acks(acks: AsyncIterator[ca_pb2.BundleAck], watcher: Watcher) -> None:
-    async for ack in acks:
-        watcher.ack(ack.generation)
-        # An honest pod acknowledges once per change; one that floods meets its own flow control.
-        await asyncio.sleep(ACK_PAUSE_S)

@@ -5,6 +5,7 @@ It speaks HTTP on loopback and `kit.kube` talks to it for real. A test scripts i
 """
 
 import asyncio
+import copy
 import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +28,9 @@ class FakeKube:
         self.reviews: dict[str, Any] = {}
         """Token -> the status that TokenReview answers."""
         self.objects: dict[str, Object] = {}
-        """Path -> Secret or ConfigMap."""
+        """Path -> Secret, ConfigMap or Event."""
+        self.history: list[tuple[int, str, Object]] = []
+        """Every change of `objects` through the API: version, type and the object with its path."""
         self.namespaces: dict[str, Object] = {}
         self.events: list[Object] = []
         """Watch events of namespaces, in order; a watch gets those after its resourceVersion."""
@@ -98,8 +101,7 @@ class FakeKube:
         found = {"metadata": {"name": name, "labels": labelled, "resourceVersion": version}}
         self.namespaces[name] = found
         self.events.append({"type": "MODIFIED" if known else "ADDED", "object": found})
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        self._ring()
 
     def bundle_in(self, namespace: str) -> str | None:
         found = self.objects.get(f"/api/v1/namespaces/{namespace}/configmaps/podlink-bundle")
@@ -118,15 +120,88 @@ class FakeKube:
             return web.json_response(body, status=status)
         if path == "/apis/authentication.k8s.io/v1/tokenreviews":
             return await self._review(request)
-        if path == "/api/v1/namespaces" and request.query.get("watch") == "true":
+        watch = request.query.get("watch") == "true"
+        if path == "/api/v1/namespaces" and watch:
             return await self._watch_namespaces(request)
         if path == "/api/v1/namespaces":
             return self._list_namespaces()
+        if path == "/api/v1/pods":
+            return await self._labelled_pods(request, watch)
         parts = path.split("/")
         if len(parts) == 7 and parts[5] == "pods":
             pod = self.pods.get((parts[4], parts[6]))
             return web.json_response(pod) if pod else _failure(404, "NotFound")
+        if len(parts) == 6 and method == "GET":
+            return await self._collection(request, path, watch)
         return await self._object(request, method, path)
+
+    # --- Secrets, ConfigMaps, Events ----------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        return self.history[-1][0] if self.history else 1
+
+    def put(self, path: str, body: Object | None) -> None:
+        """Change an object as somebody else would; None deletes it."""
+        version, old = self.version + 1, self.objects.get(path)
+        if body is None:
+            gone = self.objects.pop(path)
+            self.history.append((version, "DELETED", {"path": path, "object": gone}))
+        else:
+            body.setdefault("metadata", {})
+            body["metadata"]["resourceVersion"] = str(version)
+            body["metadata"].setdefault("name", path.rpartition("/")[2])
+            self.objects[path] = body
+            kind = "ADDED" if old is None else "MODIFIED"
+            self.history.append((version, kind, {"path": path, "object": copy.deepcopy(body)}))
+        self._ring()
+
+    def of_kind(self, plural: str) -> list[Object]:
+        return [o for path, o in self.objects.items() if path.split("/")[-2] == plural]
+
+    async def _collection(self, request: web.Request, path: str, watch: bool) -> web.StreamResponse:
+        field = request.query.get("fieldSelector", "").partition("metadata.name=")[2]
+
+        def wanted(at: str) -> bool:
+            folder, _, name = at.rpartition("/")
+            return folder == path and field in ("", name)
+
+        if not watch:
+            items = [o for at, o in self.objects.items() if wanted(at)]
+            found = {"metadata": {"resourceVersion": str(self.version)}, "items": items}
+            return web.json_response(found)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        sent = int(request.query["resourceVersion"] or 0)
+        while True:
+            news = self._news
+            for version, kind, change in list(self.history):
+                if version > sent:
+                    sent = version
+                    if wanted(change["path"]):
+                        event = {"type": kind, "object": change["object"]}
+                        await response.write(json.dumps(event).encode() + b"\n")
+            await news.wait()
+
+    async def _labelled_pods(self, request: web.Request, watch: bool) -> web.StreamResponse:
+        items = [
+            pod
+            for pod in self.pods.values()
+            if (pod["metadata"].get("labels") or {}).get("podlink.dev/inject") == "enabled"
+        ]
+        if not watch:
+            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": items})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for pod in items:
+            event = {"type": "ADDED", "object": pod}
+            await response.write(json.dumps(event).encode() + b"\n")
+        await asyncio.Event().wait()
+        return response
+
+    def _ring(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
     async def _review(self, request: web.Request) -> web.Response:
         asked = await request.json()
@@ -141,13 +216,28 @@ class FakeKube:
             key = f"{path}/{made['metadata']['name']}"
             if key in self.objects:
                 return _failure(409, "AlreadyExists")
-            self.objects[key] = made
+            self.put(key, made)
             return web.json_response(made, status=201)
         if path not in self.objects:
             return _failure(404, "NotFound")
+        old = self.objects[path]
+        if method == "DELETE":
+            self.put(path, None)
+            return web.json_response(old)
+        if method == "PUT":
+            new = await request.json()
+            claimed = new["metadata"].get("resourceVersion")
+            if claimed and claimed != old["metadata"].get("resourceVersion"):
+                return _failure(409, "Conflict")
+            self.put(path, new)
         if method == "PATCH":
             assert request.content_type == "application/merge-patch+json"
-            self.objects[path]["data"].update((await request.json())["data"])
+            new = copy.deepcopy(old)
+            for field, found in (await request.json()).items():
+                merged = new.get(field) or {}
+                merged.update(found)
+                new[field] = {k: v for k, v in merged.items() if v is not None}
+            self.put(path, new)
         return web.json_response(self.objects[path])
 
     def _list_namespaces(self) -> web.Response:

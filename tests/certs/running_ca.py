@@ -5,18 +5,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 
 from certs.authority.issue import Authority
-from certs.authority.store import ensure_authority
+from certs.authority.store import KeyStore, SecretStore, found_keyring
 from certs.client.ca import CaClient, make_request
 from certs.server.app import CaServer
 from certs.server.config import CaConfig
 from certs.server.issuance import Issuance
-from kit.clock import utcnow
+from certs.server.limits import Limits
+from certs.server.report import Item, Refusal
+from kit.clock import Clock, utcnow
 from kit.kube import Kube
 from proto import ca_pb2
 from proto.ca_pb2_grpc import CertificateAuthorityStub
@@ -35,9 +37,21 @@ class RunningCa:
     fake: FakeKube
     kube: Kube
     server: CaServer
-    authority: Authority
     folder: Path
-    issued: list[Issuance] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    """What it reported: issued, refused, banned, rotated."""
+
+    @property
+    def authority(self) -> Authority:
+        return self.server.keeper.authority
+
+    @property
+    def issued(self) -> list[Issuance]:
+        return [item for item in self.items if isinstance(item, Issuance)]
+
+    @property
+    def refused(self) -> list[Refusal]:
+        return [item for item in self.items if isinstance(item, Refusal)]
 
     @property
     def address(self) -> str:
@@ -89,15 +103,40 @@ async def running_ca(
     fake: FakeKube | None = None,
     leaf_ttl_s: float = 3600.0,
     listen: str = "127.0.0.1:0",
+    *,
+    store: KeyStore | None = None,
+    limits: Limits | None = None,
+    stale_s: float = 60.0,
+    reread_s: float = 15.0,
+    tick_s: float = 0.05,
+    longest_stream_s: float = 3600.0,
+    clock: Clock = utcnow,
+    **settings: Any,
 ) -> AsyncIterator[RunningCa]:
+    """`settings` are fields of CaConfig. Tokens count from anywhere unless a test says otherwise:
+    the pods of these tests have addresses that a test cannot call from."""
     fake = fake or FakeKube()
-    config = CaConfig(leaf_ttl=dt.timedelta(seconds=leaf_ttl_s), listen=listen)
+    settings = {"bind_tokens": False, "rotation_settle": dt.timedelta(0), **settings}
+    config = CaConfig(leaf_ttl=dt.timedelta(seconds=leaf_ttl_s), listen=listen, **settings)
     async with fake.running() as kube:
-        authority = await ensure_authority(kube, config.system_namespace, "cluster.local", utcnow)
-        issued: list[Issuance] = []
-        server = CaServer(config, kube, authority, issued.append)
-        await server.start()
+        store = store or SecretStore(kube, config.system_namespace)
+        stored = await found_keyring(store, "cluster.local", clock)
+        items: list[Item] = []
+        server = CaServer(
+            config,
+            kube,
+            store,
+            stored,
+            (items.append,),
+            clock,
+            limits=limits,
+            stale_s=stale_s,
+            reread_s=reread_s,
+            tick_s=tick_s,
+            longest_stream_s=longest_stream_s,
+        )
         try:
-            yield RunningCa(fake, kube, server, authority, folder, issued)
+            await server.start()
+            yield RunningCa(fake, kube, server, folder, items)
         finally:
             await server.stop()

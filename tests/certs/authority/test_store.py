@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from certs.authority.keys import AuthorityRefused, create_root
-from certs.authority.store import GENERATION_ANNOTATION, ensure_authority
+from certs.authority.store import GENERATION_ANNOTATION, SecretStore, found_keyring
 from kit.clock import utcnow
 from kit.kube import Kube, KubeError
 from tests.certs.fake_kube import FakeKube
@@ -17,7 +17,8 @@ SECRETS = "/api/v1/namespaces/podlink-system/secrets"
 
 
 async def found(kube: Kube) -> Any:
-    return await ensure_authority(kube, "podlink-system", "cluster.local", utcnow)
+    stored = await found_keyring(SecretStore(kube, "podlink-system"), "cluster.local", utcnow)
+    return stored.keyring.authority("cluster.local", utcnow())
 
 
 @pytest.mark.fault_row("ca-restart")

@@ -1,6 +1,7 @@
 """CaClient against the real CA over real gRPC."""
 
 import asyncio
+import dataclasses
 import datetime as dt
 import logging
 from collections.abc import AsyncIterator
@@ -282,7 +283,9 @@ async def test_an_answer_older_than_the_stream_does_not_bring_the_old_bundle_bac
         newer = TrustBundle.of("cluster.local", 2, (*old.roots, Forge(name="next").root_der))
         ca.server.feed.publish(newer)
         await until(lambda: ca.server.feed.using(2) == POD)
-        ca.server.feed.current = old  # what an answer carries that was made just before
+        ca.server.feed.news = dataclasses.replace(
+            ca.server.feed.news, bundle=old
+        )  # what an answer carries that was made just before
         await until(lambda: client.renewals >= 2)
         assert client.current is not None
         assert client.current.bundle_generation == 2

@@ -24,7 +24,7 @@ async def test_a_connection_after_half_the_life_sees_a_new_leaf() -> None:
     clock = Hand()
     now = utcnow()
     authority = load_authority(create_root("cluster.local", now), "cluster.local", 1, now)
-    own = OwnLeaf(authority, "podlink-system", dt.timedelta(hours=1), utcnow, clock)
+    own = OwnLeaf(lambda: authority, "podlink-system", dt.timedelta(hours=1), utcnow, clock)
     server = grpc.aio.server()
     port = server.add_secure_port("127.0.0.1:0", own.credentials())
     await server.start()

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from certs.server.app import keep_published
-from certs.server.publish import BundlePublisher
+from certs.server.publish import BundlePublisher, keep_published
 from kit.kube import KubeError
 from kit.tasks import spawn, stop
 from tests.certs.fake_kube import FakeKube
