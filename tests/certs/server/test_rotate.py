@@ -261,7 +261,8 @@ async def test_a_ca_that_is_killed_at_any_step_goes_on_where_it_was(
 
 
 def stored_phase(fake: FakeKube) -> str | None:
-    return fake.objects[SECRET]["data"].get("rotation")
+    found: str | None = fake.objects[SECRET]["data"].get("rotation")
+    return found
 
 
 async def until_leaves_end(end: dt.datetime) -> None:
