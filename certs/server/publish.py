@@ -104,7 +104,7 @@ class BundlePublisher:
         return True
 
     async def _follow(self, path: str, resource_version: str) -> None:
-        events = self._kube.watch(path, resource_version, timeout_s=RESYNC_S, **_ENROLLED)
+        events = self._kube.watch(path, resource_version, RESYNC_S, RESYNC_S, **_ENROLLED)
         async with aclosing(events):
             async for event in events:
                 if event["type"] not in ("ADDED", "MODIFIED"):
