@@ -83,8 +83,16 @@ class External:
     """Neither a pod nor a Service of the cluster."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """An address that was a meshed pod's a moment ago and is nobody's now: it may be the next pod's
+    before anybody tells us, so it is not external yet and nothing is sent there."""
+
+    pod: str
+
+
 EXTERNAL = External()
-Found = Workload | Service | External
+Found = Workload | Service | External | Gone
 Answer = Callable[[Found | None], None]
 """Called once with what was found, or None if nobody could say in time."""
 

@@ -18,7 +18,7 @@ from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
 from sidecar.dataplane.inbound import InboundTunnel, explain, new_record
 from sidecar.dataplane.plaintext import PlaintextLink, is_no_pod
 from sidecar.dataplane.tunnel import RECORD, Tunnel
-from sidecar.directory import EXTERNAL, Found, Workload
+from sidecar.directory import EXTERNAL, Found, Gone, Workload
 from sidecar.errors import (
     Denied,
     HandshakeTimeout,
@@ -132,8 +132,10 @@ class Arrival:
         """The registry's word about the source, while the first bytes have not come."""
         if self._head or self._deadline is None or self._handshake is not None or found is None:
             return
-        tunnels = isinstance(found, Workload) and (
-            found.identity is not None and self._to[1] not in found.skip_outbound
+        tunnels = isinstance(found, Gone) or (
+            isinstance(found, Workload)
+            and found.identity is not None
+            and self._to[1] not in found.skip_outbound
         )
         if not tunnels:
             self._readable()  # what lies there already decides; else it is plaintext

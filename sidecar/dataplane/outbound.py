@@ -29,11 +29,12 @@ from sidecar.dataplane.route import (
 )
 from sidecar.dataplane.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
-from sidecar.directory import EXTERNAL, Found, Service, Workload
+from sidecar.directory import EXTERNAL, Found, Gone, Service, Workload
 from sidecar.errors import (
     AlpnMismatch,
     AppUnreachable,
     Denied,
+    EndpointUnreachable,
     HandshakeFailed,
     HandshakeTimeout,
     IdentityMismatch,
@@ -180,6 +181,8 @@ class OutboundLink:
             self._service = found
             self.record.service = found.key
             return self._next_endpoint()
+        if isinstance(found, Gone):
+            return self._fail(EndpointUnreachable(f"{found.pod}, whose address this was, is gone"))
         ip = self.record.original_ip
         if not ip and isinstance(found, Workload) and found.ips:
             ip = found.ips[0]

@@ -18,7 +18,7 @@ from kit.backoff import Backoff
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryStub
 from sidecar.contract import VERSION
-from sidecar.directory import Answer, Found, Own
+from sidecar.directory import EXTERNAL, Answer, Found, Gone, Own, Workload
 from sidecar.discovery.translate import NotUnderstood, found, held_endpoints
 
 ANSWER_WITHIN_S: Final = 3.0
@@ -26,6 +26,8 @@ ANSWER_WITHIN_S: Final = 3.0
 a moment should cost it time and not refuse it."""
 ASK_AGAIN_S: Final = 0.5
 """Between one asking and the next, growing by half each time."""
+GONE_S: Final = 300.0
+"""How long the address of a meshed pod that went counts as nobody's, and not as external."""
 HOLD_S: Final = 10.0
 """How long the endpoints of a Service outlive a new stream that knows of none."""
 MAX_KEYS: Final = 8192
@@ -196,10 +198,17 @@ class RegistryClient:
         The first word of a new stream may come from a registry that has just listed the cluster anew:
         if it says that a Service has lost all its endpoints at once, they are held for a while.
         """
+        old = self._found.get(key)
+        if value is EXTERNAL and isinstance(old, Workload) and old.identity is not None:
+            gone = Gone(old.pod)
+            asyncio.get_running_loop().call_later(GONE_S, self._hold_no_longer, key, gone, value)
+            return gone
+        if value is EXTERNAL and isinstance(old, Gone):
+            return old
         if key not in self._first_of_stream:
             return value
         self._first_of_stream.discard(key)
-        held = held_endpoints(self._found.get(key), value)
+        held = held_endpoints(old, value)
         if held is None:
             return value
         _log.warning("a service without endpoints after a new stream", extra={"service": held.key})

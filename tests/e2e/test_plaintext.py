@@ -64,7 +64,7 @@ def test_a_server_outside_the_mesh_is_reached_in_plaintext_and_the_record_says_w
 
 
 @pytest.mark.parametrize(
-    ("host", "reason"), [(OUTSIDE, "external"), (NODE_IP, "unmeshed_peer")], ids=["world", "node"]
+    ("host", "reason"), [(OUTSIDE, "external"), (NODE_IP, "host_network")], ids=["world", "node"]
 )
 def test_what_is_neither_pod_nor_service_is_reached_in_plaintext(
     mesh: Mesh, host: str, reason: str

@@ -14,7 +14,7 @@ from kit.ports import PortSet
 from sidecar.contract import OWN_PORTS
 from sidecar.dataplane import outbound
 from sidecar.dataplane.pool import Pool, PoolLimits
-from sidecar.directory import EXTERNAL, Answer, Endpoint, Found, Own, Service, Workload
+from sidecar.directory import EXTERNAL, Answer, Endpoint, Found, Gone, Own, Service, Workload
 from sidecar.wire.frames import ACCEPT, HEADER, OPEN, REFUSE, encode
 from sidecar.wire.opening import DENIED, UNREACHABLE, encode_accept, encode_code
 from tests.certs.forge import Forge
@@ -199,6 +199,22 @@ async def test_an_app_that_dials_one_of_our_own_ports_is_refused(
     assert await is_reset(reader)
     record = await near.record()
     assert (record.verdict, record.reason) == ("denied", "own_port")
+
+
+@pytest.mark.attack_row(19)
+async def test_an_address_that_a_meshed_pod_has_just_left_is_not_dialled(
+    near: Side, captured: Captured
+) -> None:
+    near.directory.entries[LOOPBACK] = Gone("shop/api-0")
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        listening.settimeout(0.2)
+        reader, _ = await captured(near, LOOPBACK, listening.getsockname()[1])
+        assert await is_reset(reader)
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(listening.accept)
+    record = await near.record()
+    assert (record.verdict, record.reason, record.attempts) == ("failed", "endpoint_unreachable", 0)
+    assert "shop/api-0" in record.error
 
 
 async def test_an_upstream_that_nobody_knows_is_refused_and_not_dialled_on_this_machine(

@@ -13,7 +13,7 @@ from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryServicer, add_RegistryServicer_to_server
 from registry.watch import PODS, SERVICES, SLICES
-from sidecar.directory import EXTERNAL, Found, Own, Service, Workload
+from sidecar.directory import EXTERNAL, Found, Gone, Own, Service, Workload
 from sidecar.discovery import client as module
 from sidecar.discovery.client import RegistryClient
 from sidecar.discovery.translate import policy_set
@@ -129,6 +129,37 @@ async def test_a_new_stream_asks_again_for_what_was_asked_before() -> None:
                 it = second
                 await first.server.stop(grace_s=0)
                 assert (await sidecar.until("10.0.0.8", Workload)).name == "new"
+
+
+@pytest.mark.attack_row(19)
+@pytest.mark.fault_row("cluster-ip-reuse")
+async def test_the_address_of_a_meshed_pod_that_went_is_not_external_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next pod may have it before we are told, and would be dialled in plaintext."""
+    monkeypatch.setattr(module, "GONE_S", 0.2)
+    api = pod("api", "10.0.0.7", account="api")
+    old = pod("old", "10.0.0.8", meshed=False)
+    async with registry(WEB_POD, api, old) as it, running(it.channel) as sidecar:
+        await ready(sidecar)
+        for key in ("10.0.0.7", "10.0.0.8"):
+            assert isinstance(await sidecar.ask(key), Workload)
+        it.api.remove(PODS, api)
+        it.api.remove(PODS, old)
+        assert await sidecar.until("10.0.0.7", Gone) == Gone("shop/api")
+        await sidecar.until("10.0.0.8", type(EXTERNAL))
+        await sidecar.until("10.0.0.7", type(EXTERNAL))
+
+
+async def test_whoever_has_the_address_next_is_taken_at_the_registry_s_word() -> None:
+    api = pod("api", "10.0.0.7", account="api")
+    async with registry(WEB_POD, api) as it, running(it.channel) as sidecar:
+        await ready(sidecar)
+        await sidecar.ask("10.0.0.7")
+        it.api.remove(PODS, api)
+        await sidecar.until("10.0.0.7", Gone)
+        it.api.put(PODS, pod("next", "10.0.0.7", account="next"))
+        assert (await sidecar.until("10.0.0.7", Workload)).name == "next"
 
 
 # --- a registry that says what it should not ---------------------------------------------------------
