@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/registry.proto\x12\x13podlink.registry.v1\"\xe0\x01\n\x0f\x44iscoverRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.podlink.registry.v1.HelloH\x00\x12\x33\n\tsubscribe\x18\x02 \x01(\x0b\x32\x1e.podlink.registry.v1.SubscribeH\x00\x12\x37\n\x0bunsubscribe\x18\x03 \x01(\x0b\x32 .podlink.registry.v1.UnsubscribeH\x00\x12\'\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x18.podlink.registry.v1.AckH\x00\x42\t\n\x07request\"N\n\x05Hello\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08pod_name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\x19\n\tSubscribe\x12\x0c\n\x04keys\x18\x01 \x03(\t\"\x1b\n\x0bUnsubscribe\x12\x0c\n\x04keys\x18\x01 \x03(\t\"\x16\n\x03\x41\x63k\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x84\x01\n\x10\x44iscoverResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.podlink.registry.v1.Entry\x12\x32\n\x08settings\x18\x03 \x01(\x0b\x32 .podlink.registry.v1.PodSettings\"\x95\x01\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x08workload\x18\x02 \x01(\x0b\x32\x1d.podlink.registry.v1.WorkloadH\x00\x12/\n\x07service\x18\x03 \x01(\x0b\x32\x1c.podlink.registry.v1.ServiceH\x00\x12\x12\n\x08\x65xternal\x18\x04 \x01(\x08H\x00\x42\x07\n\x05\x66ound\"\xe6\x02\n\x08Workload\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0fservice_account\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x0b\n\x03ips\x18\x07 \x03(\t\x12\x0e\n\x06meshed\x18\x08 \x01(\x08\x12\x14\n\x0chost_network\x18\t \x01(\x08\x12\x0c\n\x04mode\x18\n \x01(\t\x12\x1a\n\x12skip_inbound_ports\x18\x0b \x03(\t\x12\x1b\n\x13skip_outbound_ports\x18\x0c \x03(\t\x12\x13\n\x0bterminating\x18\r \x01(\x08\x12\x39\n\x06labels\x18\x0e \x03(\x0b\x32).podlink.registry.v1.Workload.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9c\x02\n\x07Service\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63luster_ips\x18\x03 \x03(\t\x12/\n\x05ports\x18\x04 \x03(\x0b\x32 .podlink.registry.v1.ServicePort\x12\x30\n\tendpoints\x18\x05 \x03(\x0b\x32\x1d.podlink.registry.v1.Endpoint\x12\x1a\n\x12\x61\x66\x66inity_timeout_s\x18\x06 \x01(\r\x12\x0f\n\x07\x62\x61lance\x18\x07 \x01(\t\x12\x1c\n\x14traffic_distribution\x18\x08 \x01(\t\x12\x19\n\x11publish_not_ready\x18\t \x01(\x08\x12\x12\n\nlocal_only\x18\n \x01(\x08\"?\n\x0bServicePort\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x14\n\x0c\x61pp_protocol\x18\x03 \x01(\t\"\xf6\x01\n\x08\x45ndpoint\x12\n\n\x02ip\x18\x01 \x01(\t\x12\x37\n\x05ports\x18\x02 \x03(\x0b\x32(.podlink.registry.v1.Endpoint.PortsEntry\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0f\n\x07serving\x18\x04 \x01(\x08\x12\x13\n\x0bterminating\x18\x05 \x01(\x08\x12/\n\x08workload\x18\x06 \x01(\x0b\x32\x1d.podlink.registry.v1.Workload\x12\x11\n\tfor_zones\x18\x07 \x03(\t\x1a,\n\nPortsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xcd\x01\n\x0bPodSettings\x12\x14\n\x0cmesh_default\x18\x01 \x01(\t\x12\x11\n\tplaintext\x18\x02 \x01(\t\x12\x10\n\x08\x65xternal\x18\x03 \x01(\t\x12-\n\x08policies\x18\x04 \x03(\x0b\x32\x1b.podlink.registry.v1.Policy\x12\x16\n\x0e\x64\x65\x63lared_ports\x18\x05 \x03(\r\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x17\n\x0fplaintext_ports\x18\x07 \x03(\t\x12\x15\n\rpolicy_format\x18\x08 \x01(\r\"\x8b\x01\n\x06Policy\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x61udit\x18\x03 \x01(\x08\x12(\n\x05\x61llow\x18\x04 \x03(\x0b\x32\x19.podlink.registry.v1.Rule\x12\'\n\x04\x64\x65ny\x18\x05 \x03(\x0b\x32\x19.podlink.registry.v1.Rule\"b\n\x04Rule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04\x66rom\x18\x02 \x03(\x0b\x32\x1b.podlink.registry.v1.Source\x12\x12\n\nfrom_cidrs\x18\x03 \x03(\t\x12\r\n\x05ports\x18\x04 \x03(\r\"4\n\x06Source\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x17\n\x0fservice_account\x18\x02 \x01(\t2g\n\x08Registry\x12[\n\x08\x44iscover\x12$.podlink.registry.v1.DiscoverRequest\x1a%.podlink.registry.v1.DiscoverResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/registry.proto\x12\x13podlink.registry.v1\"\xe0\x01\n\x0f\x44iscoverRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.podlink.registry.v1.HelloH\x00\x12\x33\n\tsubscribe\x18\x02 \x01(\x0b\x32\x1e.podlink.registry.v1.SubscribeH\x00\x12\x37\n\x0bunsubscribe\x18\x03 \x01(\x0b\x32 .podlink.registry.v1.UnsubscribeH\x00\x12\'\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x18.podlink.registry.v1.AckH\x00\x42\t\n\x07request\"N\n\x05Hello\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08pod_name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\'\n\tSubscribe\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x0c\n\x04held\x18\x02 \x03(\x06\"\x1b\n\x0bUnsubscribe\x12\x0c\n\x04keys\x18\x01 \x03(\t\"\x16\n\x03\x41\x63k\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x92\x01\n\x10\x44iscoverResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.podlink.registry.v1.Entry\x12\x32\n\x08settings\x18\x03 \x01(\x0b\x32 .podlink.registry.v1.PodSettings\x12\x0c\n\x04same\x18\x04 \x03(\t\"\xa5\x01\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x08workload\x18\x02 \x01(\x0b\x32\x1d.podlink.registry.v1.WorkloadH\x00\x12/\n\x07service\x18\x03 \x01(\x0b\x32\x1c.podlink.registry.v1.ServiceH\x00\x12\x12\n\x08\x65xternal\x18\x04 \x01(\x08H\x00\x12\x0e\n\x06\x64igest\x18\x0f \x01(\x06\x42\x07\n\x05\x66ound\"\xe6\x02\n\x08Workload\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0fservice_account\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x0b\n\x03ips\x18\x07 \x03(\t\x12\x0e\n\x06meshed\x18\x08 \x01(\x08\x12\x14\n\x0chost_network\x18\t \x01(\x08\x12\x0c\n\x04mode\x18\n \x01(\t\x12\x1a\n\x12skip_inbound_ports\x18\x0b \x03(\t\x12\x1b\n\x13skip_outbound_ports\x18\x0c \x03(\t\x12\x13\n\x0bterminating\x18\r \x01(\x08\x12\x39\n\x06labels\x18\x0e \x03(\x0b\x32).podlink.registry.v1.Workload.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9c\x02\n\x07Service\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63luster_ips\x18\x03 \x03(\t\x12/\n\x05ports\x18\x04 \x03(\x0b\x32 .podlink.registry.v1.ServicePort\x12\x30\n\tendpoints\x18\x05 \x03(\x0b\x32\x1d.podlink.registry.v1.Endpoint\x12\x1a\n\x12\x61\x66\x66inity_timeout_s\x18\x06 \x01(\r\x12\x0f\n\x07\x62\x61lance\x18\x07 \x01(\t\x12\x1c\n\x14traffic_distribution\x18\x08 \x01(\t\x12\x19\n\x11publish_not_ready\x18\t \x01(\x08\x12\x12\n\nlocal_only\x18\n \x01(\x08\"?\n\x0bServicePort\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x14\n\x0c\x61pp_protocol\x18\x03 \x01(\t\"\xf6\x01\n\x08\x45ndpoint\x12\n\n\x02ip\x18\x01 \x01(\t\x12\x37\n\x05ports\x18\x02 \x03(\x0b\x32(.podlink.registry.v1.Endpoint.PortsEntry\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x0f\n\x07serving\x18\x04 \x01(\x08\x12\x13\n\x0bterminating\x18\x05 \x01(\x08\x12/\n\x08workload\x18\x06 \x01(\x0b\x32\x1d.podlink.registry.v1.Workload\x12\x11\n\tfor_zones\x18\x07 \x03(\t\x1a,\n\nPortsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xcd\x01\n\x0bPodSettings\x12\x14\n\x0cmesh_default\x18\x01 \x01(\t\x12\x11\n\tplaintext\x18\x02 \x01(\t\x12\x10\n\x08\x65xternal\x18\x03 \x01(\t\x12-\n\x08policies\x18\x04 \x03(\x0b\x32\x1b.podlink.registry.v1.Policy\x12\x16\n\x0e\x64\x65\x63lared_ports\x18\x05 \x03(\r\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x17\n\x0fplaintext_ports\x18\x07 \x03(\t\x12\x15\n\rpolicy_format\x18\x08 \x01(\r\"\x8b\x01\n\x06Policy\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x61udit\x18\x03 \x01(\x08\x12(\n\x05\x61llow\x18\x04 \x03(\x0b\x32\x19.podlink.registry.v1.Rule\x12\'\n\x04\x64\x65ny\x18\x05 \x03(\x0b\x32\x19.podlink.registry.v1.Rule\"b\n\x04Rule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04\x66rom\x18\x02 \x03(\x0b\x32\x1b.podlink.registry.v1.Source\x12\x12\n\nfrom_cidrs\x18\x03 \x03(\t\x12\r\n\x05ports\x18\x04 \x03(\r\"4\n\x06Source\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x17\n\x0fservice_account\x18\x02 \x01(\t2g\n\x08Registry\x12[\n\x08\x44iscover\x12$.podlink.registry.v1.DiscoverRequest\x1a%.podlink.registry.v1.DiscoverResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,35 +40,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=272
   _globals['_HELLO']._serialized_end=350
   _globals['_SUBSCRIBE']._serialized_start=352
-  _globals['_SUBSCRIBE']._serialized_end=377
-  _globals['_UNSUBSCRIBE']._serialized_start=379
-  _globals['_UNSUBSCRIBE']._serialized_end=406
-  _globals['_ACK']._serialized_start=408
-  _globals['_ACK']._serialized_end=430
-  _globals['_DISCOVERRESPONSE']._serialized_start=433
-  _globals['_DISCOVERRESPONSE']._serialized_end=565
-  _globals['_ENTRY']._serialized_start=568
-  _globals['_ENTRY']._serialized_end=717
-  _globals['_WORKLOAD']._serialized_start=720
-  _globals['_WORKLOAD']._serialized_end=1078
-  _globals['_WORKLOAD_LABELSENTRY']._serialized_start=1033
-  _globals['_WORKLOAD_LABELSENTRY']._serialized_end=1078
-  _globals['_SERVICE']._serialized_start=1081
-  _globals['_SERVICE']._serialized_end=1365
-  _globals['_SERVICEPORT']._serialized_start=1367
-  _globals['_SERVICEPORT']._serialized_end=1430
-  _globals['_ENDPOINT']._serialized_start=1433
-  _globals['_ENDPOINT']._serialized_end=1679
-  _globals['_ENDPOINT_PORTSENTRY']._serialized_start=1635
-  _globals['_ENDPOINT_PORTSENTRY']._serialized_end=1679
-  _globals['_PODSETTINGS']._serialized_start=1682
-  _globals['_PODSETTINGS']._serialized_end=1887
-  _globals['_POLICY']._serialized_start=1890
-  _globals['_POLICY']._serialized_end=2029
-  _globals['_RULE']._serialized_start=2031
-  _globals['_RULE']._serialized_end=2129
-  _globals['_SOURCE']._serialized_start=2131
-  _globals['_SOURCE']._serialized_end=2183
-  _globals['_REGISTRY']._serialized_start=2185
-  _globals['_REGISTRY']._serialized_end=2288
+  _globals['_SUBSCRIBE']._serialized_end=391
+  _globals['_UNSUBSCRIBE']._serialized_start=393
+  _globals['_UNSUBSCRIBE']._serialized_end=420
+  _globals['_ACK']._serialized_start=422
+  _globals['_ACK']._serialized_end=444
+  _globals['_DISCOVERRESPONSE']._serialized_start=447
+  _globals['_DISCOVERRESPONSE']._serialized_end=593
+  _globals['_ENTRY']._serialized_start=596
+  _globals['_ENTRY']._serialized_end=761
+  _globals['_WORKLOAD']._serialized_start=764
+  _globals['_WORKLOAD']._serialized_end=1122
+  _globals['_WORKLOAD_LABELSENTRY']._serialized_start=1077
+  _globals['_WORKLOAD_LABELSENTRY']._serialized_end=1122
+  _globals['_SERVICE']._serialized_start=1125
+  _globals['_SERVICE']._serialized_end=1409
+  _globals['_SERVICEPORT']._serialized_start=1411
+  _globals['_SERVICEPORT']._serialized_end=1474
+  _globals['_ENDPOINT']._serialized_start=1477
+  _globals['_ENDPOINT']._serialized_end=1723
+  _globals['_ENDPOINT_PORTSENTRY']._serialized_start=1679
+  _globals['_ENDPOINT_PORTSENTRY']._serialized_end=1723
+  _globals['_PODSETTINGS']._serialized_start=1726
+  _globals['_PODSETTINGS']._serialized_end=1931
+  _globals['_POLICY']._serialized_start=1934
+  _globals['_POLICY']._serialized_end=2073
+  _globals['_RULE']._serialized_start=2075
+  _globals['_RULE']._serialized_end=2173
+  _globals['_SOURCE']._serialized_start=2175
+  _globals['_SOURCE']._serialized_end=2227
+  _globals['_REGISTRY']._serialized_start=2229
+  _globals['_REGISTRY']._serialized_end=2332
 # @@protoc_insertion_point(module_scope)

@@ -96,16 +96,24 @@ class Subscribe(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each key, in the same order: the digest of the Entry that is held from an earlier stream, with
+        whatever replica; 0 for none. A key whose answer has that digest is only named in `same`.
+        """
+
     def __init__(
         self,
         *,
         keys: _abc.Iterable[_builtins.str] | None = ...,
+        held: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "keys", b"keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,6 +141,10 @@ Global___Unsubscribe: _TypeAlias = Unsubscribe  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
+    """A stream whose sidecar leaves several versions unacknowledged is told nothing until it has caught
+    up, and then how things are by then.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
@@ -157,6 +169,7 @@ class DiscoverResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    SAME_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Versions grow; an update for a key replaces what was known of it."""
     @_builtins.property
@@ -165,16 +178,21 @@ class DiscoverResponse(_message.Message):
     def settings(self) -> Global___PodSettings:
         """What concerns this pod itself: sent after Hello and on change."""
 
+    @_builtins.property
+    def same(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys whose held answer still stands."""
+
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         entries: _abc.Iterable[Global___Entry] | None = ...,
         settings: Global___PodSettings | None = ...,
+        same: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "settings", b"settings", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "same", b"same", "settings", b"settings", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -188,9 +206,12 @@ class Entry(_message.Message):
     WORKLOAD_FIELD_NUMBER: _builtins.int
     SERVICE_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     external: _builtins.bool
     """The key is known to be neither a pod nor a Service: external to the mesh."""
+    digest: _builtins.int
+    """Of all the above; equal digests mean equal answers, whichever replica gave them."""
     @_builtins.property
     def workload(self) -> Global___Workload: ...
     @_builtins.property
@@ -202,10 +223,11 @@ class Entry(_message.Message):
         workload: Global___Workload | None = ...,
         service: Global___Service | None = ...,
         external: _builtins.bool = ...,
+        digest: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "found", b"found", "service", b"service", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "found", b"found", "key", b"key", "service", b"service", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "external", b"external", "found", b"found", "key", b"key", "service", b"service", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_found: _TypeAlias = _typing.Literal["workload", "service", "external"]  # noqa: Y015
     _WhichOneofArgType_found: _TypeAlias = _typing.Literal["found", b"found"]  # noqa: Y015

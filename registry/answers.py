@@ -1,9 +1,12 @@
 """The model's answers as messages of `proto/registry.proto`. Pure but for its memory of answers.
 
-An answer that many sidecars ask for is made once and kept until one of its topics changes.
+An answer that many sidecars ask for is made and encoded once, and kept until one of its topics
+changes: a message to a sidecar is a join of such pieces (`message`).
 """
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from proto import registry_pb2 as pb
 from registry.endpoints import EndpointView
@@ -15,20 +18,64 @@ from registry.settings import pod_settings
 _SENT_LABELS = frozenset({"app.kubernetes.io/name", "app.kubernetes.io/version", "app", "version"})
 
 
+_VERSION, _ENTRY, _SETTINGS, _SAME = b"\x08", b"\x12", b"\x1a", b"\x22"
+"""Tags of DiscoverResponse's fields 1 to 4 (Protocol Buffers, "Encoding")."""
+_DIGEST = b"\x79"
+"""Tag of Entry.digest: field 15, 64 bits."""
+
+
+class Encoded(NamedTuple):
+    """One Entry as it goes into a DiscoverResponse, its tag and length before it."""
+
+    framed: bytes
+    digest: int
+    """Equal for equal answers, in every replica."""
+
+
+def encode(entry: pb.Entry) -> Encoded:
+    plain = entry.SerializeToString(deterministic=True)
+    digest = hashlib.blake2b(plain, digest_size=8).digest()
+    return Encoded(framed(_ENTRY, plain + _DIGEST + digest), int.from_bytes(digest, "little"))
+
+
+def framed(tag: bytes, payload: bytes) -> bytes:
+    return tag + _varint(len(payload)) + payload
+
+
+def message(
+    version: int, entries: Iterable[Encoded], settings: bytes | None, same: Sequence[str] = ()
+) -> bytes:
+    """An encoded DiscoverResponse."""
+    pieces = [_VERSION + _varint(version), *(entry.framed for entry in entries)]
+    if settings is not None:
+        pieces.append(framed(_SETTINGS, settings))
+    pieces.extend(framed(_SAME, key.encode()) for key in same)
+    return b"".join(pieces)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
 class Answers:
     """Asks `model`; `mesh_default` is what PodSettings say for pods that no policy selects."""
 
     def __init__(self, model: Model, mesh_default: str) -> None:
         self._model, self._mesh_default = model, mesh_default
-        self._entries: dict[str, dict[str, pb.Entry]] = {}
+        self._entries: dict[str, dict[str, Encoded]] = {}
 
-    def entry(self, key: Key) -> pb.Entry:
-        """The answer to `key`. The same object until it may have changed; never to be modified."""
+    def entry(self, key: Key) -> Encoded:
+        """The answer to `key`; the same object until it may have changed."""
         of_topic = self._entries.get(key.topic, {})
         entry = of_topic.get(key.text)
         if entry is None:
             found = self._find(key)
-            entry = _entry(key.text, found)
+            entry = encode(_entry(key.text, found))
             if found is not None:  # what is external is not kept: there may be any number of it
                 self._entries.setdefault(key.topic, of_topic)[key.text] = entry
         return entry

@@ -15,7 +15,6 @@ from kit.health import serve_health
 from kit.kube import Kube
 from kit.tasks import spawn, stop
 from kit.tls13 import demand_tls13
-from proto.registry_pb2_grpc import add_RegistryServicer_to_server
 from registry.answers import Answers
 from registry.config import RegistryConfig
 from registry.hub import Hub
@@ -32,7 +31,7 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_concurrent_streams", 16),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 3),
     ("grpc.so_reuseport", 0),
 ]
@@ -75,7 +74,7 @@ class RegistryServer:
         self._watching = spawn(self.watch.run(), name="watch the cluster")
         await self.watch.wait_synced()
         demand_tls13()
-        add_RegistryServicer_to_server(self._service, self._server)
+        self._server.add_generic_rpc_handlers((self._service.handlers(),))
         credentials = server_credentials(self._source)
         port = self._server.add_secure_port(self._config.listen, credentials)
         await self._server.start()

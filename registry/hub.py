@@ -7,10 +7,9 @@ changes costs each reader one message.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from proto import registry_pb2 as pb
-from registry.answers import Answers
+from registry.answers import Answers, Encoded, message
 from registry.keys import Key
 from registry.model import Topics, settings_topic
 
@@ -18,6 +17,9 @@ MAX_KEYS = 10_000
 """Per stream: a pod that talks to more than this many addresses is refused more."""
 COALESCE_S = 0.01
 MAX_RESPONSE_BYTES = 1 << 20
+WINDOW = 16
+"""Messages that may be unacknowledged: a sidecar that is slow to take them gets fewer and newer ones,
+and nothing piles up for it here or in gRPC."""
 
 
 class KeysExhausted(Exception):
@@ -33,98 +35,122 @@ class Subscription:
         self._hub, self.uid = hub, uid
         self._keys: dict[str, Key] = {}
         self._texts_on: defaultdict[str, set[str]] = defaultdict(set)
-        self._sent: dict[str, pb.Entry] = {}
+        self._told: dict[str, int] = {}
+        """Digest of the last answer that the sidecar has of each key."""
+        self._held: set[str] = set()
+        """Keys of which it says that it has such an answer from an earlier stream."""
         self._due: dict[str, None] = {}
         self._settings_due = True
-        self._sent_settings: pb.PodSettings | None = None
+        self._told_settings: bytes | None = None
         self._wake = asyncio.Event()
         self._wake.set()
-        self._timer: asyncio.TimerHandle | None = None
         self.version = 0
-        self.acked = 0
+        self._acked = 0
         self.pod_gone = False
 
-    def ask(self, keys: Iterable[Key]) -> None:
-        """Answer `keys` at once and tell their changes. Raises KeysExhausted beyond MAX_KEYS."""
-        for key in keys:
+    def ask(self, keys: Iterable[Key], held: Sequence[int] = ()) -> None:
+        """Answer `keys` at once and tell their changes. Raises KeysExhausted beyond MAX_KEYS.
+
+        `held`: the digest of what is held already of each key, 0 for nothing.
+        """
+        for number, key in enumerate(keys):
             if key.text not in self._keys and len(self._keys) >= MAX_KEYS:
                 raise KeysExhausted(f"more than {MAX_KEYS} keys")
             self._keys[key.text] = key
             self._texts_on[key.topic].add(key.text)
-            self._sent.pop(key.text, None)  # whoever asks again is answered again
+            self._told.pop(key.text, None)  # whoever asks again is answered again
+            if number < len(held) and held[number]:
+                self._told[key.text] = held[number]
+                self._held.add(key.text)
             self._due[key.text] = None
             self._hub.listen(key.topic, self)
-        self._wake.set()
+        self.wake()
 
     def drop(self, texts: Iterable[str]) -> None:
         """Tell no more of the keys spelled so; unknown ones are ignored."""
         for text in texts:
             if (key := self._keys.pop(text, None)) is not None:
                 self._due.pop(text, None)
-                self._sent.pop(text, None)
+                self._told.pop(text, None)
+                self._held.discard(text)
                 self._texts_on[key.topic].discard(text)
                 if not self._texts_on[key.topic]:
                     del self._texts_on[key.topic]
                     self._hub.stop_listening(key.topic, self)
 
     def changed(self, topic: str) -> None:
-        """What is known of `topic` may differ now."""
+        """What is known of `topic` may differ now; `wake` follows."""
         if topic == settings_topic(self.uid):
             self._settings_due = True
         for text in self._texts_on.get(topic, ()):
             self._due[text] = None
-        if self._timer is None and not self._wake.is_set():
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(COALESCE_S, self._ring)
+
+    def wake(self) -> None:
+        if self.version - self._acked < WINDOW:
+            self._wake.set()
+
+    def ack(self, version: int) -> None:
+        """The sidecar has taken what came up to `version`."""
+        self._acked = max(self._acked, min(version, self.version))
+        if self._due or self._settings_due:
+            self.wake()
+
+    @property
+    def acked(self) -> int:
+        return self._acked
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         for topic in self._texts_on:
             self._hub.stop_listening(topic, self)
         self._hub.stop_listening(settings_topic(self.uid), self)
+        self._hub.closed(self)
         self._keys.clear()
 
-    async def take(self) -> pb.DiscoverResponse | None:
-        """The next message for the stream, or None once the pod is gone."""
+    async def take(self) -> bytes | None:
+        """The next message for the stream, encoded, or None once the pod is gone."""
         while True:
             await self._wake.wait()
-            response = self._collect()
+            collected = self._collect()
             if self.pod_gone:
                 return None
-            if not self._due and not self._settings_due:
-                self._wake.clear()
-            if response.entries or response.HasField("settings"):
+            if collected is not None:
                 self.version += 1
-                response.version = self.version
-                return response
+            nothing_due = not self._due and not self._settings_due
+            if nothing_due or self.version - self._acked >= WINDOW:
+                self._wake.clear()
+            if collected is not None:
+                return message(self.version, *collected)
 
-    def _ring(self) -> None:
-        self._timer = None
-        self._wake.set()
-
-    def _collect(self) -> pb.DiscoverResponse:
-        response = pb.DiscoverResponse()
+    def _collect(self) -> tuple[list[Encoded], bytes | None, list[str]] | None:
+        settings = None
         if self._settings_due:
             self._settings_due = False
-            settings = self._hub.answers.settings(self.uid)
-            if settings is None:
+            said = self._hub.answers.settings(self.uid)
+            if said is None:
                 self.pod_gone = True
-                return response
-            if settings != self._sent_settings:
-                self._sent_settings = settings
-                response.settings.CopyFrom(settings)
+                return None
+            encoded = said.SerializeToString(deterministic=True)
+            if encoded != self._told_settings:
+                self._told_settings = settings = encoded
+        entries: list[Encoded] = []
+        same: list[str] = []
         size = 0
         while self._due and size < MAX_RESPONSE_BYTES:
             text = next(iter(self._due))
             del self._due[text]
             entry = self._hub.answers.entry(self._keys[text])
-            if entry is self._sent.get(text) or entry == self._sent.get(text):
-                continue
-            self._sent[text] = entry
-            response.entries.append(entry)
-            size += entry.ByteSize()
-        return response
+            if self._told.get(text) == entry.digest:
+                if text in self._held:
+                    same.append(text)
+                    size += len(text)
+            else:
+                self._told[text] = entry.digest
+                entries.append(entry)
+                size += len(entry.framed)
+            self._held.discard(text)
+        if entries or same or settings is not None:
+            return entries, settings, same
+        return None
 
 
 class Hub:
@@ -133,6 +159,8 @@ class Hub:
     def __init__(self, answers: Answers) -> None:
         self.answers = answers
         self._listeners: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._to_wake: set[Subscription] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
     def open(self, uid: str) -> Subscription:
         """A subscription for the pod `uid`; its settings are due at once."""
@@ -150,6 +178,18 @@ class Hub:
         for topic in topics:
             for subscription in self._listeners.get(topic, ()):
                 subscription.changed(topic)
+                self._to_wake.add(subscription)
+        if self._to_wake and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(COALESCE_S, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        ringing, self._to_wake = self._to_wake, set()
+        for subscription in ringing:
+            subscription.wake()
+
+    def closed(self, subscription: Subscription) -> None:
+        self._to_wake.discard(subscription)
 
     def listen(self, topic: str, subscription: Subscription) -> None:
         self._listeners[topic].add(subscription)

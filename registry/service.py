@@ -14,14 +14,13 @@ from certs.trust.facts import LeafFacts
 from kit.clock import Clock, utcnow
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
-from proto.registry_pb2_grpc import RegistryServicer
 from registry.admit import HelloRefused, admit
 from registry.facts import PodFacts, canonical_ip
 from registry.hub import Hub, KeysExhausted, Subscription
 from registry.keys import Key, KeyMalformed
 from registry.model import Model
 
-Context = aio.ServicerContext[pb.DiscoverRequest, pb.DiscoverResponse]
+Context = aio.ServicerContext[pb.DiscoverRequest, bytes]
 
 HELLO_TIMEOUT_S = 5.0
 POD_TIMEOUT_S = 5.0
@@ -31,7 +30,7 @@ MAX_STREAMS = 20_000
 _log = logging.getLogger(__name__)
 
 
-class RegistryService(RegistryServicer):
+class RegistryService:
     """Answers sidecars out of `hub`.
 
     `verify` judges a DER leaf (`certs.trust.svid`), raising an exception with a `reason`.
@@ -55,8 +54,16 @@ class RegistryService(RegistryServicer):
             if bans.covers(leaf) is not None:
                 reader.cancel()
 
-    # The generated base class describes the synchronous form of the method too.
-    async def Discover(  # type: ignore[override]  # noqa: N802 - the name is the proto's
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """For `server.add_generic_rpc_handlers`. Not the generated ones: those would encode each
+        answer once per stream, and ours come encoded."""
+        discover: Any = grpc.stream_stream_rpc_method_handler(
+            self.discover, pb.DiscoverRequest.FromString, None
+        )
+        name = pb.DESCRIPTOR.services_by_name["Registry"].full_name
+        return grpc.method_handlers_generic_handler(name, {"Discover": discover})
+
+    async def discover(
         self, request_iterator: AsyncIterator[pb.DiscoverRequest], context: Context
     ) -> None:
         if self.streams >= MAX_STREAMS:
@@ -135,11 +142,12 @@ async def _read(
         try:
             match request.WhichOneof("request"):
                 case "subscribe":
-                    subscription.ask([Key.parse(text) for text in request.subscribe.keys])
+                    asked = request.subscribe
+                    subscription.ask([Key.parse(text) for text in asked.keys], asked.held)
                 case "unsubscribe":
                     subscription.drop(request.unsubscribe.keys)
                 case "ack":
-                    subscription.acked = max(subscription.acked, request.ack.version)
+                    subscription.ack(request.ack.version)
                 case _:
                     return grpc.StatusCode.INVALID_ARGUMENT, "request_unexpected"
         except KeyMalformed as error:

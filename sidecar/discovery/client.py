@@ -30,6 +30,8 @@ GONE_S: Final = 300.0
 """How long the address of a meshed pod that went counts as nobody's, and not as external."""
 HOLD_S: Final = 10.0
 """How long the endpoints of a Service outlive a new stream that knows of none."""
+ACK_WITHIN_S: Final = 0.2
+"""How long an acknowledgement waits for further messages to acknowledge with it."""
 MAX_KEYS: Final = 8192
 """Addresses kept; the one asked longest ago is given up first."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
@@ -67,11 +69,15 @@ class RegistryClient:
         self._own, self._trust_domain = own, trust_domain
         self._get_channel, self._on_settings = get_channel, on_settings
         self._found: OrderedDict[str, Found] = OrderedDict()
+        self._digests: dict[str, int] = {}
+        """Of what is kept of each key, by the registry: a new stream need not say it again."""
         self._waiting: dict[str, _Question] = {}
         self._first_of_stream: set[str] = set()
         """Keys of which the present stream has said nothing yet."""
         self._to_send: asyncio.Queue[pb.DiscoverRequest | None] = asyncio.Queue()
         """For the present stream; None ends its sending half."""
+        self._version = 0
+        self._ack_timer: asyncio.TimerHandle | None = None
         self.connected = False
         self.ready = asyncio.Event()
         """Set once the registry has said what is in force for this pod."""
@@ -146,7 +152,9 @@ class RegistryClient:
             )
         )
         if keys:
-            self._to_send.put_nowait(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=keys)))
+            held = [0 if key in self._waiting else self._digests.get(key, 0) for key in keys]
+            subscribe = pb.Subscribe(keys=keys, held=held)
+            self._to_send.put_nowait(pb.DiscoverRequest(subscribe=subscribe))
         self._first_of_stream = set(self._found)
         try:
             async for response in RegistryStub(channel).Discover(self._requests()):
@@ -156,6 +164,9 @@ class RegistryClient:
                     _log.info("registry stream up")
                 self._apply(response)
         finally:
+            if self._ack_timer is not None:
+                self._ack_timer.cancel()
+                self._ack_timer = None
             # gRPC does not end the task that asks us for requests when a stream breaks.
             self._to_send.put_nowait(None)
 
@@ -165,12 +176,14 @@ class RegistryClient:
             yield request
 
     def _apply(self, response: pb.DiscoverResponse) -> None:
+        self._first_of_stream.difference_update(response.same)
         for entry in response.entries:
             try:
                 value = found(entry, self._trust_domain)
             except NotUnderstood as e:
                 _log.error("registry entry not understood", extra={"error": str(e)})
                 continue
+            self._digests[entry.key] = entry.digest
             self._keep(entry.key, value)
         if response.HasField("settings"):
             try:
@@ -178,7 +191,14 @@ class RegistryClient:
                 self.ready.set()
             except NotUnderstood as e:
                 _log.error("settings not understood, the old ones stay", extra={"error": str(e)})
-        self._to_send.put_nowait(pb.DiscoverRequest(ack=pb.Ack(version=response.version)))
+        self._version = response.version
+        if self._ack_timer is None:
+            self._ack_timer = asyncio.get_running_loop().call_later(ACK_WITHIN_S, self._ack)
+
+    def _ack(self) -> None:
+        """Once for all that came meanwhile: a change that hundreds hear of is not answered at once."""
+        self._ack_timer = None
+        self._to_send.put_nowait(pb.DiscoverRequest(ack=pb.Ack(version=self._version)))
 
     def _keep(self, key: str, value: Found) -> None:
         self._found[key] = self._held(key, value)
@@ -190,6 +210,7 @@ class RegistryClient:
                 asyncio.get_running_loop().call_soon(answer, self._found[key])
         if len(self._found) > MAX_KEYS:
             oldest, _ = self._found.popitem(last=False)
+            self._digests.pop(oldest, None)
             self._to_send.put_nowait(pb.DiscoverRequest(unsubscribe=pb.Unsubscribe(keys=[oldest])))
 
     def _held(self, key: str, value: Found) -> Found:

@@ -2,21 +2,27 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kit.kube import Object
 from kit.settings import Settings
+from kit.tasks import spawn
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryStub
 from registry.admit import HelloRefused
+from registry.answers import encode, message
 from registry.app import RegistryServer
 from registry.config import RegistryConfig
-from registry.hub import MAX_KEYS
+from registry.facts import PodFacts
+from registry.hub import COALESCE_S, MAX_KEYS, WINDOW
+from registry.keys import Key
 from registry.service import caller_ip
 from registry.watch import NAMESPACES, PODS, SERVICES, SLICES
 from tests.certs.forge import Forge, Pair
@@ -53,6 +59,7 @@ class Stream:
         self.entries: dict[str, pb.Entry] = {}
         self.settings: pb.PodSettings | None = None
         self.messages: list[pb.DiscoverResponse] = []
+        self.acks = True
 
     async def say(self, **request: Any) -> None:
         await self.call.write(pb.DiscoverRequest(**request))
@@ -65,6 +72,8 @@ class Stream:
             response = await self.call.read()
         assert isinstance(response, pb.DiscoverResponse)
         self.messages.append(response)
+        if self.acks:
+            await self.say(ack=pb.Ack(version=response.version))
         self.entries |= {entry.key: entry for entry in response.entries}
         if response.HasField("settings"):
             self.settings = response.settings
@@ -312,6 +321,7 @@ async def test_a_key_of_no_form_ends_the_stream_with_its_reason(key: str) -> Non
 
 async def test_a_stream_may_not_ask_for_ever_more_keys() -> None:
     async with registry(WEB_POD) as it, stream(it) as sidecar:
+        sidecar.acks = False  # gRPC would tell a failed write and hide why the stream has ended
         for block in range(0, MAX_KEYS + 1, 1001):
             await sidecar.ask(
                 *(f"203.{n // 250 % 250}.{n % 250}.1" for n in range(block, block + 1001))
@@ -357,3 +367,105 @@ def test_a_caller_has_one_address_however_grpc_writes_it(peer: str, ip: str) -> 
 def test_a_caller_without_an_address_is_refused(peer: str) -> None:
     with pytest.raises(HelloRefused, match="caller_address_unknown"):
         caller_ip(peer)
+
+
+async def test_equal_answers_are_encoded_once_for_all_streams() -> None:
+    async with registry(WEB_POD, pod("db-0", "10.0.0.9", account="db")) as it:
+        hub = it.server.hub
+        first, second = hub.open("shop-web"), hub.open("shop-web")
+        for subscription in (first, second):
+            subscription.ask([Key.parse("10.0.0.9")])
+        one, other = await first.take(), await second.take()
+        assert one == other and one is not None
+        read = pb.DiscoverResponse.FromString(one)
+        assert read.entries[0].workload.service_account == "db"
+        assert read.entries[0].digest
+        entry = hub.answers.entry(Key.parse("10.0.0.9"))
+        assert entry is hub.answers.entry(Key.parse("10.0.0.9"))
+        first.close()
+        second.close()
+        assert hub.listeners == 0
+
+
+@given(
+    st.integers(0, 2**64 - 1),
+    st.lists(st.text("abc.", min_size=1, max_size=300), max_size=4),
+    st.booleans(),
+    st.lists(st.text("xyz", max_size=8), max_size=3),
+)
+def test_a_message_joined_from_pieces_is_what_protobuf_would_have_made(
+    version: int, keys: list[str], settled: bool, same: list[str]
+) -> None:
+    entries = [encode(pb.Entry(key=key, external=True)) for key in keys]
+    settings = pb.PodSettings(mesh_default="deny") if settled else None
+    raw = message(version, entries, settings.SerializeToString() if settings else None, same)
+    read = pb.DiscoverResponse.FromString(raw)
+    assert (read.version, [e.key for e in read.entries], list(read.same)) == (version, keys, same)
+    assert [e.digest for e in read.entries] == [e.digest for e in entries]
+    assert read.HasField("settings") == settled
+
+
+async def test_who_comes_back_is_told_only_what_differs_even_by_another_replica() -> None:
+    pods = (WEB_POD, pod("a", "10.0.0.7"), pod("b", "10.0.0.8"))
+    async with registry(*pods) as one, registry(*pods) as other:
+        async with stream(one) as sidecar:
+            await sidecar.ask("10.0.0.7", "10.0.0.8", "192.0.2.77")
+            await sidecar.entry("10.0.0.8", "workload")
+            await sidecar.entry("192.0.2.77", "external")
+            held = {key: entry.digest for key, entry in sidecar.entries.items()}
+        other.api.put(PODS, pod("b", "10.0.0.8", account="other"))
+        await eventually(lambda: other.server.model.at_ip("10.0.0.8").service_account == "other")  # type: ignore[union-attr]
+        async with stream(other) as sidecar:
+            await sidecar.say(subscribe=pb.Subscribe(keys=list(held), held=held.values()))
+            again = await sidecar.entry("10.0.0.8", "workload")
+            assert again.workload.service_account == "other"
+            assert list(sidecar.entries) == ["10.0.0.8"]
+            same = [key for message in sidecar.messages for key in message.same]
+            assert sorted(same) == ["10.0.0.7", "192.0.2.77"]
+            # What still stood then is told when it changes.
+            other.api.remove(PODS, pods[1])
+            assert (await sidecar.entry("10.0.0.7", "external")).external
+
+
+async def test_a_sidecar_that_acknowledges_nothing_is_told_little_and_then_the_newest() -> None:
+    async with registry(WEB_POD, pod("a", "10.0.0.9")) as it, stream(it) as sidecar:
+        sidecar.acks = False
+        await sidecar.ask("10.0.0.9")
+        await sidecar.entry("10.0.0.9", "workload")
+        for number in range(WINDOW + 10):
+            it.api.put(PODS, pod("a", "10.0.0.9", labels={"version": str(number)}))
+            await asyncio.sleep(2 * COALESCE_S)
+        while sidecar.messages[-1].version < WINDOW:
+            await sidecar.hear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await sidecar.call.read()
+    async with registry(WEB_POD) as it:
+        subscription = it.server.hub.open("shop-web")
+        subscription.ask([Key.parse("10.0.0.9")])
+        for number in range(WINDOW):
+            it.api.put(PODS, pod("a", "10.0.0.9", labels={"version": str(number)}))
+            it.server.hub.changed({"10.0.0.9"})
+            await eventually(lambda n=number: _version_at(it, "10.0.0.9") == str(n))  # type: ignore[misc]
+            assert await asyncio.wait_for(subscription.take(), 3)
+        it.api.put(PODS, pod("a", "10.0.0.9", labels={"version": "last"}))
+        await eventually(lambda: _version_at(it, "10.0.0.9") == "last")
+        waiting = spawn(subscription.take(), name="take")
+        await asyncio.sleep(5 * COALESCE_S)
+        assert not waiting.done()
+        subscription.ack(subscription.version)
+        async with asyncio.timeout(3):
+            told = pb.DiscoverResponse.FromString(await waiting or b"")
+        assert told.entries[0].workload.labels["version"] == "last"
+        subscription.close()
+
+
+def _version_at(it: Registry, ip: str) -> str:
+    found = it.server.model.at_ip(ip)
+    return dict(found.labels)["version"] if isinstance(found, PodFacts) else ""
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(3):
+        while not holds():
+            await asyncio.sleep(0.01)
