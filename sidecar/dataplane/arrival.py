@@ -250,5 +250,5 @@ class Arrival:
         if isinstance(found, Workload) and found.name:
             record.source_pod = found.pod
         if is_no_pod(found):
-            record.error += " (external: no pod has the source's address)"
+            record.error += " (external: the source's address is no pod's own)"
         self._plane.report(record)
