@@ -9,8 +9,11 @@ ISSUED: Final = "certificate issued"
 REFUSED: Final = "certificate refused"
 BANNED: Final = "certificate banned"
 NAMES: Final = (ISSUED, REFUSED, BANNED)
+ROTATED: Final = "root rotation"
 
 BAN: Final = "podlink.certificate.ban"
+BAN_BY: Final = "podlink.certificate.ban_by"
+BAN_LIFTED: Final = "podlink.certificate.ban_lifted"
 DIRECT: Final = "podlink.certificate.direct"
 IDENTITY: Final = "podlink.certificate.identity"
 IPS: Final = "podlink.certificate.ips"
@@ -29,6 +32,8 @@ ERROR_MESSAGE: Final = "error.message"
 
 OF_LEDGER: Final[dict[str, Literal["string", "int", "boolean"]]] = {
     BAN: "string",
+    BAN_BY: "string",
+    BAN_LIFTED: "boolean",
     CLIENT_ADDRESS: "string",
     DIRECT: "boolean",
     ERROR_MESSAGE: "string",
@@ -46,3 +51,14 @@ OF_LEDGER: Final[dict[str, Literal["string", "int", "boolean"]]] = {
     SHA256: "string",
 }
 """Attributes of the three ledger spans."""
+
+ROTATION_BY: Final = "podlink.rotation.by"
+ROTATION_PHASE: Final = "podlink.rotation.phase"
+ROTATION_SAID: Final = "podlink.rotation.said"
+
+OF_ROTATION: Final[dict[str, Literal["string", "int", "boolean"]]] = {
+    ROTATION_BY: "string",
+    ROTATION_PHASE: "string",
+    ROTATION_SAID: "string",
+}
+"""Attributes of `root rotation`."""

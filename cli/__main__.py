@@ -8,6 +8,8 @@ import click
 from sidecar.contract import VERSION
 
 COMMANDS = {
+    "certs": ("cli.certs:certs", "Leaves that live, and who is banned."),
+    "rotate": ("cli.rotate:rotate", "Replace the root of the mesh."),
     "demo": ("cli.demo.command:demo", "Show a linked shop on this machine, checked step by step."),
     "links": ("cli.links:links", "Who talked to whom, as whom, and how."),
     "trace": ("cli.trace:trace", "One trace, both sides of each link."),

@@ -7,23 +7,16 @@ may review links, and RBAC says who that is.
 import base64
 import binascii
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-from kubernetes.aio.config import ConfigException
-
+from cli.cluster import ClusterUnavailable, open_kube
 from kit.kube import Kube, KubeError
-from kit.settings import Settings
 from sidecar.contract import REVIEW_PORT, SYSTEM_NAMESPACE
 
 SERVICE = "podlink-traces"
 SECRET = "podlink-traces-token"  # noqa: S105 - the name of a Secret
 TOKEN_HEADER = "X-Podlink-Token"  # noqa: S105 - the name of a header
-_DEFAULT_KUBECONFIG = "~/.kube/config"
-_HOW = "pass --kubeconfig or set KUBECONFIG (podlink local kubeconfig prints one)"
 Item = dict[str, Any]
 
 
@@ -69,18 +62,10 @@ class TracesClient:
         return answer
 
     async def _connect(self) -> Kube:
-        given = self.kubeconfig or Settings().optional("KUBECONFIG") or _DEFAULT_KUBECONFIG
-        paths = [Path(path).expanduser() for path in given.split(os.pathsep) if path]
-        where = os.pathsep.join(map(str, paths))
-        if not any(path.exists() for path in paths):
-            raise TracesUnavailable(f"no kubeconfig at {where}: {_HOW}")
         try:
-            return await Kube.from_kubeconfig(self.kubeconfig, self.context)
-        except (ConfigException, OSError) as e:
-            said = str(e).partition("\n")[0]
-            raise TracesUnavailable(f"no usable kubeconfig at {where} ({said}): {_HOW}") from e
-        except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as e:
-            raise TracesUnavailable(f"{where} is not a kubeconfig: {_HOW}") from e
+            return await open_kube(self.kubeconfig, self.context)
+        except ClusterUnavailable as e:
+            raise TracesUnavailable(str(e)) from e
 
     async def _token(self, kube: Kube) -> str:
         in_namespace = f"/api/v1/namespaces/{self.system_namespace}"

@@ -66,6 +66,8 @@ class Issued:
     """From the moment of signing to the leaf's end; the backdating is not part of it."""
     issuer_sha256: str = ""
     """Of the certificate whose key signed, lower-case hex."""
+    issuer_name: str = ""
+    """The subject of that certificate."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ class Authority:
         )
         der = leaf.public_bytes(Encoding.DER)
         facts = self._judge(der, order, public_key, now)
-        return Issued((der, *self.intermediates_der), facts, lifetime, self.issuer_sha256)
+        name = self.issuer.subject.rfc4514_string()
+        chain = (der, *self.intermediates_der)
+        return Issued(chain, facts, lifetime, self.issuer_sha256, name)
 
     def _judge(
         self, der: bytes, order: Order, public_key: ec.EllipticCurvePublicKey, now: dt.datetime

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.authority.issue import Authority
 from certs.authority.keys import AuthorityRefused, KeyFiles, load_authority
-from certs.authority.rotation import Move, Phase, Rotation, RotationMalformed
+from certs.rotation import Move, Phase, Rotation, RotationMalformed
 from certs.trust.bundle import BundleRefused, TrustBundle
 
 GENERATION = "generation"
@@ -62,7 +62,7 @@ class Keyring:
     # --- the steps --------------------------------------------------------------------------
 
     def moved(self, move: Move, coming: KeyFiles | None = None) -> "Keyring":
-        """The keyring after `move` of `certs.authority.rotation.decide`; `coming` is the new signer
+        """The keyring after `move` of `certs.rotation.decide`; `coming` is the new signer
         for its first step."""
         if not move.moves:
             return replace(self, rotation=move.rotation)

@@ -8,7 +8,6 @@ import signal
 import grpc
 
 from certs.authority.issue import Authority
-from certs.authority.rotation import Phase, Timing
 from certs.authority.store import (
     FileStore,
     KeyStore,
@@ -17,7 +16,9 @@ from certs.authority.store import (
     found_keyring,
     read_secret_files,
 )
-from certs.server.cluster_state import BanNote, ClusterState
+from certs.records import BanNote
+from certs.rotation import Phase, Timing
+from certs.server.cluster_state import ClusterState
 from certs.server.config import CaConfig
 from certs.server.events import Events
 from certs.server.feed import BundleFeed

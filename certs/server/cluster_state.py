@@ -1,73 +1,18 @@
-"""What the CAs and the operators tell each other through ConfigMaps of the system namespace.
-
-    podlink-bans           who is banned: one entry per ban, written by `podlink certs ban`
-    podlink-rotation       the operator's last order, and what the CAs say of the rotation
-    podlink-ca-ledger-*    one CA's book of living leaves, and its heartbeat
+"""What the CAs and the operators tell each other through ConfigMaps (`certs.records`), followed.
 
 Who may write there may ban and rotate: RBAC on ConfigMaps of this namespace decides. A ban that cannot
 be read is told of and left out; it does not take the others with it.
 """
 
-import base64
-import binascii
-import datetime as dt
-import json
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from certs.authority.rotation import RotationMalformed, RotationOrder
 from certs.names import BANS_CONFIG_MAP, LEDGER_PREFIX, ROTATION_CONFIG_MAP
-from certs.server.ledger import BookMalformed, Entry, from_bytes
+from certs.records import BanNote, Book, BookMalformed, read_book
+from certs.rotation import RotationMalformed, RotationOrder
 from certs.trust.bans import Ban, BanMalformed, Bans
 from kit.informer import Informer
 from kit.kube import Kube, Object
-
-LIVES_S = 60.0
-"""A CA whose heartbeat is older counts as gone; its book does not."""
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BanNote:
-    """One ban with who asked for it and why, as it stands in the ConfigMap."""
-
-    ban: Ban
-    by: str = ""
-    why: str = ""
-    at: str = ""
-
-    def to_json(self) -> str:
-        found = {"kind": self.ban.kind, "value": self.ban.value}
-        return json.dumps({**found, "by": self.by, "why": self.why, "at": self.at}, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "BanNote":
-        """Raises BanMalformed."""
-        try:
-            found = json.loads(text)
-            ban = Ban(found["kind"], found["value"])
-            notes = [str(found.get(name, ""))[:256] for name in ("by", "why", "at")]
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise BanMalformed(f"{type(e).__name__}: {e}"[:256]) from e
-        return cls(ban, *notes)
-
-
-@dataclass(frozen=True, slots=True)
-class Book:
-    """What one CA has told of itself."""
-
-    replica: str
-    heartbeat: dt.datetime
-    generation: int
-    """Of the bundle it serves."""
-    issuer: str
-    """SHA-256 of the certificate that it signs with."""
-    entries: tuple[Entry, ...]
-
-    def lives(self, now: dt.datetime) -> bool:
-        return (now - self.heartbeat).total_seconds() < LIVES_S
 
 
 class ClusterState:
@@ -149,22 +94,6 @@ class ClusterState:
         except BookMalformed as e:
             # Keep what it said before: a leaf must not be forgotten because a write went wrong.
             self._on_trouble("LedgerMalformed", f"{name}: {e}")
-
-
-def read_book(found: Object) -> Book:
-    """A book's ConfigMap; raises BookMalformed."""
-    try:
-        state = json.loads(found["data"]["state"])
-        raw = base64.b64decode((found.get("binaryData") or {}).get("leaves", ""), validate=True)
-        return Book(
-            replica=str(state["replica"]),
-            heartbeat=dt.datetime.fromisoformat(state["heartbeat"]),
-            generation=int(state["generation"]),
-            issuer=str(state["issuer"]),
-            entries=tuple(from_bytes(raw)) if raw else (),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError, binascii.Error) as e:
-        raise BookMalformed(f"{type(e).__name__}: {e}"[:256]) from e
 
 
 def _trim(raw: Object) -> Object:

@@ -24,9 +24,12 @@ class Issuance:
     serial: str
     issuer: str
     """SHA-256 of the certificate that signed it, hex."""
+    issuer_name: str
+    """Its subject."""
     sha256: str
     ips: tuple[str, ...]
     dns_names: tuple[str, ...]
+    not_before: dt.datetime
     not_after: dt.datetime
     source_ip: str
     direct: bool
@@ -54,9 +57,11 @@ def describe(
         node=pod.node or caller.node_name,
         serial=issued.facts.serial,
         issuer=issued.issuer_sha256,
+        issuer_name=issued.issuer_name,
         sha256=issued.facts.sha256,
         ips=tuple(sorted(addresses.ips)),
         dns_names=order.dns_names,
+        not_before=issued.facts.not_before,
         not_after=issued.facts.not_after,
         source_ip=source_ip,
         direct=source_ip in own,

@@ -12,9 +12,10 @@ import json
 import logging
 
 from certs.names import LEDGER_PREFIX
+from certs.records import Entry, to_bytes
 from certs.server.cluster_state import ClusterState
 from certs.server.keeper import KeyKeeper
-from certs.server.ledger import Entry, Ledger, to_bytes
+from certs.server.ledger import Ledger
 from kit.backoff import Backoff
 from kit.clock import Clock
 from kit.kube import Kube, KubeError, Object

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from certs.server.cluster_state import BanNote
+from certs.records import BanNote
 from certs.server.issuance import Issuance, log_issuance
 from certs.server.ledger import Ledger
 from certs.server.review import Caller

@@ -1,4 +1,4 @@
-"""Carries a rotation of the root through: looks, asks `certs.authority.rotation`, writes, tells.
+"""Carries a rotation of the root through: looks, asks `certs.rotation`, writes, tells.
 
 Every CA runs this. One of them acts at a time (the first by name of those that live), so that status
 and events have one voice; that two might act at once for a moment is harmless, since every step is one
@@ -17,7 +17,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from certs.authority.keyring import Keyring, issuer_of, roots_of
 from certs.authority.keys import AuthorityRefused, KeyFiles, create_root
-from certs.authority.rotation import (
+from certs.authority.store import read_secret_files
+from certs.names import ROTATION_CONFIG_MAP
+from certs.records import Entry, merged
+from certs.rotation import (
     Move,
     Phase,
     RotationOrder,
@@ -28,12 +31,10 @@ from certs.authority.rotation import (
     gates,
     is_due,
 )
-from certs.authority.store import read_secret_files
-from certs.names import ROTATION_CONFIG_MAP
 from certs.server.cluster_state import ClusterState
 from certs.server.events import Events
 from certs.server.keeper import KeyKeeper
-from certs.server.ledger import Entry, Ledger, merged
+from certs.server.ledger import Ledger
 from certs.server.publish import BundlePublisher
 from kit.backoff import Backoff
 from kit.clock import Clock

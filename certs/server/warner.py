@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from cryptography import x509
 
+from certs.records import Entry
 from certs.server.events import Events
 from certs.server.keeper import KeyKeeper
-from certs.server.ledger import Entry
 from certs.server.rotate import Rotator
 from kit.clock import Clock
 

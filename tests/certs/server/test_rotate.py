@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from certs.authority.rotation import Phase, RotationOrder
 from certs.client.ca import CaClient
 from certs.client.source import Svid
 from certs.names import ROTATION_CONFIG_MAP
+from certs.rotation import Phase, RotationOrder
 from certs.server.report import RotationStep
 from kit.kube import KubeError
 from tests.certs.client.test_ca import ready, run, until

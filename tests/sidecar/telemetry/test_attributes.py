@@ -26,6 +26,7 @@ def table_under(heading: str) -> dict[str, str]:
         ("Attributes of `spans dropped`", a.OF_DROPS),
         ("Attributes of `chain checkpoint`", a.OF_CHECKPOINTS),
         ("Attributes of the CA's ledger", ledger.OF_LEDGER),
+        ("Attributes of `root rotation`", ledger.OF_ROTATION),
         ("Attributes of the resource", a.OF_RESOURCE),
     ],
 )

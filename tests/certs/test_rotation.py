@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certs.authority.rotation import (
+from certs.rotation import (
     LEGAL,
     MAX_NAMES,
     Action,

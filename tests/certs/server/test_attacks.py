@@ -1,0 +1,225 @@
+"""Position C: what a caller of the CA's port may try, each with a positive control beside it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from certs.server.limits import InFlight, Limits, TokenBuckets
+from certs.server.pods import PodSeen, check_source
+from certs.server.refusals import RETRY_AFTER, CallerForbidden
+from certs.trust.svid import check_leaf
+from kit.clock import monotonic, utcnow
+from tests.certs.running_ca import RunningCa, running_ca
+from tests.certs.server.test_service import assert_opaque
+
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+async def bound(tmp_path: Path) -> AsyncIterator[RunningCa]:
+    """A CA as it is by default: a token counts only from its own pod."""
+    async with running_ca(tmp_path, bind_tokens=True) as ca:
+        yield ca
+
+
+@pytest.mark.attack_row(29)
+@pytest.mark.attack_row(33)
+async def test_a_stolen_token_is_of_no_use_from_another_address(bound: RunningCa) -> None:
+    stolen = bound.fake.add_pod(ips=("10.0.0.7",))  # we call from loopback
+    assert_opaque(await bound.refusal(stolen), Code.PERMISSION_DENIED)
+    assert bound.refused[-1].reason == "token_elsewhere"
+    assert bound.refused[-1].source_ip == "127.0.0.1"
+    assert not bound.issued
+    own = bound.fake.add_pod(name="here", ips=("127.0.0.1", "fd00::7"))
+    assert (await bound.sign(own)).chain_der, "the positive control"
+    assert bound.issued[-1].direct
+
+
+@pytest.mark.attack_row(29)
+async def test_a_node_that_masquerades_is_let_through_and_shows_in_the_record(
+    bound: RunningCa,
+) -> None:
+    token = bound.fake.add_pod(ips=("10.0.0.7",), hostIP="127.0.0.1")
+    assert (await bound.sign(token)).chain_der
+    assert not bound.issued[-1].direct
+
+
+@pytest.mark.attack_row(29)
+async def test_where_binding_is_off_a_token_from_elsewhere_is_reported(ca: RunningCa) -> None:
+    assert (await ca.sign(ca.fake.add_pod(ips=("10.0.0.7",)))).chain_der
+    assert (ca.issued[-1].direct, ca.issued[-1].source_ip) == (False, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("ips", "host_ips", "host_network", "source", "fits"),
+    [
+        ({"10.0.0.7"}, {"192.168.9.1"}, False, "10.0.0.7", True),
+        ({"10.0.0.7", "fd00::7"}, {"192.168.9.1"}, False, "fd00::7", True),
+        ({"10.0.0.7"}, {"192.168.9.1"}, False, "192.168.9.1", True),
+        ({"10.0.0.7"}, {"192.168.9.1"}, False, "10.0.0.8", False),
+        ({"10.0.0.7"}, {"192.168.9.1"}, False, "127.0.0.1", False),
+        ({"10.0.0.7"}, {"192.168.9.1"}, False, "", False),
+        ({"192.168.9.1"}, {"192.168.9.1"}, True, "192.168.9.1", True),
+        ({"192.168.9.1"}, {"192.168.9.1"}, True, "192.168.9.2", False),
+        (set(), {"192.168.9.1"}, False, "10.0.0.8", True),
+    ],
+)
+def test_where_a_call_may_come_from(
+    ips: set[str], host_ips: set[str], host_network: bool, source: str, fits: bool
+) -> None:
+    pod = PodSeen("node-1", host_network, frozenset(ips), frozenset(host_ips))
+    if fits:
+        check_source(pod, source)
+    else:
+        with pytest.raises(CallerForbidden) as refused:
+            check_source(pod, source)
+        assert refused.value.reason == "token_elsewhere"
+
+
+@pytest.mark.attack_row(33)
+async def test_loopback_is_asked_for_the_same_proof_as_anybody(bound: RunningCa) -> None:
+    for token in (None, "", "garbage", "a.b.c"):
+        assert_opaque(await bound.refusal(token), Code.UNAUTHENTICATED)
+    assert not bound.issued
+
+
+@pytest.mark.attack_row(31)
+async def test_who_is_shed_is_told_when_to_come_again(tmp_path: Path) -> None:
+    limits = Limits.usual(monotonic)
+    limits.per_pod = TokenBuckets(0.5, 1, monotonic)
+    async with running_ca(tmp_path, limits=limits) as ca:
+        token = ca.fake.add_pod()
+        assert (await ca.sign(token)).chain_der
+        refused = await ca.refusal(token)
+        assert_opaque(refused, Code.RESOURCE_EXHAUSTED)
+        trailing: dict[str, Any] = dict(refused.trailing_metadata() or ())  # type: ignore[arg-type]
+        assert 0 < int(trailing[RETRY_AFTER]) <= 2000
+
+
+class Hand:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.attack_row(31)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("per_source", "rate_per_source"),
+        ("in_all", "rate"),
+        ("per_identity", "rate_per_identity"),
+        ("per_pod", "rate_per_pod"),
+    ],
+)
+async def test_every_rate_is_bounded_and_opens_again(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    hand, limits = Hand(), Limits.usual(monotonic)
+    setattr(limits, name, TokenBuckets(1.0, 2, hand, reason=reason))
+    async with running_ca(tmp_path, limits=limits) as ca:
+        token = ca.fake.add_pod()
+        for _ in range(2):
+            assert (await ca.sign(token)).chain_der
+        assert_opaque(await ca.refusal(token), Code.RESOURCE_EXHAUSTED)
+        assert ca.refused[-1].reason == reason
+        hand.now += 1.0
+        assert (await ca.sign(token)).chain_der
+
+
+@pytest.mark.attack_row(31)
+async def test_calls_of_one_identity_leave_room_for_others(tmp_path: Path) -> None:
+    limits = Limits.usual(monotonic)
+    limits.in_flight = InFlight(64, 64)
+    limits.identities_in_flight = InFlight(64, 2, reason="in_flight_identity")
+    async with running_ca(tmp_path, limits=limits) as ca:
+        crowd = [ca.fake.add_pod(name=f"api-{n}") for n in range(8)]
+        other = ca.fake.add_pod("prod", "db-0", "db")
+        release = asyncio.Event()
+
+        async def hold() -> None:
+            if ca.fake.seen[-1][0] == "GET" and "/pods/api-" in ca.fake.seen[-1][1]:
+                await release.wait()
+
+        ca.fake.wait = hold
+        calls = [asyncio.ensure_future(ca.sign(token)) for token in crowd]
+        async with asyncio.timeout(5):
+            while len(ca.refused) < 6:
+                await asyncio.sleep(0.01)
+        assert {r.reason for r in ca.refused} == {"in_flight_identity_per_source"}
+        assert (await ca.sign(other)).chain_der, "the positive control"
+        release.set()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(not isinstance(o, BaseException) for o in outcomes) == 2
+
+
+@pytest.mark.attack_row(31)
+@pytest.mark.parametrize("field", ["csr", "token", "metadata"])
+async def test_what_is_too_large_is_refused_before_it_is_parsed(ca: RunningCa, field: str) -> None:
+    token = ca.fake.add_pod()
+    if field == "csr":
+        error = await ca.refusal(token, b"-----BEGIN CERTIFICATE REQUEST-----\n" * 200_000)
+    elif field == "token":
+        error = await ca.refusal("a.b." + "c" * 20_000)
+    else:
+        error = await ca.refusal("a." + "b" * 200_000 + ".c")
+    assert error.code() in (Code.RESOURCE_EXHAUSTED, Code.UNAUTHENTICATED)
+    assert not ca.fake.review_specs
+    assert (await ca.sign(token)).chain_der
+
+
+@pytest.mark.attack_row(31)
+async def test_a_thousand_bad_calls_cost_no_memory_and_a_bounded_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits.usual(monotonic)
+    limits.per_source = TokenBuckets(1e6, 10**6, monotonic)
+    async with running_ca(tmp_path, limits=limits) as ca:
+        token = ca.fake.add_pod()
+        with caplog.at_level(logging.WARNING):
+            async with ca.stub() as stub:
+                for _ in range(1000):
+                    with pytest.raises(grpc.aio.AioRpcError):
+                        await stub.Sign(request(), metadata=(("authorization", "Bearer a.b"),))
+        assert len(caplog.records) <= 200
+        assert ca.server.reporter.refused["token_malformed"] == 1000
+        assert len(ca.server.ledger.entries()) == 0
+        assert (await ca.sign(token)).chain_der
+
+
+def request() -> Any:
+    from proto import ca_pb2
+
+    return ca_pb2.SignRequest()
+
+
+@pytest.mark.attack_row(32)
+async def test_metrics_hold_counts_and_no_names(ca: RunningCa) -> None:
+    token = ca.fake.add_pod()
+    await ca.sign(token)
+    await ca.refusal("a.b.c")
+    page = ca.server.metrics()
+    assert "podlink_ca_certificates_issued_total 1\n" in page
+    assert 'podlink_ca_calls_refused_total{reason="token_refused"} 1\n' in page
+    for secret in (token, "shop", "api-1", "spiffe://", "PRIVATE", "10.0.0.7"):
+        assert secret not in page
+
+
+@pytest.mark.attack_row(46)
+async def test_a_serial_tells_its_pod_and_a_leaf_passes_the_validator(ca: RunningCa) -> None:
+    from certs.trust.bans import RANDOM_BITS, pod_tag
+
+    token = ca.fake.add_pod(uid="0f6a8b1e-0000-4000-8000-000000000001")
+    answer = await ca.sign(token)
+    facts = check_leaf(answer.chain_der[0], trust_domain="cluster.local", now=utcnow())
+    assert int(facts.serial, 16) >> RANDOM_BITS == pod_tag("0f6a8b1e-0000-4000-8000-000000000001")
+    again = check_leaf(
+        (await ca.sign(token)).chain_der[0], trust_domain="cluster.local", now=utcnow()
+    )
+    assert again.serial != facts.serial
