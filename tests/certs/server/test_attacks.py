@@ -97,7 +97,7 @@ async def test_who_is_shed_is_told_when_to_come_again(tmp_path: Path) -> None:
         assert (await ca.sign(token)).chain_der
         refused = await ca.refusal(token)
         assert_opaque(refused, Code.RESOURCE_EXHAUSTED)
-        trailing: dict[str, Any] = dict(refused.trailing_metadata() or ())  # type: ignore[arg-type]
+        trailing: dict[str, Any] = dict(refused.trailing_metadata() or ())
         assert 0 < int(trailing[RETRY_AFTER]) <= 2000
 
 
