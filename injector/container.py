@@ -120,7 +120,7 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
         PODLINK_UPSTREAMS=pod.upstreams,
         PODLINK_PLAINTEXT=pod.plaintext,
         PODLINK_EXTERNAL=pod.external,
-        PODLINK_EXEMPT_BY=mesh.exempt_by,
+        PODLINK_EXEMPT_BY=_exempt_by(mesh, pod),
         PODLINK_SKIP_INBOUND_PORTS=pod.skip_inbound_ports,
         PODLINK_LOG_LEVEL=pod.proxy_log_level,
         PODLINK_PROBES=probes,
@@ -133,7 +133,7 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
     env += _plain(**{name: value for name, value in asked.items() if value})
     env += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": p}}} for name, p in _DOWNWARD]
     capabilities: Spec = {"drop": ["ALL"]}
-    if mesh.exempt_by == "mark":
+    if _exempt_by(mesh, pod) == "mark":
         capabilities["add"] = ["NET_ADMIN"]
     return {
         "name": contract.PROXY_CONTAINER,
@@ -163,6 +163,11 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
             {"name": RUN_VOLUME, "mountPath": str(_RUN)},
         ],
     }
+
+
+def _exempt_by(mesh: MeshSettings, pod: PodSettings) -> str:
+    """Where nothing is captured there is nothing to be exempt from: no mark, and no capability."""
+    return mesh.exempt_by if pod.mode == "redirect" else "uid"
 
 
 def _plain(**values: str) -> list[Spec]:

@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 from kit.clock import Clock, utcnow
-from local.apiserver import defaults, resources, schemas, validation
+from local.apiserver import defaults, podsecurity, resources, schemas, validation
 from local.apiserver.admission import Admission, Review
 from local.apiserver.patch import json_patch, merge_patch, strategic_merge
 from local.apiserver.resources import Registry, Resource
@@ -88,7 +88,9 @@ class Api:
         review = Review(resource, "CREATE", namespace, user, dry_run)
         obj = await self.admission.admit(review, obj, warnings if warnings is not None else [])
         validation.check(resource, obj)
-        if resource.key == resources.PODS.key:  # the scheduler has one node to choose from
+        if resource.key == resources.PODS.key:
+            self._check_security(namespace, obj)
+            # The scheduler has one node to choose from.
             obj = {**obj, "spec": {**obj["spec"], "nodeName": defaults.NODE_NAME}}
         if dry_run:
             return obj
@@ -253,6 +255,21 @@ class Api:
                 "Forbidden",
                 f'{resource.qualified} "{metadata.get("name")}" is forbidden: unable to create new '
                 f"content in namespace {namespace} because it is being terminated",
+            )
+
+    def _check_security(self, namespace: str, pod: Object) -> None:
+        """What the pod is after every webhook has seen it must keep to its namespace's level."""
+        labels = self.find(resources.NAMESPACES, "", namespace)["metadata"].get("labels") or {}
+        level = labels.get(podsecurity.ENFORCE, "privileged")
+        found = podsecurity.violations(
+            pod["spec"], level if level in podsecurity.LEVELS else "restricted"
+        )
+        if found:
+            raise ApiError(
+                403,
+                "Forbidden",
+                f'pods "{pod["metadata"].get("name")}" is forbidden: violates PodSecurity '
+                f'"{level}:latest": {", ".join(found)}',
             )
 
     def _fill_in(self, resource: Resource, obj: Object) -> Object:
