@@ -24,6 +24,11 @@ class Backoff:
         self._first_s, self._longest_s, self._factor, self._draw = first_s, longest_s, factor, draw
         self.failures = 0
 
+    @property
+    def longest_s(self) -> float:
+        """The cap on a wait."""
+        return self._longest_s
+
     def next_s(self) -> float:
         """Count one more failure and return how many seconds to wait after it."""
         bound = min(self._longest_s, self._first_s * self._factor ** min(self.failures, 64))

@@ -14,7 +14,9 @@ from typing import Final
 
 from certs.client.source import Svid
 from certs.trust.bans import Bans, Guard
+from certs.trust.clock import TrustedClock
 from certs.trust.contexts import MaterialRefused
+from certs.trust.pem import split_pem
 from certs.trust.svid import SvidChecker
 from kit.clock import monotonic
 from policy.rules import NOT_TOLD
@@ -53,7 +55,9 @@ class Carrier:
         report: Report,
     ) -> None:
         self._config = config
-        self._guard = Guard(SvidChecker(config.trust_domain))
+        self._clock = TrustedClock()
+        self._guard = Guard(SvidChecker(config.trust_domain, self._clock))
+        self._roots = frozenset[str]()
         self._poller = poller = poller_of(loop)
         self.meter = LinkMeter(report)
         self.lag = LoopLag(loop)
@@ -70,6 +74,7 @@ class Carrier:
             mark=config.mark,
             own_ports=OWN_PORTS | {upstream.local_port for upstream in config.upstreams},
             tunnel_only=config.mode == "localhost",
+            unix_s=self._clock.unix_s,
         )
         self.arrivals = Arrivals(self.plane)
         self._watch = Watch(self.plane, self.arrivals)
@@ -117,7 +122,15 @@ class Carrier:
         except MaterialRefused as e:
             _log.error("new certificate refused, the old one stays", extra={"error": str(e)})
             return
+        if svid.said_at is not None:
+            self._clock.heard(svid.said_at, svid.heard_at)
         self.plane.trust = trust
+        roots = frozenset(split_pem(svid.material.bundle_pem))
+        if self._roots - roots:
+            # Who was believed under a root that is gone must prove itself anew before another link.
+            self.plane.pool.drop_all()
+            self.arrivals.go_away()
+        self._roots = roots
         _log.info(
             "certificate in use",
             extra={

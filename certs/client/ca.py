@@ -6,7 +6,9 @@ without its bundle. A failure keeps the old leaf until it expires; expired means
 """
 
 import asyncio
+import datetime as dt
 import logging
+import random
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -36,6 +38,7 @@ from certs.client.source import BansSubscriber, Subscriber, Svid
 from certs.client.wire import SIGN_TIMEOUT_S, CaAddress, CaUnreachable
 from certs.trust.bans import NO_BANS, Bans
 from certs.trust.bundle import TrustBundle
+from certs.trust.clock import TrustedClock
 from certs.trust.contexts import TlsMaterial
 from certs.trust.facts import LeafFacts
 from kit.backoff import Backoff
@@ -47,6 +50,9 @@ from proto.ca_pb2_grpc import CertificateAuthorityStub
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 5.0
 _LOOK_EVERY_S = 15.0
+_RETRY_AFTER = "retry-after-ms"
+"""As certs.server.refusals has it; a test keeps the two equal."""
+_LONGEST_HINT_S = 60.0
 _EXPECTED = (AnswerRefused, CaUnreachable, grpc.aio.AioRpcError, asyncio.InvalidStateError)
 """What a network and a CA can do to us; anything else is logged with its traceback."""
 
@@ -71,7 +77,11 @@ class CaClient:
     ) -> None:
         self._ca = CaAddress(ca_address, token_path, bundle_path, trust_domain, server_name)
         self._trust_domain = trust_domain
-        self._clock, self._monotonic = clock, monotonic
+        self._clock = TrustedClock(clock, monotonic)
+        self._monotonic = monotonic
+        self._raw_clock = clock
+        self._said_at: dt.datetime | None = None
+        self._heard_at = 0.0
         self._svid: Svid | None = None
         self._bundle: TrustBundle | None = None
         self._ready = asyncio.Event()
@@ -83,6 +93,8 @@ class CaClient:
         self.renewals = 0
         self.failures = 0
         """Counted since the start, for metrics."""
+        self.clock_ahead_s = 0.0
+        """How far this node's clock was ahead of the CA's at the last renewal; negative: behind."""
 
     @property
     def current(self) -> Svid | None:
@@ -127,7 +139,7 @@ class CaClient:
                 grant = await self._renew(self._monotonic())
             except Exception as e:  # whatever it is, the next try may succeed; the leaf lives on
                 self.failures += 1
-                wait_s = pause_s(backoff.next_s())
+                wait_s = self._pause_after(e, backoff)
                 self._log_failure("certificate not renewed", e, wait_s)
                 await asyncio.sleep(wait_s)
                 continue
@@ -138,6 +150,14 @@ class CaClient:
                 await self._rest(ask_for_addresses_after_s(lifetime_s, without_addresses))
             else:
                 await self._rest(renew_after_s(lifetime_s))
+
+    def _pause_after(self, error: Exception, backoff: Backoff) -> float:
+        """As the CA hints if it sheds load, jittered; else as the back-off says."""
+        own_s = pause_s(backoff.next_s())
+        hint_s = retry_hint_s(error)
+        if hint_s is None:
+            return own_s
+        return min(max(own_s, hint_s * random.uniform(1.0, 2.0)), backoff.longest_s)  # noqa: S311
 
     async def _rest(self, seconds: float) -> None:
         """Sleep, but not on while the leaf has expired early because somebody set the clock."""
@@ -151,13 +171,17 @@ class CaClient:
         """One new key, one new leaf, in force. Its life is counted from `asked_at`."""
         key_pem, csr_der = make_request()
         answer = await self._sign(csr_der)
-        now = self._clock()
+        now = self._raw_clock()
         if abs(ahead_s := skew_s(answer.signed_at_unix_s, now)) >= SKEW_WORTH_SAYING_S:
             _log.error("this node's clock differs from the CA's", extra={"ahead_s": ahead_s})
+        self.clock_ahead_s = ahead_s
         grant = judge_answer(answer, key_pem, trust_domain=self._trust_domain, now=now)
         if self._svid is not None and grant.facts.identity != self._svid.facts.identity:
             raise AnswerRefused("identity_changed", str(grant.facts.identity))
         self.renewals += 1
+        self._said_at = dt.datetime.fromtimestamp(answer.signed_at_unix_s, dt.UTC)
+        self._heard_at = self._monotonic()
+        self._clock.heard(self._said_at, self._heard_at)
         if not self._watching:  # a stream's word is newer than that of an answer on its way
             self._adopt_bans(answer.bundle)
         material, bundle = self._with_newest_bundle(grant)
@@ -237,6 +261,12 @@ class CaClient:
         svid = self._svid
         if svid is None or bundle == self._bundle:
             return
+        if self._bundle is not None and bundle.generation < self._bundle.generation:
+            # One CA of several may not have heard of the newest bundle yet. Going back would undo
+            # what we have acknowledged.
+            raise AnswerRefused(
+                "bundle_older", f"{bundle.generation} after {self._bundle.generation}"
+            )
         old = svid.material
         material = TlsMaterial(old.key_pem, old.chain_pem, bundle.to_pem())
         prove(material)
@@ -257,6 +287,8 @@ class CaClient:
             expires_at=facts.not_after,
             deadline=deadline,
             bundle_generation=bundle.generation,
+            said_at=self._said_at,
+            heard_at=self._heard_at,
         )
         self._ready.set()
         for callback in self._subscribers:
@@ -277,9 +309,24 @@ class CaClient:
         unexpected = None if isinstance(error, _EXPECTED) else error
         _log.warning(
             text,
-            extra={"error": said, "retry_in_s": round(wait_s, 2), "leaf_left_s": left_s},
+            extra={
+                "error": said,
+                "retry_in_s": round(wait_s, 2),
+                "leaf_left_s": left_s,
+                "clock": self._ca.clock_doubt(self._raw_clock()),
+            },
             exc_info=unexpected,
         )
+
+
+def retry_hint_s(error: Exception) -> float | None:
+    """When a CA that sheds load asks to come again, in seconds; None if it says nothing of it."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return None
+    for key, value in error.trailing_metadata() or ():
+        if key == _RETRY_AFTER and isinstance(value, str) and value.isdigit() and len(value) < 9:
+            return min(int(value) / 1000, _LONGEST_HINT_S)
+    return None
 
 
 def make_request() -> tuple[bytes, bytes]:

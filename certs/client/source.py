@@ -27,6 +27,10 @@ class Svid:
     """The leaf's end by this process's monotonic clock, which nobody can set back."""
     bundle_generation: int = 0
     """The CA's number of the bundle in `material`."""
+    said_at: dt.datetime | None = None
+    """What the issuer's clock showed when it signed, if it said so; and when that was heard, by the
+    monotonic clock (which all processes of a machine share)."""
+    heard_at: float = 0.0
 
 
 Subscriber = Callable[[Svid], None]

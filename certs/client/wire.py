@@ -5,7 +5,10 @@ ConfigMap, and those the CA itself told us about since. An address that is an IP
 any pod's leaf carries its own IP and could pass for the CA there.
 """
 
+import base64
+import datetime as dt
 import ipaddress
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ import grpc
 from certs.trust.bundle import BundleRefused, TrustBundle
 
 SIGN_TIMEOUT_S = 15.0
+_DOUBT_S = 60.0
 _MAX_TOKEN_BYTES = 16 * 1024
 _MAX_ANSWER_BYTES = 1024 * 1024
 """Sixteen roots and a thousand bans take less than half of it."""
@@ -69,6 +73,24 @@ class CaAddress:
         if not token or len(token) > _MAX_TOKEN_BYTES or not token.isprintable():
             raise CaUnreachable(f"{self.token_path}: no token in it")
         return (("authorization", f"Bearer {token}"),)
+
+    def clock_doubt(self, now: dt.datetime) -> str:
+        """What the token's own times say against this node's clock; "" if nothing.
+
+        They are claims that nobody checked, good for a hint in a log: with a wrong clock the CA's
+        certificate itself seems expired, and TLS can only say that it does not verify.
+        """
+        try:
+            payload = self.metadata()[0][1].split(".")[1]
+            claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+            issued, ends = float(claims["iat"]), float(claims["exp"])
+        except (CaUnreachable, IndexError, KeyError, TypeError, ValueError):
+            return ""
+        if (behind_s := issued - now.timestamp()) > _DOUBT_S:
+            return f"this node's clock is at least {behind_s:.0f} s behind the API server's"
+        if (ahead_s := now.timestamp() - ends) > _DOUBT_S:
+            return f"this node's clock is {ahead_s:.0f} s past the token's end: is it ahead?"
+        return ""
 
     def _roots_pem(self, learnt_roots: Iterable[bytes]) -> bytes:
         learnt = tuple(learnt_roots)

@@ -3,7 +3,15 @@
 import ssl
 from collections.abc import Iterable
 
+_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+
 
 def to_pem(chain_der: Iterable[bytes]) -> bytes:
     """The certificates one after the other."""
     return "".join(map(ssl.DER_cert_to_PEM_cert, chain_der)).encode("ascii")
+
+
+def split_pem(pem: bytes) -> list[str]:
+    """Each certificate of a concatenation, as its base64 text without line ends: for comparing."""
+    parts = pem.decode("ascii").split(_END)[:-1]
+    return ["".join(part.partition(_BEGIN)[2].split()) for part in parts]
