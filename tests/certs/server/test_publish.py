@@ -104,3 +104,36 @@ async def test_one_namespace_that_refuses_does_not_hold_up_the_others() -> None:
     async with fake.running() as kube:
         await BundlePublisher(kube, SYSTEM, PEM.encode).publish_everywhere()
     assert (fake.bundle_in("a"), fake.bundle_in("b"), fake.bundle_in("c")) == (PEM, None, PEM)
+
+
+async def test_a_pod_enrolled_by_its_own_label_finds_it_in_its_namespace() -> None:
+    fake = FakeKube()
+    fake.add_pod("lone", "job-1")
+    fake.pods["lone", "job-1"]["metadata"]["labels"] = {"podlink.dev/inject": "enabled"}
+    fake.add_pod("other", "job-2")
+    async with fake.running() as kube:
+        await BundlePublisher(kube, SYSTEM, PEM.encode).publish_everywhere()
+    assert fake.bundle_in("lone") == PEM
+    assert fake.bundle_in("other") is None
+
+
+async def test_another_bundle_is_written_everywhere_at_once_and_who_lacks_it_is_known() -> None:
+    fake = FakeKube()
+    for name in ("shop", "prod"):
+        fake.add_namespace(name)
+    pem = "one"
+    async with fake.running() as kube:
+        publisher = BundlePublisher(kube, SYSTEM, lambda: pem.encode())
+        publishing = spawn(keep_published(publisher), name="publish")
+        await until(lambda: publisher.unpublished() == () and fake.bundle_in("shop") == "one")
+        pem = "two"
+        refused = (403, {"reason": "Forbidden", "message": "terminating"})
+        fake.answers["PATCH", "/api/v1/namespaces/prod/configmaps/podlink-bundle"] = refused
+        assert publisher.unpublished() == (SYSTEM, "prod", "shop")
+        publisher.bundle_changed()
+        await until(lambda: fake.bundle_in("shop") == "two")
+        await until(lambda: publisher.unpublished() == ("prod",))
+        fake.answers.clear()
+        publisher.bundle_changed()
+        await until(lambda: publisher.unpublished() == ())
+        await stop(publishing)
