@@ -49,6 +49,7 @@ class InjectorConfig:
             ),
             otlp_endpoint=settings.optional("PODLINK_OTLP_ENDPOINT") or "",
             cluster_cidrs=_cidrs(settings.text("PODLINK_CLUSTER_CIDRS", _CLUSTER_CIDRS)),
+            telemetry=_telemetry(settings),
             exempt_by=settings.choice("PODLINK_EXEMPT_BY", "uid", frozenset({"uid", "mark"})),
         )
         return cls(
@@ -64,6 +65,12 @@ class InjectorConfig:
                 "PODLINK_LOG_LEVEL", "info", frozenset({"debug", "info", "warning", "error"})
             ),
         )
+
+
+def _telemetry(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """The injector's own environment holds what proxies get: a chart sets it in one place."""
+    found = ((name, settings.optional(name)) for name in contract.TELEMETRY_SETTINGS)
+    return tuple((name, value) for name, value in found if value)
 
 
 def _cidrs(text: str) -> str:

@@ -41,6 +41,8 @@ class MeshSettings:
     cluster_cidrs: str
     exempt_by: str
     """`uid`, or `mark` where only one UID exists: then the proxy needs NET_ADMIN for SO_MARK."""
+    telemetry: tuple[tuple[str, str], ...] = ()
+    """Settings among `contract.TELEMETRY_SETTINGS` for every proxy."""
     native_sidecars: bool = True
     """Whether the cluster knows init containers with restartPolicy Always (Kubernetes 1.29)."""
 
@@ -131,6 +133,7 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
         "PODLINK_SHUTDOWN_GRACE_PERIOD": pod.shutdown_grace_period,
     }
     env += _plain(**{name: value for name, value in asked.items() if value})
+    env += _plain(**dict(mesh.telemetry))
     env += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": p}}} for name, p in _DOWNWARD]
     capabilities: Spec = {"drop": ["ALL"]}
     if _exempt_by(mesh, pod) == "mark":

@@ -30,6 +30,7 @@ from sidecar.metrics.collect import ControlFacts, of_carrier, of_control
 from sidecar.metrics.families import CONTENT_TYPE, text
 from sidecar.pages import Answer, Request
 from sidecar.probes.table import ProbeTable
+from sidecar.telemetry.access import AccessLog
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 
@@ -52,7 +53,8 @@ class Sidecar:
     ) -> None:
         self._loop, self._config, self._source = loop, config, source
         self._exporter = LinkExporter(telemetry)
-        self._tap = Tap(Denials(self._exporter.report).report)
+        self._access = AccessLog(self._exporter.report, telemetry.access_log)
+        self._tap = Tap(Denials(self._access.report).report)
         self._channel = RenewingChannel(source, config.registry_address, options=_REGISTRY_OPTIONS)
         self._registry = RegistryClient(
             config.own, config.trust_domain, self._channel.get, self._settings_came
@@ -97,6 +99,7 @@ class Sidecar:
         await self._health.start(HEALTH_PORT)
         await self._start_admin()
         self._exporter.start()
+        self._access.start()
         self._source.subscribe(self._carrier.svid_came)
         self._source.subscribe(self._exporter.svid_came)
         self._source.subscribe_bans(self._carrier.bans_came)
@@ -172,5 +175,6 @@ class Sidecar:
         await self._admin.close()
         await self._probes.close()
         await self._channel.close()
+        await self._access.close()
         await self._exporter.close()
         _log.info("stopped")

@@ -63,3 +63,27 @@ PROBES_VARIABLE = "PODLINK_PROBES"
 TOKEN_PATH = "/var/run/secrets/podlink/token/token"  # noqa: S105 - where it lies, not what it is
 BUNDLE_PATH = "/var/run/secrets/podlink/bundle/root.pem"
 ADMIN_SOCKET = "/run/podlink/admin.sock"
+
+TELEMETRY_SETTINGS = (
+    "PODLINK_ACCESS_LOG",
+    "PODLINK_EVIDENCE",
+    "PODLINK_INSECURE_OTLP",
+    "OTEL_SDK_DISABLED",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_INSECURE",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+)
+"""What the operator sets at the injector and every proxy gets. No annotation reaches these: where
+records go is not for the pod to choose (threat model, row 34)."""

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from kit.settings import ConfigInvalid, Settings
 from sidecar.contract import OTLP_GRPC_PORT
+from sidecar.telemetry.access import Which
 from sidecar.telemetry.resource import PodResource
 
 _SAMPLERS = frozenset(
@@ -46,6 +47,8 @@ class TelemetryConfig:
     reserved_room: int = 2048
     evidence: bool = True
     """Chain the records by hash and sign checkpoints with the workload's key."""
+    access_log: Which = "all"
+    """Which links leave a line on standard output."""
     close_timeout_s: float = 2.0
     """How long `close` may take in all."""
     resource: PodResource = field(default_factory=PodResource)
@@ -76,9 +79,19 @@ class TelemetryConfig:
                 "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", min(cls.batch_size, room), low=1, high=room
             ),
             allowed_room=room,
+            access_log=_access_log(settings),
             evidence=settings.flag("PODLINK_EVIDENCE", default=True),
             resource=_resource(settings),
         )
+
+
+def _access_log(settings: Settings) -> Which:
+    match settings.choice("PODLINK_ACCESS_LOG", "all", frozenset({"all", "notable", "off"})):
+        case "off":
+            return "off"
+        case "notable":
+            return "notable"
+    return "all"
 
 
 def _otlp_name(settings: Settings, name: str) -> str:

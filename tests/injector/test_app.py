@@ -13,13 +13,16 @@ from typing import Any
 import aiohttp
 import pytest
 
+from injector.annotations import PodSettings
 from injector.app import InjectorServer
 from injector.bundle import PATH as CONFIGURATION
 from injector.bundle import BundleKeeper, bundle_patch
 from injector.config import InjectorConfig
+from injector.container import sidecar_containers
 from injector.namespaces import PATH as NAMESPACES
 from injector.server import MAX_BODY_BYTES
 from kit.settings import ConfigInvalid, Settings
+from sidecar import contract
 from sidecar.contract import INJECT_LABEL
 from tests.certs.forge import Forge
 from tests.injector.pods import changed, namespace, pod
@@ -192,3 +195,23 @@ def test_the_patch_of_the_bundle_first_tests_whose_webhook_it_is() -> None:
 def test_a_wrong_setting_stops_the_program_by_its_name(name: str, value: str) -> None:
     with pytest.raises(ConfigInvalid, match=name):
         InjectorConfig.from_env(Settings({name: value}))
+
+
+@pytest.mark.attack_row(34)
+def test_where_records_go_is_the_operators_word_and_reaches_every_proxy() -> None:
+    said = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://otel.example:4317",
+        "OTEL_TRACES_SAMPLER": "",
+        "PODLINK_ACCESS_LOG": "notable",
+        "PODLINK_TRUST_DOMAIN": "cluster.local",
+    }
+    mesh = InjectorConfig.from_env(Settings(said)).mesh
+    [proxy] = [
+        container
+        for container in sidecar_containers(mesh, PodSettings()).init_containers
+        if container["name"] == contract.PROXY_CONTAINER
+    ]
+    env = {one["name"]: one.get("value") for one in proxy["env"]}
+    assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] == "https://otel.example:4317"
+    assert env["PODLINK_ACCESS_LOG"] == "notable"
+    assert "OTEL_TRACES_SAMPLER" not in env

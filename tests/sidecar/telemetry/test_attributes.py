@@ -7,6 +7,7 @@ import pytest
 
 from certs import ledger
 from sidecar.telemetry import attributes as a
+from sidecar.telemetry.access import KEYS
 
 DOC = (Path(__file__).resolve().parents[3] / "docs" / "spans.md").read_text()
 ROW = re.compile(r"^\| `([a-z0-9_.]+)` \| ([a-z]+) \| ([^|]+) \| ([^|]+) \| `[^`|]+` \|$", re.M)
@@ -39,3 +40,8 @@ def test_the_table_lists_exactly_the_attributes_of_the_code(
 def test_every_span_name_is_in_the_document() -> None:
     for name in (a.LINK, a.LINK_OPENED, a.SPANS_DROPPED, a.CHAIN_CHECKPOINT, *ledger.NAMES):
         assert f"| `{name}` |" in DOC
+
+
+def test_the_keys_of_the_access_log_are_those_of_the_code_in_order() -> None:
+    section = DOC.partition("## Access log\n")[2].partition("\n## ")[0]
+    assert tuple(re.findall(r"^\| `([a-z_.]+)` \|", section, re.M)) == KEYS
