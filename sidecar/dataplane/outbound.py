@@ -69,6 +69,8 @@ HOLD_BYTES: Final = 4 * 16384 - HEADER
 """What may travel with OPEN and is kept for a replay until ACCEPT."""
 MAX_ATTEMPTS: Final = 3
 ACCEPT_TIMEOUT_S: Final = 15.0
+SUSPECT_AFTER_S: Final = 3.0
+"""A peer whose app does not take a connection says so sooner than this."""
 CERTIFICATE_WAIT_S: Final = 10.0
 _CERTIFICATE_POLL_S: Final = 0.05
 
@@ -423,8 +425,21 @@ class OutboundLink:
         return self._fail(error)
 
     def look(self, now: float) -> None:
-        if self._tunnel is not None and self._splice is None and now > self._answer_by:
-            self._fail(HandshakeTimeout("the peer neither accepted nor refused the link"))
+        """A tunnel that lay idle may lead to nobody by now: new links avoid an endpoint that keeps one
+        waiting. What waits itself moves on only if nothing of the app's was sent (see `tunnel_lost`)."""
+        tunnel = self._tunnel
+        if tunnel is None or self._splice is not None:
+            return
+        if now > self._answer_by - ACCEPT_TIMEOUT_S + SUSPECT_AFTER_S:
+            self._eject()
+        if now > self._answer_by:
+            error = HandshakeTimeout("the peer neither accepted nor refused the link")
+            if self._held:
+                return self._fail(error)
+            tunnel.close()
+            self._forget_tunnel()
+            self._plane.pool.pass_on(self._key)
+            self._try_elsewhere(error)
 
     def _accepted(self, payload: bytes) -> None:
         tunnel, near, record = self._tunnel, self._near, self.record

@@ -413,6 +413,62 @@ async def test_an_answer_that_never_comes_ends_in_time(
     assert near.records[0].reason == "handshake_timeout"
 
 
+@pytest.mark.fault_row("half-open")
+async def test_an_endpoint_that_keeps_a_link_waiting_gets_no_other(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    accept = asyncio.Event()
+
+    async def slow(peer: Peer) -> None:
+        await peer.frame(OPEN)
+        await accept.wait()
+        peer.send(encode(ACCEPT, encode_accept(b"t" * 16, b"s" * 8)))
+        assert await peer.data(len(HELD)) == HELD
+        await peer.end()
+
+    peer = Peer(slow)
+    await start(peer)
+    reader, writer = await captured(near, "127.96.0.9", 80, HELD)
+    async with asyncio.timeout(3):
+        while not peer.links:
+            await asyncio.sleep(0.01)
+    now, ejections = near.plane.now(), near.plane.ejections
+    (link,) = near.plane.live
+    link.look(now + 1)
+    assert not ejections.out("127.0.0.2", peer.port, now)
+    link.look(now + outbound.SUSPECT_AFTER_S + 1)
+    assert ejections.out("127.0.0.2", peer.port, now)
+    accept.set()
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.read(), 3) == b""
+    assert not ejections.out("127.0.0.2", peer.port, now), "it was only slow"
+
+
+@pytest.mark.fault_row("half-open")
+async def test_a_link_that_sent_nothing_moves_on_from_an_endpoint_that_never_answers(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    async def mute(peer: Peer) -> None:
+        await peer.until_closed()
+
+    async def second(peer: Peer) -> None:
+        await peer.accept()
+        await peer.end()
+
+    one, two = Peer(mute), Peer(second)
+    await start(one, two)
+    reader, writer = await captured(near, "127.96.0.9", 80)
+    async with asyncio.timeout(4):
+        while not two.links:
+            for link in list(near.plane.live):
+                link.look(near.plane.now() + outbound.ACCEPT_TIMEOUT_S + 1)
+            await asyncio.sleep(0.02)
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.read(), 3) == b""
+    record = await near.record()
+    assert (record.verdict, record.destination_ip, record.attempts) == ("allowed", "127.0.0.3", 2)
+
+
 async def test_an_unexpected_identity_behind_a_service_is_refused(
     near: Side, captured: Captured, start: Start
 ) -> None:
