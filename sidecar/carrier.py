@@ -7,6 +7,7 @@ from `sidecar.app` in the same process, or over a wire where several processes c
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,7 @@ from sidecar.contract import ALPN, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.banned import cut_banned
 from sidecar.dataplane.context import Plane, Trust
+from sidecar.dataplane.limits import Limits
 from sidecar.dataplane.listener import Accepted, Listener
 from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.poller import poller_of
@@ -36,6 +38,7 @@ from sidecar.dataplane.watch import Watch
 from sidecar.directory import Directory
 from sidecar.discovery.translate import policy_set
 from sidecar.lag import LoopLag
+from sidecar.memory import MemoryWatch, limit_of_cgroup
 from sidecar.metrics.links import LinkMeter
 from sidecar.report import Report
 from sidecar.wire.opening import SHUTDOWN
@@ -75,7 +78,11 @@ class Carrier:
             own_ports=OWN_PORTS | {upstream.local_port for upstream in config.upstreams},
             tunnel_only=config.mode == "localhost",
             unix_s=self._clock.unix_s,
+            limits=Limits.for_process(_descriptors()),
+            unsettled=True,
         )
+        limit = config.memory_limit or limit_of_cgroup()
+        self.memory = MemoryWatch(loop, limit, self._memory_changed)
         self.arrivals = Arrivals(self.plane)
         self._watch = Watch(self.plane, self.arrivals)
         self._listeners: list[Listener] = []
@@ -98,15 +105,30 @@ class Carrier:
         self._listeners.append(Listener(self._poller, sockets.listen(ip, port), accepted))
 
     def _captured(self, sock: socket.socket, ip: str, port: int) -> None:
-        OutboundLink(self.plane, sock, ip, port).start_redirected()
+        if limit := self.plane.full():
+            return self.plane.turn_away(sock, limit)
+        return OutboundLink(self.plane, sock, ip, port).start_redirected()
 
     def _asked_for(self, upstream: Upstream, sock: socket.socket, ip: str, port: int) -> None:
-        OutboundLink(self.plane, sock, ip, port).start_upstream(upstream.key, upstream.port)
+        if limit := self.plane.full():
+            return self.plane.turn_away(sock, limit)
+        link = OutboundLink(self.plane, sock, ip, port)
+        return link.start_upstream(upstream.key, upstream.port)
+
+    def _memory_changed(self, short: bool) -> None:
+        self.plane.shedding = short
+        if short:
+            self.plane.pool.drop_all()
 
     @property
     def accept_pauses(self) -> int:
         """How often accepting was paused for want of descriptors or memory."""
         return sum(listener.pauses for listener in self._listeners)
+
+    @property
+    def shed(self) -> int:
+        """Connections that were reset because no descriptor came free."""
+        return sum(listener.shed for listener in self._listeners)
 
     # --- news -------------------------------------------------------------------------------
 
@@ -153,6 +175,7 @@ class Carrier:
         changed = (policy, allow_external) != (plane.policy, plane.allow_external)
         plane.policy, plane.allow_external = policy, allow_external
         self.plane.declared_ports = frozenset(settings.declared_ports)
+        self.plane.unsettled = False
         self.plane.own = replace(self.plane.own, zone=settings.zone)
         if changed and (cut := reauthorise(plane)):
             _log.info("settings changed: links cut that are now denied", extra={"links": cut})
@@ -179,6 +202,12 @@ class Carrier:
         self.plane.pool.close()
         self.arrivals.close()
         self.lag.close()
+        self.memory.close()
+
+
+def _descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
 
 def _loopbacks() -> list[str]:

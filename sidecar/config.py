@@ -58,6 +58,8 @@ class SidecarConfig:
     probes: AppProbes
     """The app's own probes, which the kubelet asks us to run."""
     log_level: str
+    memory_limit: int
+    """Bytes; 0: what the cgroup says, if it says anything."""
     drain_s: float
     """How long running links may go on after SIGTERM."""
 
@@ -88,6 +90,7 @@ class SidecarConfig:
             else 0,
             probes=AppProbes.from_settings(settings),
             log_level=settings.choice("PODLINK_LOG_LEVEL", "info", _LOG_LEVELS),
+            memory_limit=settings.integer("PODLINK_MEMORY_LIMIT", 0, low=0, high=1 << 50),
             drain_s=settings.seconds("PODLINK_SHUTDOWN_GRACE_PERIOD", 25.0),
         )
 

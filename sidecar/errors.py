@@ -123,6 +123,12 @@ class NoEndpoints(LocalError):
     reason = "no_endpoints"
 
 
+class Overloaded(LocalError):
+    """A limit of ours is reached: memory, descriptors, or open links."""
+
+    reason = "overloaded"
+
+
 class NotReady(LocalError):
     """We hold no certificate yet, or ours has expired."""
 

@@ -16,9 +16,17 @@ from sidecar.wire.original_dst import (
 _IPV6_OPTIONS = socket.IPPROTO_IPV6
 _IPV4_OPTIONS = socket.IPPROTO_IP
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-DEAD_AFTER_MS = 30_000
-"""A tunnel whose peer acknowledges nothing for this long is dead (TCP_USER_TIMEOUT)."""
-_KEEPALIVE_IDLE_S, _KEEPALIVE_EVERY_S, _KEEPALIVE_PROBES = 10, 5, 4
+DEAD_AFTER_MS = 20_000
+"""With data under way, a peer that acknowledges nothing for this long is dead."""
+_KEEPALIVE_IDLE_S, _KEEPALIVE_EVERY_S, _KEEPALIVE_PROBES = 10, 3, 4
+"""An idle connection is found dead after 22 s. Below 60 s, so that a connection track of an app that
+has half-closed (nf_conntrack_tcp_timeout_close_wait) lives as long as the two sockets do."""
+_TCP_INFO_SIZE = 60
+_RETRANSMITS, _PROBES, _LAST_ACK = 2, 3, 56
+"""Where `struct tcp_info` (linux/tcp.h) keeps tcpi_retransmits, tcpi_probes and tcpi_last_ack_recv."""
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What a call says when we, not the other side, are short of something."""
+_U32 = struct.Struct("=I")
 BACKLOG = 4096
 
 
@@ -31,6 +39,7 @@ def listen(ip: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watch_for_dead_peer(sock)
         sock.bind((ip, port))
         sock.listen(BACKLOG)
     except OSError as e:
@@ -74,12 +83,29 @@ def connect_error(sock: socket.socket) -> int:
 
 
 def watch_for_dead_peer(sock: socket.socket) -> None:
-    """Notice within about 30 s that the other side vanished without a word (tcp(7))."""
+    """Let the kernel notice that the other side of an idle connection vanished (tcp(7)).
+
+    No TCP_USER_TIMEOUT: Linux ends a connection by it whose peer lives and merely reads nothing for
+    that long (tcp_probe_timer), and a slow reader may take its time. `is_unanswered` tells the two
+    apart.
+    """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_EVERY_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
+
+
+def is_unanswered(sock: socket.socket) -> bool:
+    """Whether data under way has been sent again and again, or a closed window probed more than once,
+    and nothing at all came back for DEAD_AFTER_MS: the peer, or the way to it, is gone.
+
+    A peer that reads nothing answers every probe, and is not.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+    if info[_RETRANSMITS] < 3 and info[_PROBES] < 2:
+        return False
+    silent_ms: int = _U32.unpack_from(info, _LAST_ACK)[0]
+    return silent_ms > DEAD_AFTER_MS
 
 
 def original_dst(sock: socket.socket) -> tuple[str, int]:

@@ -93,7 +93,7 @@ def _state(sources: Sources) -> views.Json:
         "links_open": len(plane.live),
         "tunnels_idle": len(plane.pool),
         "tunnels_inbound": len(sources.arrivals.tunnels),
-        "turned_away": sources.arrivals.turned_away,
+        "turned_away": plane.turned_away,
     }
 
 

@@ -7,15 +7,16 @@ What the registry says about a source address only steers how the first bytes ar
 whether a link may be.
 """
 
-import asyncio
 import socket
 from typing import Final
 
 from sidecar.authorise import authorise
 from sidecar.contract import ALPN
 from sidecar.dataplane.context import Plane
+from sidecar.dataplane.deadline import Deadline
 from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
 from sidecar.dataplane.inbound import InboundTunnel, explain, new_record
+from sidecar.dataplane.kept import Kept
 from sidecar.dataplane.plaintext import PlaintextLink, is_no_pod
 from sidecar.dataplane.tunnel import RECORD, Tunnel
 from sidecar.directory import EXTERNAL, Found, Gone, Workload
@@ -28,13 +29,11 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.report import LinkRecord
-from sidecar.sockets import canonical_ip, original_dst, reset, watch_for_dead_peer
+from sidecar.sockets import canonical_ip, original_dst, reset
 from sidecar.wire.client_hello import FirstBytes, classify
 from sidecar.wire.session import Role
 
-MAX_STRANGERS: Final = 1024
-"""Connections that have not shown who they are yet: in all, and from one address."""
-MAX_STRANGERS_PER_SOURCE: Final = 128
+_CERTIFICATE_POLL_S: Final = 0.05
 _ALPN: Final = ALPN.encode()
 
 
@@ -43,27 +42,24 @@ class Arrivals:
 
     def __init__(self, plane: Plane) -> None:
         self.plane = plane
-        self.tunnels: set[InboundTunnel] = set()
+        self.tunnels: Kept[InboundTunnel] = Kept()
         self._strangers: dict[str, int] = {}
         self._strangers_in_all = 0
-        self.turned_away: dict[str, int] = {}
-        """Connections closed unheard, by the limit that was reached (docs/limits.md)."""
 
     def accepted(self, sock: socket.socket, raw_ip: str, port: int) -> None:
         ip = canonical_ip(raw_ip)
         waiting = self._strangers.get(ip, 0)
-        if waiting >= MAX_STRANGERS_PER_SOURCE:
-            return self.turn_away(sock, "strangers_per_source")
-        if self._strangers_in_all >= MAX_STRANGERS:
-            return self.turn_away(sock, "strangers")
+        plane = self.plane
+        limits = plane.limits
+        if waiting >= limits.strangers_per_source:
+            return plane.turn_away(sock, "strangers_per_source")
+        if self._strangers_in_all >= limits.strangers:
+            return plane.turn_away(sock, "strangers")
+        if plane.shedding:
+            return plane.turn_away(sock, "memory")
         self._strangers[ip] = waiting + 1
         self._strangers_in_all += 1
         return Arrival(self, sock, ip, port).start()
-
-    def turn_away(self, sock: socket.socket, limit: str) -> None:
-        """Close it unheard: at this rate a record of each would be the flood's next victim."""
-        self.turned_away[limit] = self.turned_away.get(limit, 0) + 1
-        reset(sock)
 
     @property
     def strangers(self) -> int:
@@ -110,14 +106,14 @@ class Arrival:
         self._to = original_dst(sock)
         self._head = b""
         self._handshake: Handshake | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: Deadline | None = None
 
     def start(self) -> None:
         to_port = self._to[1]
         if to_port in self._plane.own_ports and not self._plane.tunnel_only:
             return self._turn_away(OwnPort(f"{self._ip} dialled port {to_port}, podlink's own"))
         poller = self._plane.poller
-        self._deadline = poller.call_later(TIMEOUT_S, self._too_late)
+        self._deadline = Deadline(poller, TIMEOUT_S, self._too_late)
         poller.add_reader(self._sock.fileno(), self._readable)
         if self._plane.policy.takes_plaintext(to_port):
             # A stranger that waits for the server to speak first must not be waited for.
@@ -173,14 +169,22 @@ class Arrival:
     # --- a peer -----------------------------------------------------------------------------
 
     def _shake_hands(self) -> None:
-        self._stop()
         plane = self._plane
+        if self._deadline is None:
+            return None  # it came while we waited for a certificate
+        if plane.trust is None:  # the first one is on its way: hold what has come until then
+            plane.poller.remove_reader(self._sock.fileno())
+            plane.poller.call_later(_CERTIFICATE_POLL_S, self._shake_hands)
+            return None
+        self._stop()
         trust = plane.usable_trust()
+        if not plane.handshake_rate.take(self._ip, plane.now()):
+            self._arrivals.no_stranger_any_more(self._ip)
+            return plane.turn_away(self._sock, "handshakes_per_source")
         if trust is None:
             return self._turn_away(
                 NotReady("no valid certificate of our own: is the CA reachable?")
             )
-        watch_for_dead_peer(self._sock)
         self._handshake = Handshake(
             plane.poller,
             self._sock,
@@ -204,6 +208,9 @@ class Arrival:
         if tunnel is None:
             assert error is not None
             self._report(error)
+        elif self._arrivals.tunnels.of(self._ip) >= plane.limits.tunnels_per_peer:
+            plane.count_turned_away("tunnels_per_peer")
+            tunnel.close()
         else:
             InboundTunnel(self._plane, self._arrivals.tunnels, tunnel, self._to).start()
 

@@ -1,5 +1,6 @@
 """What all links of one sidecar share. Filled by `sidecar.app`; the data plane only reads it."""
 
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,11 +15,13 @@ from sidecar.contract import INBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.choose import Memory
 from sidecar.dataplane.ejections import Ejections
 from sidecar.dataplane.handshake import Verify
+from sidecar.dataplane.limits import Buckets, Limits
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.directory import Directory, Own
 from sidecar.metrics.handshakes import HandshakeMeter
 from sidecar.report import LinkRecord, Report
+from sidecar.sockets import reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,10 @@ class Trust:
     identity: str
     expires_at: float
     """Monotonic end of our own leaf."""
+
+
+def _buckets(rate: float, burst_s: float) -> Buckets:
+    return Buckets(rate, rate * burst_s)
 
 
 class LiveLink(Protocol):
@@ -94,6 +101,17 @@ class Plane:
     """How many of our links go to each endpoint now."""
     live: "set[LiveLink]" = field(default_factory=set)
     """Every link that has begun and not ended; `sidecar.dataplane.watch` looks at them."""
+    limits: Limits = field(default_factory=Limits)
+    shedding: bool = False
+    """Memory is short: no new links until it is not."""
+    unsettled: bool = False
+    """The registry has not said yet what is in force: peers' links wait for it."""
+    turned_away: dict[str, int] = field(default_factory=dict)
+    """Connections and links closed unheard, by the limit that was reached (docs/limits.md)."""
+    refused_opens: Buckets = field(default_factory=lambda: _buckets(Limits().refused_opens, 4))
+    handshake_rate: Buckets = field(
+        default_factory=lambda: _buckets(Limits().handshakes_per_source, 2)
+    )
     handshakes: HandshakeMeter = field(default_factory=HandshakeMeter)
     draining: bool = False
     """The pod is going: no new links from peers; the app's own still work."""
@@ -102,6 +120,20 @@ class Plane:
         """Our certificate, unless there is none or it has expired."""
         trust = self.trust
         return trust if trust is not None and trust.expires_at > self.now() else None
+
+    def full(self) -> str:
+        """The limit that forbids a new link now; empty if none does."""
+        if self.shedding:
+            return "memory"
+        return "links" if len(self.live) >= self.limits.links else ""
+
+    def turn_away(self, sock: socket.socket, limit: str) -> None:
+        """Close a connection unheard; the other side sees a reset."""
+        self.count_turned_away(limit)
+        reset(sock)
+
+    def count_turned_away(self, limit: str) -> None:
+        self.turned_away[limit] = self.turned_away.get(limit, 0) + 1
 
     def in_cluster(self, ip: str) -> bool:
         address: IPv4Address | IPv6Address = ip_address(ip)

@@ -1,6 +1,5 @@
 """A new connection outward: a bare one, or a tunnel whose peer is who it must be."""
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -8,10 +7,12 @@ from typing import Final
 
 from certs.trust.identity import WorkloadIdentity
 from sidecar.dataplane.context import Plane, Trust
+from sidecar.dataplane.deadline import Deadline
 from sidecar.dataplane.handshake import Handshake
 from sidecar.dataplane.tunnel import Tunnel
-from sidecar.errors import EndpointUnreachable, IdentityMismatch, SidecarError
+from sidecar.errors import EndpointUnreachable, IdentityMismatch, Overloaded, SidecarError
 from sidecar.sockets import (
+    OUT_OF_RESOURCES,
     connect_error,
     is_connected,
     start_connect,
@@ -44,17 +45,20 @@ class Connect:
     ) -> None:
         self._poller, self._done, self._to = plane.poller, done, f"{ip} port {port}"
         self._sock: socket.socket | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: Deadline | None = None
         try:
             sock = start_connect(ip, port, plane.mark)
         except OSError as e:
+            if e.errno in OUT_OF_RESOURCES:
+                done(None, Overloaded(f"no descriptor for a connection to {self._to}"))
+                return
             done(None, EndpointUnreachable(f"{self._to}: {e.strerror}"))
             return
         if is_connected(sock):
             done(sock, None)
             return
         self._sock = sock
-        self._deadline = plane.poller.call_later(timeout_s, self._too_late)
+        self._deadline = Deadline(plane.poller, timeout_s, self._too_late)
         plane.poller.add_writer(sock.fileno(), self._writable)
 
     @property

@@ -12,6 +12,7 @@ from typing import Final
 
 from certs.trust.facts import LeafFacts
 from sidecar.contract import ALPN
+from sidecar.dataplane.deadline import Deadline
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.tunnel import RECORD, Tunnel
 from sidecar.errors import (
@@ -66,7 +67,7 @@ class Handshake:
         self.began = now()
         self._taken = 0
         self._over = False
-        self._deadline = poller.call_later(timeout_s, self._too_late)
+        self._deadline = Deadline(poller, timeout_s, self._too_late)
 
     def start(self, head: bytes = b"") -> None:
         """Begin; `head` is what was read of the connection already."""

@@ -6,21 +6,32 @@ Who the peer is comes from its checked leaf alone, never from what OPEN says.
 """
 
 import socket
+from typing import Final
 
 from certs.trust.facts import LeafFacts
 from policy.judge import Permit
 from sidecar.authorise import authorise
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
+from sidecar.dataplane.kept import Kept
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.directory import Workload
-from sidecar.errors import AppUnreachable, Denied, OwnPort, PeerLost, SidecarError
+from sidecar.errors import (
+    AppUnreachable,
+    Denied,
+    NotReady,
+    Overloaded,
+    OwnPort,
+    PeerLost,
+    SidecarError,
+)
 from sidecar.report import LinkRecord
 from sidecar.sockets import loopback_of
 from sidecar.wire.frames import ACCEPT, GOAWAY, GOAWAY_FRAME, OPEN, REFUSE
 from sidecar.wire.opening import (
     BAD_PORT,
+    BUSY,
     DENIED,
     DRAINING,
     UNREACHABLE,
@@ -29,6 +40,10 @@ from sidecar.wire.opening import (
     encode_code,
 )
 
+SETTLE_S: Final = 5.0
+"""How long a peer's link waits for the registry's first word on what is in force here."""
+_SETTLE_POLL_S: Final = 0.05
+
 
 class InboundTunnel:
     """Minds a peer's tunnel: waits for OPEN, and gives the tunnel to one link after the other."""
@@ -36,7 +51,7 @@ class InboundTunnel:
     def __init__(
         self,
         plane: Plane,
-        kept: "set[InboundTunnel]",
+        kept: "Kept[InboundTunnel]",
         tunnel: Tunnel,
         to: tuple[str, int],
     ) -> None:
@@ -75,6 +90,14 @@ class InboundTunnel:
             "links": tunnel.links,
             "ends_in_s": round(tunnel.expires_at - self.plane.now(), 3),
         }
+
+    @property
+    def peer_ip(self) -> str:
+        return self._tunnel.peer_ip
+
+    def look(self) -> None:
+        """Called every few seconds: end it if the peer is gone."""
+        self._tunnel.look()
 
     @property
     def idle(self) -> bool:
@@ -136,9 +159,13 @@ class InboundLink:
         record.pooled = tunnel.links > 0
         describe_peer(record, tunnel)
         tunnel.links += 1
+        limit = plane.full()
         plane.live.add(self)
         if plane.draining:
             return self._refuse(DRAINING, PeerLost("this pod is going away"), "failed")
+        if limit:
+            plane.count_turned_away(limit)
+            return self._refuse(BUSY, Overloaded(f"limit reached: {limit}"), "")
         if not self._right_port(opening.port):
             return self._refuse(
                 BAD_PORT,
@@ -148,9 +175,28 @@ class InboundLink:
                 "denied",
             )
         record.destination_port = opening.port
+        if plane.unsettled:
+            self.tunnel.user = _Held(self)
+            return self._wait_to_judge(opening.port, plane.now() + SETTLE_S)
+        return self._judge(opening.port)
+
+    def _wait_to_judge(self, port: int, until: float) -> None:
+        """We have just started: what is in force here will be known in a moment."""
+        plane = self._plane
+        if self not in plane.live:
+            return None  # the dialler did not wait
+        if not plane.unsettled:
+            return self._judge(port)
+        if plane.now() >= until:
+            return self._refuse(BUSY, NotReady("the registry has not said what is in force"), "")
+        plane.poller.call_later(_SETTLE_POLL_S, self._wait_to_judge, port, until)
+        return None
+
+    def _judge(self, port: int) -> None:
+        plane, tunnel, record = self._plane, self.tunnel, self.record
         try:
             self._permit = permit = authorise(
-                tunnel.peer.identity, tunnel.peer_ip, opening.port, plane.policy
+                tunnel.peer.identity, tunnel.peer_ip, port, plane.policy
             )
         except Denied as e:
             record.policy, record.rule = e.policy, e.rule
@@ -202,7 +248,8 @@ class InboundLink:
 
     def _hold(self, connect: Connect) -> None:
         self._connect = connect
-        self.tunnel.user = _Held(self)
+        if not isinstance(self.tunnel.user, _Held):  # what it keeps already must not be lost
+            self.tunnel.user = _Held(self)
 
     def _accept(self, app: socket.socket) -> None:
         assert self._permit is not None
@@ -244,7 +291,11 @@ class InboundLink:
         self.tunnel.send(REFUSE, encode_code(code))
         self._keeper.rest()
         self._report(0, 0, "refused")
-        if paused:
+        plane = self._plane
+        if verdict == "denied" and not plane.refused_opens.take(self.tunnel.peer_ip, plane.now()):
+            plane.count_turned_away("refused_opens")
+            self._keeper.close()
+        elif paused:
             self.tunnel.resume()
 
     # --- LiveLink ---------------------------------------------------------------------------

@@ -428,8 +428,12 @@ class OutboundLink:
         """A tunnel that lay idle may lead to nobody by now: new links avoid an endpoint that keeps one
         waiting. What waits itself moves on only if nothing of the app's was sent (see `tunnel_lost`)."""
         tunnel = self._tunnel
-        if tunnel is None or self._splice is not None:
-            return
+        if isinstance(self._splice, RawSplice):
+            return self._splice.look()
+        if tunnel is None:
+            return None
+        if self._splice is not None:
+            return tunnel.look()
         if now > self._answer_by - ACCEPT_TIMEOUT_S + SUSPECT_AFTER_S:
             self._eject()
         if now > self._answer_by:
@@ -440,6 +444,7 @@ class OutboundLink:
             self._forget_tunnel()
             self._plane.pool.pass_on(self._key)
             self._try_elsewhere(error)
+        return None
 
     def _accepted(self, payload: bytes) -> None:
         tunnel, near, record = self._tunnel, self._near, self.record

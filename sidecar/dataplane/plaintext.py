@@ -114,7 +114,8 @@ class PlaintextLink:
         return None
 
     def look(self, now: float) -> None:
-        """Nothing here waits without a deadline of its own."""
+        if self._splice is not None:
+            self._splice.look()
 
     def cut(self, code: int, close: str) -> None:
         if self._splice is not None:

@@ -19,6 +19,12 @@ SWEEP_EVERY_S: Final = 5.0
 REPLACE_BEFORE_S: Final = 30.0
 """A tunnel with less than this left to live takes no new link."""
 
+PING_AFTER_S: Final = 10.0
+"""An idle tunnel is asked once whether its far proxy lives."""
+PONG_WITHIN_S: Final = 15.0
+_STOOD_STILL_S: Final = 1.0
+"""A sweep later than this says more of us than of any peer: nobody is blamed in it."""
+
 Key = tuple[str, int, str]
 """Pod IP, the port dialled, and who must be there (a SPIFFE ID as text: it hashes at once)."""
 
@@ -48,6 +54,7 @@ class Pool:
         self._by_age: OrderedDict[Tunnel, None] = OrderedDict()
         self._dials: dict[Key, int] = {}
         self._waiting: dict[Key, deque[Callable[[], None]]] = {}
+        self._due = now() + SWEEP_EVERY_S
         self._timer = poller.call_later(SWEEP_EVERY_S, self._sweep)
 
     def __len__(self) -> int:
@@ -146,13 +153,27 @@ class Pool:
 
     def _sweep(self) -> None:
         now = self._now()
+        late, self._due = now - self._due > _STOOD_STILL_S, now + SWEEP_EVERY_S
         for tunnel in list(self._by_age):
+            if not late and not self._answers(tunnel, now):
+                self._drop(tunnel)
+                continue
             too_old = tunnel.idle_since + self._limits.idle_s < now
             if too_old or tunnel.expires_at - REPLACE_BEFORE_S < now:
                 self._drop(tunnel)
         for key in [key for key, idle in self._idle.items() if not idle]:
             del self._idle[key]
         self._timer = self._poller.call_later(SWEEP_EVERY_S, self._sweep)
+
+    def _answers(self, tunnel: Tunnel, now: float) -> bool:
+        """Whether the far proxy still lives, as far as we know; asks it from time to time."""
+        idle_s = now - tunnel.idle_since
+        if tunnel.pinged:
+            # Asked at PING_AFTER_S or later; a proxy that hangs must not get the next link.
+            return idle_s < PING_AFTER_S + PONG_WITHIN_S
+        if PING_AFTER_S <= idle_s < PING_AFTER_S + SWEEP_EVERY_S:
+            tunnel.ping()
+        return True
 
 
 class _Idle:

@@ -13,7 +13,7 @@ from typing import Final
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.errors import PeerLost, SidecarError
-from sidecar.sockets import reset
+from sidecar.sockets import is_unanswered, reset
 from sidecar.wire.frames import DATA, END, END_FRAME, HEADER, OPEN, RESET
 from sidecar.wire.opening import APP_RESET, RESETS, decode_code, encode_code
 
@@ -368,6 +368,11 @@ class RawSplice:
 
     def cut(self, close: str) -> None:
         self._finish(close, None, broken=True)
+
+    def look(self) -> None:
+        """Called every few seconds: end it if one side is gone and data is under way to it."""
+        if is_unanswered(self._near) or is_unanswered(self._other):
+            self._finish("lost", PeerLost("one side answers nothing any more"), broken=True)
 
     def _half_over(self, broken: bool) -> None:
         if broken:

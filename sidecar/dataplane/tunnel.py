@@ -16,7 +16,8 @@ from typing import Final, Protocol
 from certs.trust.facts import LeafFacts
 from sidecar.dataplane.poller import Poller
 from sidecar.errors import PeerLost, ProtocolViolation, SidecarError
-from sidecar.wire.frames import GOAWAY, PING, PONG, PONG_FRAME, FrameReader, encode
+from sidecar.sockets import is_unanswered
+from sidecar.wire.frames import GOAWAY, PING, PING_FRAME, PONG, PONG_FRAME, FrameReader, encode
 from sidecar.wire.session import Phase, Role, Session
 
 RECORD: Final = 16384
@@ -77,6 +78,7 @@ class Tunnel:
         "peer_ip",
         "peer_name",
         "peer_port",
+        "pinged",
         "session",
         "user",
     )
@@ -117,6 +119,8 @@ class Tunnel:
         self.going_away = False
         """The peer will open or take no new link here."""
         self.closed = False
+        self.pinged = False
+        """A PING has no answer yet."""
         self.links = 0
         """How many links it has carried."""
         self.idle_since = 0.0
@@ -127,6 +131,17 @@ class Tunnel:
         """Begin to read; what the handshake left in the BIO is delivered at once."""
         self._poller.add_reader(self._fd, self._readable)
         self._drain()
+
+    def look(self) -> None:
+        """Called every few seconds: end it if the peer is gone and data is under way to it."""
+        if not self.closed and is_unanswered(self._sock):
+            self.lose(PeerLost("the peer answers nothing any more"))
+
+    def ping(self) -> None:
+        """Ask whether the far proxy still lives; `pinged` until it answers. For idle tunnels: the
+        kernel answers keepalives of a process that hangs."""
+        self.pinged = True
+        self.write(PING_FRAME)
 
     @property
     def reusable(self) -> bool:
@@ -279,7 +294,9 @@ class Tunnel:
         self.session.received(kind)
         if kind == PING:
             self._pong_due = True
-        elif kind != PONG:
+        elif kind == PONG:
+            self.pinged = False
+        else:
             if kind == GOAWAY:
                 self.going_away = True
             self.user.tunnel_control(kind, payload)

@@ -18,10 +18,14 @@ ACCEPTOR_IDLE_S: Final = 90.0
 """Longer than a dialler keeps one, so that it is the dialler who closes (see `pool`)."""
 
 
+_STOOD_STILL_S: Final = 1.0
+
+
 class Watch:
     def __init__(self, plane: Plane, arrivals: Arrivals) -> None:
         self._plane, self._arrivals = plane, arrivals
         self._told: set[LiveLink] = set()
+        self._due = plane.now() + EVERY_S
         self._timer: asyncio.TimerHandle = plane.poller.call_later(EVERY_S, self._round)
 
     def close(self) -> None:
@@ -36,8 +40,11 @@ class Watch:
         """One round, now."""
         plane = self._plane
         now, now_ns = plane.now(), plane.unix_ns()
+        # After a standstill of ours what has come in lies unread: nobody is blamed in this round.
+        late, self._due = now - self._due > _STOOD_STILL_S, now + EVERY_S
         for link in list(plane.live):
-            link.look(now)
+            if not late:
+                link.look(now)
             ends = link.tunnel_expires_at
             if ends is not None and ends <= now:
                 link.cut(CUT_AT_EXPIRY, "expired")
@@ -48,10 +55,23 @@ class Watch:
                 told.bytes_sent, told.bytes_received = link.moved
                 told.end_ns = now_ns
                 plane.report(told)
+        self._thin_out()
         for tunnel in list(self._arrivals.tunnels):
+            tunnel.look()
             if tunnel.expires_at <= now or (
                 tunnel.idle and tunnel.idle_since + ACCEPTOR_IDLE_S < now
             ):
                 tunnel.close()
         self._told &= plane.live
         plane.ejections.forget_before(now)
+
+    def _thin_out(self) -> None:
+        """Close the longest idle tunnels of a peer that keeps more than it needs."""
+        plane, tunnels = self._plane, self._arrivals.tunnels
+        most = plane.limits.idle_tunnels_per_peer
+        for ip in tunnels.crowds(most):
+            idle = [each for each in list(tunnels) if each.peer_ip == ip and each.idle]
+            idle.sort(key=lambda each: each.idle_since)
+            for tunnel in idle[: max(0, len(idle) - most)]:
+                plane.count_turned_away("idle_tunnels_per_peer")
+                tunnel.close()

@@ -32,6 +32,8 @@ HOLD_S: Final = 10.0
 """How long the endpoints of a Service outlive a new stream that knows of none."""
 ACK_WITHIN_S: Final = 0.2
 """How long an acknowledgement waits for further messages to acknowledge with it."""
+FIRST_ANSWER_WITHIN_S: Final = 10.0
+"""Before the registry has spoken at all: we have just started, and links are held until then."""
 MAX_KEYS: Final = 8192
 """Addresses kept; the one asked longest ago is given up first."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
@@ -100,7 +102,8 @@ class RegistryClient:
         question = self._waiting.get(key)
         if question is None:
             loop = asyncio.get_running_loop()
-            self._waiting[key] = question = _Question(loop.time() + ANSWER_WITHIN_S)
+            within_s = ANSWER_WITHIN_S if self.ready.is_set() else FIRST_ANSWER_WITHIN_S
+            self._waiting[key] = question = _Question(loop.time() + within_s)
             self._put(key, question)
         question.answers.append(answer)
 

@@ -39,7 +39,7 @@ def of_carrier(carrier: Carrier) -> list[Family]:
     return [
         *carrier.meter.families(plane.live),
         *plane.handshakes.families(),
-        Family(c.TURNED_AWAY, {(limit,): n for limit, n in arrivals.turned_away.items()}),
+        Family(c.TURNED_AWAY, {(limit,): n for limit, n in _turned_away(carrier).items()}),
         one(c.ACCEPT_PAUSES, carrier.accept_pauses),
         Family(c.TUNNELS, tunnels),
         one(c.STRANGERS, arrivals.strangers),
@@ -48,6 +48,10 @@ def of_carrier(carrier: Carrier) -> list[Family]:
         one(c.WORKERS, 1),
         *process.families(),
     ]
+
+
+def _turned_away(carrier: Carrier) -> dict[str, int]:
+    return {**carrier.plane.turned_away, "descriptors": carrier.shed}
 
 
 def of_control(facts: ControlFacts) -> list[Family]:

@@ -351,14 +351,14 @@ async def test_strangers_that_say_nothing_are_bounded_and_a_good_client_is_serve
     pair: Pair, app: App
 ) -> None:
     quiet = []
-    for _ in range(arrival.MAX_STRANGERS_PER_SOURCE + 50):
+    for _ in range(pair.far.plane.limits.strangers_per_source + 50):
         sock = socket.socket()
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             sock.connect(inbound_address(pair))
         quiet.append(sock)
     await asyncio.sleep(0.2)
-    assert pair.arrivals.turned_away == {"strangers_per_source": 50}
+    assert pair.far.plane.turned_away == {"strangers_per_source": 50}
     # The honest peer comes from another address of loopback, as it would from another pod.
     reader, writer = await asyncio.open_connection(
         *inbound_address(pair), local_addr=("127.0.0.2", 0)

@@ -239,7 +239,7 @@ async def test_certificates_are_swapped_while_links_run_and_none_fails(
 
 
 @pytest.mark.fault_row("half-open")
-async def test_a_tunnel_notices_a_peer_that_vanished_by_keepalive_and_user_timeout(
+async def test_a_tunnel_notices_a_peer_that_vanished_by_keepalive(
     start_pair: StartPair, serve: Serve
 ) -> None:
     pair = start_pair(await serve(echo))
@@ -252,4 +252,5 @@ async def test_a_tunnel_notices_a_peer_that_vanished_by_keepalive_and_user_timeo
         every_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
         idle_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
         assert idle_s + probes * every_s <= 30
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
+        # By it Linux would end a link whose reader merely takes its time.
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0

@@ -68,6 +68,7 @@ async def running(channel: Any) -> AsyncIterator[Sidecar]:
 def patient_but_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST_WAIT_S", 0.2)
     monkeypatch.setattr(module, "ANSWER_WITHIN_S", 0.6)
+    monkeypatch.setattr(module, "FIRST_ANSWER_WITHIN_S", 0.6)
     monkeypatch.setattr(module, "ASK_AGAIN_S", 0.05)
     monkeypatch.setattr(module, "HOLD_S", 0.3)
 
@@ -231,6 +232,7 @@ async def test_a_question_that_the_registry_does_not_answer_is_asked_again(
     breaks_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ANSWER_WITHIN_S", 4.0)
+    monkeypatch.setattr(module, "FIRST_ANSWER_WITHIN_S", 4.0)
     servicer = Forgetful(breaks_off=breaks_off)
     async with scripted_by(servicer) as sidecar:
         answers: list[Found | None] = []

@@ -1,0 +1,67 @@
+"""How much of everything one proxy takes. Pure: docs/limits.md lists the same, and a test compares.
+
+What goes over a limit is closed unheard and counted under the limit's name
+(`podlink_connections_turned_away_total`): a record of each would be the flood's next victim.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+KEPT_SOURCES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The defaults; `for_process` fits them to what the kernel gives this process."""
+
+    links: int = 20_000
+    """Open links, both directions together."""
+    strangers: int = 1024
+    """Connections that have not shown who they are yet, in all."""
+    strangers_per_source: int = 128
+    """The same, from one address."""
+    handshakes_per_source: float = 200.0
+    """Full handshakes a second from one address, after a burst of twice as many."""
+    tunnels_per_peer: int = 4096
+    """Tunnels that one address keeps here."""
+    idle_tunnels_per_peer: int = 256
+    """Of those, idle ones: the longest idle go first. A dialler keeps 128."""
+    refused_opens: float = 50.0
+    """Refused OPENs a second of one address, after a burst of four times as many; then its tunnel
+    is closed."""
+
+    @classmethod
+    def for_process(cls, descriptors: int, workers: int = 1) -> "Limits":
+        """With `descriptors` (RLIMIT_NOFILE) to go round. A link takes two, and idle tunnels, the
+        CA, the registry and the collector want some as well."""
+        spare = max(descriptors - 64, 24)
+        base = cls()
+        return cls(
+            links=max(8, min(base.links // workers, spare // 3)),
+            strangers=max(8, min(base.strangers // workers, spare // 4)),
+            strangers_per_source=max(4, min(base.strangers_per_source, spare // 8)),
+        )
+
+
+class Buckets:
+    """A token bucket per source. The sources asked longest ago are forgotten, full again."""
+
+    __slots__ = ("_burst", "_kept", "_rate")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._kept: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Tokens left, and when that was so."""
+
+    def take(self, source: str, now: float) -> bool:
+        """Whether `source` may do it once more; `now` is monotonic."""
+        left, at = self._kept.get(source, (self._burst, now))
+        left = min(self._burst, left + (now - at) * self._rate)
+        if left < 1.0:
+            return False
+        self._kept[source] = (left - 1.0, now)
+        self._kept.move_to_end(source)
+        if len(self._kept) > KEPT_SOURCES:
+            self._kept.popitem(last=False)
+        return True
