@@ -1,16 +1,10 @@
-"""What may reach a terminal. Names and errors in a span were written by others, some of whom would
-like to move the cursor, recolour a denial or forge a line.
-"""
+"""What may reach a terminal."""
 
 import json
 
+from kit.printable import printable
 
-def printable(value: object) -> str:
-    """`value` as text in which every control, format or unassigned character is spelled out."""
-    text = "" if value is None else str(value)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+__all__ = ["printable", "printable_json"]
 
 
 def printable_json(value: object) -> str:

@@ -1,6 +1,6 @@
-"""The review API: links and traces as JSON, for whoever holds the token; /healthz for anybody."""
+"""Port 24114: links and traces as JSON, and the review page, for whoever holds the token or has logged
+in with it; /healthz for anybody."""
 
-import hmac
 import logging
 import re
 from collections.abc import Mapping
@@ -10,13 +10,24 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from traces.config import TracesConfig
+from traces.page.asked import QueryMalformed
+from traces.page.headers import HEADERS
+from traces.page.pages import (
+    MAX_FORM_BYTES,
+    OPEN,
+    READER,
+    TOKEN,
+    add_pages,
+    is_authenticated,
+    login_page,
+    wants_html,
+)
+from traces.page.render import render
 from traces.query import MAX_LINKS, LinkFilter, QueryTooSlow, Reader
 from traces.writer import Writer
 
 TOKEN_HEADER = "X-Podlink-Token"  # noqa: S105 - the name of a header
-_READER = web.AppKey("reader", Reader)
 _WRITER = web.AppKey("writer", Writer)
-_TOKEN_PATH = web.AppKey("token_path", Path)
 _CHOICES = {
     "verdict": frozenset({"allowed", "denied", "audited", "failed"}),
     "security": frozenset({"mtls", "plaintext", "self", "none"}),
@@ -28,47 +39,53 @@ _MAX_NAME = 2048
 _log = logging.getLogger(__name__)
 
 
-class QueryMalformed(ValueError):
-    """A parameter of the question is wrong; the message names it."""
-
-    reason = "query_malformed"
-
-
 def review_app(config: TracesConfig, reader: Reader, writer: Writer) -> web.Application:
-    app = web.Application(middlewares=[_guard])
-    app[_READER], app[_TOKEN_PATH], app[_WRITER] = reader, config.token_path, writer
+    app = web.Application(middlewares=[_guard], client_max_size=MAX_FORM_BYTES)
+    app[READER], app[_WRITER] = reader, writer
+    app[TOKEN] = lambda: _token(config.token_path)
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/api/links", _links)
     app.router.add_get("/api/traces/{trace_id}", _trace)
+    add_pages(app)
     return app
 
 
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Nothing but /healthz without the token; every answer in JSON, none to be kept by a cache."""
-    if request.path != "/healthz" and not _holds_token(request):
-        said = f"send the token of the Secret podlink-traces-token as {TOKEN_HEADER}"
-        return _error(401, "token_refused", said)
-    try:
-        response = await handler(request)
-    except QueryMalformed as e:
-        return _error(400, e.reason, str(e))
-    except QueryTooSlow as e:
-        return _error(503, e.reason, "this takes too long; ask for a shorter time or a namespace")
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    """No data without the token or a session; no answer that a browser may do more with than show."""
+    response = await _answer(request, handler)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
     return response
 
 
-def _holds_token(http: web.Request) -> bool:
-    """Fails closed: no token file, or an empty one, means that nobody does."""
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if not OPEN.fullmatch(request.path) and not is_authenticated(
+        request, TOKEN_HEADER, request.app[TOKEN]()
+    ):
+        if wants_html(request):
+            return login_page(request)
+        said = f"send the token of the Secret podlink-traces-token as {TOKEN_HEADER}"
+        return _error(401, "token_refused", said)
     try:
-        token = http.app[_TOKEN_PATH].read_bytes().strip()
+        return await handler(request)
+    except QueryMalformed as e:
+        return _refused(request, 400, e.reason, str(e))
+    except QueryTooSlow as e:
+        said = "this takes too long; ask for a shorter time or a namespace"
+        return _refused(request, 503, e.reason, said)
+    except web.HTTPException as e:
+        return _refused(request, e.status, "not_found" if e.status == 404 else "refused", e.reason)
+
+
+def _token(path: Path) -> bytes:
+    """Read at each request, so that a new one counts at once. Fails closed: no token file, or an
+    empty one, means that nobody holds it."""
+    try:
+        return path.read_bytes().strip()
     except OSError:
         _log.exception("token file cannot be read")
-        return False
-    said = http.headers.get(TOKEN_HEADER, "").encode("utf-8", "surrogateescape")
-    return bool(token) and hmac.compare_digest(token, said)
+        return b""
 
 
 async def _healthz(http: web.Request) -> web.Response:
@@ -78,7 +95,7 @@ async def _healthz(http: web.Request) -> web.Response:
 
 
 async def _links(http: web.Request) -> web.Response:
-    links = await http.app[_READER].links(read_filter(http.query))
+    links = await http.app[READER].links(read_filter(http.query))
     return web.json_response({"links": links})
 
 
@@ -86,7 +103,7 @@ async def _trace(http: web.Request) -> web.Response:
     trace_id = http.match_info["trace_id"]
     if not _TRACE_ID.fullmatch(trace_id):
         raise QueryMalformed("a trace id is 32 lower-case hex digits")
-    spans = await http.app[_READER].trace(bytes.fromhex(trace_id))
+    spans = await http.app[READER].trace(bytes.fromhex(trace_id))
     if not spans:
         return _error(404, "trace_unknown", "no span of this trace is kept")
     return web.json_response({"spans": spans})
@@ -123,3 +140,10 @@ def _number(name: str, raw: str, *, high: int) -> int:
 def _error(status: int, reason: str, message: str) -> web.Response:
     """In two words of a Kubernetes Status, since the CLI hears us through the API server."""
     return web.json_response({"reason": reason, "message": message}, status=status)
+
+
+def _refused(request: web.Request, status: int, reason: str, message: str) -> web.Response:
+    if not wants_html(request):
+        return _error(status, reason, message)
+    page = render("refused.html", {"title": "Not shown", "said": message, "status": status})
+    return web.Response(text=page, content_type="text/html", status=status)

@@ -64,13 +64,15 @@ class Reader:
 
     async def links(self, wanted: LinkFilter) -> list[Item]:
         """The newest links that fit, newest first; at most `wanted.limit`."""
-        return await self._ask(lambda db: _links(db, wanted, self._clock_ns()))
+        return await self.ask(lambda db: _links(db, wanted, self._clock_ns()))
 
     async def trace(self, trace_id: bytes) -> list[Item]:
         """Every span of one trace, oldest first; empty if there is none."""
-        return await self._ask(lambda db: _trace(db, trace_id))
+        return await self.ask(lambda db: spans_of_trace(db, trace_id))
 
-    async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+    async def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """The answer to a question, asked in a thread. Raises QueryTooSlow at the deadline."""
+
         def answer() -> T:
             with _reading(self._path, self._deadline_s) as db:
                 return question(db)
@@ -108,7 +110,7 @@ def _links(db: sqlite3.Connection, wanted: LinkFilter, now_ns: int) -> list[Item
         scanned += len(page)
         traces = set(page) - seen
         seen |= traces
-        found.extend(item for item in join(_link_spans(db, traces)) if _fits(item, wanted))
+        found.extend(item for item in join(spans_of_links(db, traces)) if _fits(item, wanted))
     found.sort(key=lambda item: int(str(item["start_unix_ns"])), reverse=True)
     return found[: wanted.limit]
 
@@ -185,7 +187,8 @@ def _fits(item: Item, wanted: LinkFilter) -> bool:
     )
 
 
-def _link_spans(db: sqlite3.Connection, traces: set[bytes]) -> Iterator[LinkSpan]:
+def spans_of_links(db: sqlite3.Connection, traces: set[bytes]) -> Iterator[LinkSpan]:
+    """The spans of links in these traces, for `join`."""
     for trace_id in traces:
         rows = db.execute(
             "SELECT span FROM spans WHERE trace_id = ? AND direction IS NOT NULL ORDER BY id LIMIT ?",
@@ -209,7 +212,8 @@ def link_span(span: Span) -> LinkSpan:
     )
 
 
-def _trace(db: sqlite3.Connection, trace_id: bytes) -> list[Item]:
+def spans_of_trace(db: sqlite3.Connection, trace_id: bytes) -> list[Item]:
+    """Every span of one trace, oldest first, as JSON can say it."""
     rows = db.execute(
         "SELECT span, resources.resource, sender, received_ns FROM spans LEFT JOIN resources "
         "ON spans.resource = resources.id "
