@@ -5,6 +5,7 @@
 #   make bench    against Envoy and HAProxy in one run
 #   make threats  each row of the threat model with its tests
 #   make fuzz     the parsers under Hypothesis, longer
+#   make soak     what takes minutes: long rotations and outages under load
 #   make gen      code from proto/*.proto
 #   make docs     the picture of the demo, drawn anew; and whether pages and code agree
 #   make lock     requirements/*.lock from pyproject.toml
@@ -14,7 +15,7 @@ READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 SOURCES := kit certs proto policy registry sidecar injector traces local cli
 
-.PHONY: demo test check bench fuzz gen docs threats lock clean
+.PHONY: demo test check bench fuzz soak gen docs threats lock clean
 
 $(READY): requirements/dev.lock pyproject.toml scripts/venv.sh
 	@sh scripts/venv.sh .venv requirements/dev.lock
@@ -46,6 +47,9 @@ bench: $(BENCH_READY)
 
 fuzz: $(READY)
 	HYPOTHESIS_PROFILE=deep $(PY) -m pytest --timeout 1800 tests/sidecar/wire tests/policy tests/certs/trust tests/injector $(ARGS)
+
+soak: $(READY)
+	$(PY) -m pytest -m soak $(ARGS)
 
 gen: $(READY)
 	$(PY) scripts/gen.py
