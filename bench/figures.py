@@ -50,6 +50,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("p99_added", "p99 added at 1,000 requests/s", "us", of_envoy=1.0),
     Kind("memory_idle", "Resident memory, idle", "MiB", of_envoy=0.65, absolute=45.0),
     Kind("memory_idle_anonymous", "of it anonymous", "MiB"),
+    Kind("memory_loaded", "Resident memory after all loads", "MiB"),
     Kind("memory_per_link", "Memory per idle open link", "KiB", absolute=20.0),
     Kind("seconds_to_ready", "Process start to listening", "s", absolute=0.5),
     Kind("syscalls_per_request", "System calls per request", "1"),

@@ -35,13 +35,15 @@ import socket
 from pathlib import Path
 
 from bench.certificates import FAR_IDENTITY, NEAR_IDENTITY
-from certs.client.ca import CaClient  # noqa: F401 - likewise
+from certs.trust.bans import Guard
 from certs.trust.contexts import TlsMaterial
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidChecker
 from kit.clock import monotonic
+from kit.tasks import spawn, stop
 from policy.rules import Policy, PolicySet, Rule, Source
 from sidecar import sockets
+from sidecar.__main__ import main as pod_main  # noqa: F401 - all that a pod's sidecar imports
 from sidecar.contract import ALPN
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
@@ -50,10 +52,16 @@ from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.poller import DataLoop, poller_of
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.watch import Watch
+from sidecar.denials import Denials
 from sidecar.directory import Answer, Found, Own, Workload
+from sidecar.lag import LoopLag
+from sidecar.metrics.links import LinkMeter
+from sidecar.resident import let_go_of_the_start
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.telemetry.resource import PodResource
+
+SETTLED_AFTER_S = 0.5
 
 
 def arguments() -> argparse.Namespace:
@@ -120,6 +128,12 @@ def trust(folder: Path, own: str, identity: str) -> Trust:
     )
 
 
+async def settle() -> None:
+    """As `sidecar.app` does, with less patience: the bench looks at the memory after a second."""
+    await asyncio.sleep(SETTLED_AFTER_S)
+    let_go_of_the_start()
+
+
 async def run(args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -136,8 +150,8 @@ async def run(args: argparse.Namespace) -> None:
         poller=poller,
         own=Own("bench", own, own, frozenset({"192.0.2.1"})),
         directory=StaticDirectory(),
-        verify=SvidChecker("cluster.local"),
-        report=exporter.report,
+        verify=Guard(SvidChecker("cluster.local")),
+        report=LinkMeter(Denials(exporter.report).report).report,
         pool=Pool(poller, monotonic),
         trust=trust(Path(args.certs), own, identity),
         policy=POLICIES,
@@ -156,7 +170,11 @@ async def run(args: argparse.Namespace) -> None:
         poller, sockets.listen(*address(args.listen)), accepted if near else arrivals.accepted
     )
     exporter.start()
+    lag = LoopLag(loop)
+    settling = spawn(settle(), name="settle")
     await stopping.wait()
+    await stop(settling)
+    lag.close()
     listener.close()
     watch.close()
     plane.pool.close()

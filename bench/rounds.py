@@ -122,6 +122,9 @@ class Bench:
             for load in (self._requests, self._connections, self._bulk, *latencies):
                 for proxy in order:
                     load(proxy)
+        for proxy in self._proxies:
+            if pids := proxy.pids():
+                self._note("memory_loaded", proxy, memory(pids).resident)
         self._add_latencies()
 
     def stop(self) -> None:

@@ -30,6 +30,7 @@ from sidecar.metrics.collect import ControlFacts, of_carrier, of_control
 from sidecar.metrics.families import CONTENT_TYPE, text
 from sidecar.pages import Answer, Request
 from sidecar.probes.table import ProbeTable
+from sidecar.resident import let_go_of_the_start
 from sidecar.telemetry.access import AccessLog
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
@@ -40,6 +41,8 @@ _REGISTRY_OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 """A replica that is gone without a word is left for another within 17 s; one that hangs up, at once."""
+_SETTLED_AFTER_S: Final = 3.0
+"""After the first word of the registry: by then the app's start-up connections are made."""
 _log = logging.getLogger(__name__)
 
 
@@ -106,6 +109,7 @@ class Sidecar:
         working = [
             spawn(self._source.run(), name="certificates"),
             spawn(self._talk_to_registry(), name="registry"),
+            spawn(self._settle(), name="settle"),
         ]
         if self._capture is not None:
             working.append(spawn(self._capture.run(), name="capture canary"))
@@ -127,6 +131,12 @@ class Sidecar:
     async def _talk_to_registry(self) -> None:
         await self._source.wait_ready()
         await self._registry.run()
+
+    async def _settle(self) -> None:
+        """Once the start is over, keep no more resident than what serving needs."""
+        await self._registry.ready.wait()
+        await asyncio.sleep(_SETTLED_AFTER_S)
+        _log.info("start is over", extra={"let_go_kib": let_go_of_the_start()})
 
     def _settings_came(self, settings: pb.PodSettings) -> None:
         """Raises NotUnderstood, with nothing changed."""

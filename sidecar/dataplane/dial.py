@@ -22,6 +22,9 @@ from sidecar.wire.session import Role
 
 CONNECT_TIMEOUT_S: Final = 1.0
 """Inside a cluster a pod answers in milliseconds or is gone."""
+APP_TIMEOUT_S: Final = 5.0
+"""An app with a short queue of waiting connections drops our SYN in a burst, and the kernel asks again
+after 1 s and after 3 s. A port where nobody listens answers at once."""
 EXTERNAL_TIMEOUT_S: Final = 10.0
 
 

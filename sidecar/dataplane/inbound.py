@@ -12,7 +12,7 @@ from certs.trust.facts import LeafFacts
 from policy.judge import Permit
 from sidecar.authorise import authorise
 from sidecar.dataplane.context import Plane
-from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Connect
+from sidecar.dataplane.dial import APP_TIMEOUT_S, Connect
 from sidecar.dataplane.kept import Kept
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
@@ -215,7 +215,7 @@ class InboundLink:
         """To the address that was dialled, then to loopback if the app declares the port: it may
         listen there alone."""
         ip = self._keeper.to[0]
-        connect = Connect(self._plane, ip, permit.port, CONNECT_TIMEOUT_S, self._app_answered)
+        connect = Connect(self._plane, ip, permit.port, APP_TIMEOUT_S, self._app_answered)
         if connect.pending:
             self._hold(connect)
 
@@ -228,7 +228,7 @@ class InboundLink:
             return self._loopback_answered(None, error)
         ip = loopback_of(self._keeper.to[0])
         connect = Connect(
-            self._plane, ip, self._permit.port, CONNECT_TIMEOUT_S, self._loopback_answered
+            self._plane, ip, self._permit.port, APP_TIMEOUT_S, self._loopback_answered
         )
         if connect.pending:
             self._hold(connect)

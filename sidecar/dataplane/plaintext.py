@@ -5,7 +5,7 @@ import socket
 from certs.trust.facts import LeafFacts
 from policy.judge import Permit
 from sidecar.dataplane.context import Plane
-from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, Answered, Connect
+from sidecar.dataplane.dial import APP_TIMEOUT_S, Answered, Connect
 from sidecar.dataplane.inbound import permitted
 from sidecar.dataplane.splice import RawSplice
 from sidecar.directory import EXTERNAL, Found, Workload
@@ -72,7 +72,7 @@ class PlaintextLink:
             self.record.source_pod = found.pod
 
     def _try(self, ip: str, answered: Answered) -> None:
-        connect = Connect(self._plane, ip, self._to[1], CONNECT_TIMEOUT_S, answered)
+        connect = Connect(self._plane, ip, self._to[1], APP_TIMEOUT_S, answered)
         if connect.pending:
             self._connect = connect
 
