@@ -55,7 +55,7 @@ class Sidecar:
         source: SvidSource,
     ) -> None:
         self._loop, self._config, self._source = loop, config, source
-        self._exporter = LinkExporter(telemetry)
+        self._exporter = LinkExporter(telemetry, source)
         self._access = AccessLog(self._exporter.report, telemetry.access_log)
         self._tap = Tap(Denials(self._access.report).report)
         self._channel = RenewingChannel(source, config.registry_address, options=_REGISTRY_OPTIONS)

@@ -6,11 +6,11 @@ ones, and both over PODLINK_OTLP_ENDPOINT. What cannot be obeyed is refused, nev
 """
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 from kit.settings import ConfigInvalid, Settings
-from sidecar.contract import OTLP_GRPC_PORT
+from sidecar.contract import OTLP_GRPC_PORT, OTLP_HTTP_PORT
 from sidecar.telemetry.access import Which
 from sidecar.telemetry.resource import PodResource
 
@@ -24,12 +24,20 @@ _SAMPLERS = frozenset(
 @dataclass(frozen=True, kw_only=True)
 class TelemetryConfig:
     endpoint: str = ""
-    """`host:port` of an OTLP/gRPC receiver. Empty: no spans are kept or sent."""
+    """`host:port` of an OTLP receiver. Empty: no spans are kept or sent."""
+    protocol: Literal["grpc", "http"] = "grpc"
+    path: str = "/v1/traces"
+    """Of an OTLP/HTTP receiver."""
     plaintext: bool = False
-    """Speak to the collector without TLS: an `http://` endpoint, or PODLINK_OTLP_ENDPOINT's bare
-    `host:port`, which names podlink's own store."""
+    """Insecure. Speak to the collector without TLS: an `http://` endpoint, or
+    PODLINK_INSECURE_OTLP."""
+    workload_tls: bool = False
+    """Mutual TLS with the workload's leaf, as podlink's own store wants it: PODLINK_OTLP_ENDPOINT
+    names one by a bare `host:port`."""
     ca_path: str = ""
-    """PEM roots for a TLS endpoint; empty: those that gRPC brings along."""
+    """PEM roots for a TLS endpoint; empty: those that the library brings along."""
+    client_cert_path: str = ""
+    client_key_path: str = ""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Metadata sent with each export. May hold a credential: never logged."""
     gzip: bool = False
@@ -56,10 +64,8 @@ class TelemetryConfig:
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Raises ConfigInvalid, naming the variable."""
-        endpoint, plaintext = _endpoint(settings)
-        protocol = _otlp(settings, "PROTOCOL")
-        if endpoint and protocol not in ("", "grpc"):
-            raise ConfigInvalid(f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, not {protocol!r}")
+        protocol = _protocol(settings)
+        where = _endpoint(settings, protocol)
         compression = _otlp(settings, "COMPRESSION")
         if compression not in ("", "none", "gzip"):
             raise ConfigInvalid(
@@ -67,9 +73,14 @@ class TelemetryConfig:
             )
         room = settings.integer("OTEL_BSP_MAX_QUEUE_SIZE", cls.allowed_room, low=16, high=1 << 20)
         return cls(
-            endpoint=endpoint,
-            plaintext=plaintext,
+            endpoint=where.endpoint,
+            protocol=protocol,
+            path=where.path,
+            plaintext=where.plaintext,
+            workload_tls=where.workload_tls,
             ca_path=_otlp(settings, "CERTIFICATE"),
+            client_cert_path=_otlp(settings, "CLIENT_CERTIFICATE"),
+            client_key_path=_otlp(settings, "CLIENT_KEY"),
             headers=_headers(settings),
             gzip=compression == "gzip",
             timeout_s=_milliseconds(settings, _otlp_name(settings, "TIMEOUT"), cls.timeout_s),
@@ -103,28 +114,63 @@ def _otlp(settings: Settings, name: str) -> str:
     return settings.optional(_otlp_name(settings, name)) or ""
 
 
-def _endpoint(settings: Settings) -> tuple[str, bool]:
+def _protocol(settings: Settings) -> Literal["grpc", "http"]:
+    match _otlp(settings, "PROTOCOL"):
+        case "" | "grpc":
+            return "grpc"
+        case "http/protobuf":
+            return "http"
+        case other:
+            raise ConfigInvalid(
+                f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf, not {other[:64]!r}"
+            )
+
+
+class _Where(NamedTuple):
+    endpoint: str = ""
+    path: str = "/v1/traces"
+    plaintext: bool = False
+    workload_tls: bool = False
+
+
+def _endpoint(settings: Settings, protocol: str) -> _Where:
     if settings.optional("OTEL_SDK_DISABLED") and settings.flag("OTEL_SDK_DISABLED"):
-        return "", False
+        return _Where()
     name = _otlp_name(settings, "ENDPOINT")
-    bare_is_plaintext = _otlp(settings, "INSECURE") == "true"
-    if not settings.optional(name):
-        name, bare_is_plaintext = "PODLINK_OTLP_ENDPOINT", True
+    ours = not settings.optional(name)
+    if ours:
+        name = "PODLINK_OTLP_ENDPOINT"
     value = settings.optional(name)
+    insecure = settings.flag("PODLINK_INSECURE_OTLP")
     if value is None:
-        return "", False
+        return _Where()
     scheme = value.partition("://")[0] if "://" in value else ""
+    wanted = ConfigInvalid(f"{name} must be host:port, http:// or https://, not {value[:256]!r}")
     if scheme not in ("", "http", "https"):
-        raise ConfigInvalid(f"{name} must be host:port, http:// or https://, not {value[:256]!r}")
+        raise wanted
     try:
         parts = urlsplit(value if scheme else f"//{value}")
-        host, port = parts.hostname, parts.port or OTLP_GRPC_PORT
+        host, port = parts.hostname, parts.port
     except ValueError:
-        host, port, parts = None, 0, urlsplit("")
-    if not host or parts.username is not None or parts.path not in ("", "/") or parts.query:
-        raise ConfigInvalid(f"{name} must be host:port, http:// or https://, not {value[:256]!r}")
+        raise wanted from None
+    path = parts.path.rstrip("/")
+    named_path = bool(path) and (protocol == "grpc" or not path.isascii() or " " in path)
+    if not host or parts.username is not None or named_path or parts.query:
+        raise wanted
+    port = port or (OTLP_GRPC_PORT if protocol == "grpc" else OTLP_HTTP_PORT)
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return target, bare_is_plaintext if not scheme else scheme == "http"
+    if not name.startswith("OTEL_EXPORTER_OTLP_TRACES_"):
+        path += "/v1/traces"
+    if ours and not scheme:
+        if protocol != "grpc":
+            raise ConfigInvalid(
+                f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc for podlink's own store at {name}"
+            )
+        return _Where(target, path, insecure, not insecure)
+    if ours and scheme == "http" and not insecure:
+        raise ConfigInvalid(f"{name} asks for plaintext: that takes PODLINK_INSECURE_OTLP=true")
+    plaintext = scheme == "http" if scheme else _otlp(settings, "INSECURE") == "true"
+    return _Where(target, path or "/", plaintext)
 
 
 def _headers(settings: Settings) -> tuple[tuple[str, str], ...]:

@@ -12,12 +12,9 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-import grpc
-
-from certs.client.source import Svid
+from certs.client.source import Svid, SvidSource
 from certs.evidence.chain import Chain, Signed, statement
 from certs.evidence.signed import WorkloadSigner
 from kit.backoff import Backoff
@@ -34,27 +31,14 @@ from sidecar.telemetry.encode import (
     framed,
 )
 from sidecar.telemetry.queues import RecordQueues, is_ordinary
+from sidecar.telemetry.senders import SendFailed, sender_for
 
-_EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _SLICE = 32
 """Records encoded before other work of the loop has its turn: half a millisecond at worst."""
 _MAX_REQUEST_BYTES = 1 << 20
 """A quarter of what a gRPC server takes by default."""
 _REDIAL_AFTER = 3
 """Time-outs in a row after which the connection is given up: a node that vanished sends no RST."""
-_TRANSIENT = frozenset(
-    {
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DATA_LOSS,
-    }
-)
-"""What the OTLP specification calls retryable; anything else would fail again."""
-
 _RECORDS_PER_CHECKPOINT = 1000
 _CHECKPOINT_EVERY_NS = 30 * 10**9
 _ALSO_TOLD = frozenset({"reported", "sampled_out", "unencodable"})
@@ -82,6 +66,7 @@ class LinkExporter:
     def __init__(
         self,
         config: TelemetryConfig,
+        source: SvidSource | None = None,
         *,
         clock_ns: Callable[[], int] = unix_ns,
         backoff: Backoff | None = None,
@@ -101,7 +86,7 @@ class LinkExporter:
         self._samples = config.ratio < 1.0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._channel: grpc.aio.Channel | None = None
+        self._sender = sender_for(config, source)
         self._spans: list[bytes] = []
         self._pending: _Batch | None = None
         self._timeouts = 0
@@ -177,9 +162,7 @@ class LinkExporter:
             self._dropped_export += len(self._spans)
             self._spans = []
             self._queues.drop_all()
-            channel, self._channel = self._channel, None
-            if channel is not None:
-                await channel.close(None)
+            await self._sender.close()
 
     @property
     def encoding(self) -> int:
@@ -285,19 +268,9 @@ class LinkExporter:
 
     async def _attempt(self, batch: _Batch) -> bool:
         """Send once. True if the batch is done with: taken, or refused for good."""
-        if self._channel is None:
-            try:
-                self._channel = await _connect(self._config)
-            except OSError as e:
-                self._export_failures += 1
-                _log.warning("cannot read the collector's CA file", extra={"error": str(e)})
-                return False
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(_EXPORT)
         try:
-            answer = await call(
-                batch.payload, timeout=self._config.timeout_s, metadata=self._config.headers or None
-            )
-        except grpc.aio.AioRpcError as e:
+            answer = await self._sender.send(batch.payload)
+        except SendFailed as e:
             return await self._failed(batch, e)
         self._timeouts = 0
         self._backoff.reset()
@@ -308,19 +281,18 @@ class LinkExporter:
         self._exported += batch.spans - rejected
         return True
 
-    async def _failed(self, batch: _Batch, error: grpc.aio.AioRpcError) -> bool:
+    async def _failed(self, batch: _Batch, error: SendFailed) -> bool:
         self._export_failures += 1
-        code = error.code()
         if self._backoff.failures == 0:  # once per outage, not once per attempt
             _log.warning(
                 "collector does not take spans",
-                extra={"endpoint": self._config.endpoint, "code": code.name},
+                extra={"endpoint": self._config.endpoint, "code": error.code},
             )
-        self._timeouts = self._timeouts + 1 if code is grpc.StatusCode.DEADLINE_EXCEEDED else 0
-        if self._timeouts >= _REDIAL_AFTER and self._channel is not None:
-            channel, self._channel, self._timeouts = self._channel, None, 0
-            await channel.close(None)
-        if code in _TRANSIENT:
+        self._timeouts = self._timeouts + 1 if error.timed_out else 0
+        if self._timeouts >= _REDIAL_AFTER:
+            self._timeouts = 0
+            await self._sender.redial()
+        if error.transient:
             return False
         self._pending = None
         self._dropped_export += batch.spans
@@ -338,20 +310,3 @@ def _rejected_spans(answer: bytes) -> int:
     except DecodeError:
         return 0
     return max(0, int(said.rejected_spans))
-
-
-async def _connect(config: TelemetryConfig) -> grpc.aio.Channel:
-    options = (
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.use_local_subchannel_pool", 1),  # or a new channel gets the old, dead connection
-        ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 5000),
-    )
-    compression = grpc.Compression.Gzip if config.gzip else grpc.Compression.NoCompression
-    if config.plaintext:
-        return grpc.aio.insecure_channel(config.endpoint, options, compression)
-    roots = None
-    if config.ca_path:
-        roots = await asyncio.to_thread(Path(config.ca_path).read_bytes)
-    credentials = grpc.ssl_channel_credentials(roots)
-    return grpc.aio.secure_channel(config.endpoint, credentials, options, compression)

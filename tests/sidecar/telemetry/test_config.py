@@ -17,12 +17,16 @@ def test_nothing_set_means_no_spans() -> None:
 OTEL = "OTEL_EXPORTER_OTLP_ENDPOINT"
 OTEL_TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 OURS = "PODLINK_OTLP_ENDPOINT"
+INSECURE = "PODLINK_INSECURE_OTLP"
+HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
 
 
 @pytest.mark.parametrize(
     ("env", "endpoint", "plaintext"),
     [
-        ({OURS: "traces.podlink-system.svc:4317"}, "traces.podlink-system.svc:4317", 1),
+        ({OURS: "traces.podlink-system.svc:4317"}, "traces.podlink-system.svc:4317", 0),
+        ({OURS: "traces:4317", INSECURE: "true"}, "traces:4317", 1),
+        ({OURS: "http://traces:4317", INSECURE: "true"}, "traces:4317", 1),
         ({OURS: "https://otel.example:443"}, "otel.example:443", 0),
         ({OTEL: "http://otel:4317/"}, "otel:4317", 1),
         ({OTEL: "otel:4317"}, "otel:4317", 0),
@@ -50,7 +54,11 @@ def test_the_most_specific_endpoint_counts(
         ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "no-equals-sign"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "a=%0d%0ab: c"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),  # the endpoint is our own store
+        ("PODLINK_OTLP_ENDPOINT", "http://traces:4317"),  # plaintext by a value alone
+        ("PODLINK_INSECURE_OTLP", "yes"),
+        ("PODLINK_ACCESS_LOG", "some"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "ten"),
         ("OTEL_RESOURCE_ATTRIBUTES", "novalue"),
@@ -91,3 +99,26 @@ def test_the_pod_is_named_by_its_service_account_and_nobody_else_can_rename_it()
     assert attributes["team"] == "a b"
     unnamed = config_from(**{**pod, "POD_SERVICE_ACCOUNT": "default"})
     assert unnamed.resource.attributes()["service.name"] == "api-1"
+
+
+def test_our_own_store_is_reached_by_mutual_tls_unless_a_setting_says_insecure() -> None:
+    assert config_from(**{OURS: "traces:4317"}).workload_tls
+    assert not config_from(**{OURS: "traces:4317", INSECURE: "true"}).workload_tls
+    assert not config_from(**{OURS: "https://traces:4317"}).workload_tls
+    assert not config_from(**{OTEL: "traces:4317"}).workload_tls
+
+
+@pytest.mark.parametrize(
+    ("env", "endpoint", "path"),
+    [
+        ({OTEL: "http://otel"}, "otel:4318", "/v1/traces"),
+        ({OTEL: "https://otel:443/otlp/"}, "otel:443", "/otlp/v1/traces"),
+        ({OTEL_TRACES: "https://otel/custom"}, "otel:4318", "/custom"),
+        ({OTEL_TRACES: "https://otel"}, "otel:4318", "/"),
+    ],
+)
+def test_over_http_the_general_endpoint_is_a_base_and_the_one_for_traces_is_taken_as_it_is(
+    env: dict[str, str], endpoint: str, path: str
+) -> None:
+    config = config_from(**HTTP, **env)
+    assert (config.protocol, config.endpoint, config.path) == ("http", endpoint, path)
