@@ -4,15 +4,15 @@ import logging
 from dataclasses import dataclass
 from typing import Self
 
-import grpc
 from aiohttp import web
 
+from certs.client.ca import CaClient
+from certs.client.source import SvidSource
 from kit.settings import ConfigInvalid
 from traces.api import review_app
 from traces.config import TracesConfig
 from traces.query import Reader
-from traces.receive_grpc import start_grpc
-from traces.receive_http import receiver_app
+from traces.receivers import Receivers
 from traces.schema import StoreUnusable
 from traces.writer import Writer
 
@@ -24,15 +24,16 @@ class TraceStore:
     """A running store and the ports that it listens on."""
 
     writer: Writer
-    grpc_server: grpc.aio.Server
-    runners: tuple[web.AppRunner, ...]
-    grpc_port: int
-    http_port: int
+    receivers: Receivers
+    reviewer: web.AppRunner
     review_port: int
 
     @classmethod
-    async def start(cls, config: TracesConfig) -> Self:
-        """Raises ConfigInvalid if the file, the token or a port is unusable."""
+    async def start(cls, config: TracesConfig, source: SvidSource | None = None) -> Self:
+        """Raises ConfigInvalid if the file, the token or a port is unusable. `source` lends the
+        certificate; without one it is asked of the CA that the configuration names."""
+        if config.mesh is None and not config.allow_unknown_senders:
+            raise ConfigInvalid("senders are unknown: that takes PODLINK_INSECURE_OTLP=true")
         try:
             if not config.token_path.read_bytes().strip():
                 raise ConfigInvalid(f"PODLINK_TRACES_TOKEN_FILE {config.token_path} is empty")
@@ -42,30 +43,29 @@ class TraceStore:
         except StoreUnusable as e:
             raise ConfigInvalid(f"PODLINK_TRACES_DB: {e}") from e
         writer.start()
+        if source is None and config.mesh is not None:
+            mesh = config.mesh
+            source = CaClient(mesh.ca_address, mesh.token_path, mesh.bundle_path, mesh.trust_domain)
+        receivers = Receivers(config, writer, source)
         try:
-            return await cls._listen(config, writer)
+            reviewer, review_port = await _listen(
+                review_app(config, Reader(config.db_path), writer), config, config.review_port
+            )
+            await receivers.start()
         except (OSError, RuntimeError) as e:  # gRPC says RuntimeError for a taken port
+            await receivers.stop()
             await writer.stop()
             raise ConfigInvalid(f"cannot listen: {e}") from e
-
-    @classmethod
-    async def _listen(cls, config: TracesConfig, writer: Writer) -> Self:
-        receiver, http_port = await _listen(receiver_app(config, writer), config, config.http_port)
-        reviewer, review_port = await _listen(
-            review_app(config, Reader(config.db_path), writer), config, config.review_port
-        )
-        grpc_server, grpc_port = await start_grpc(config, writer)
         _log.info(
             "trace store is ready",
-            extra={"grpc": grpc_port, "http": http_port, "review": review_port},
+            extra={"review": review_port, "senders": "unknown" if source is None else "mutual TLS"},
         )
-        return cls(writer, grpc_server, (receiver, reviewer), grpc_port, http_port, review_port)
+        return cls(writer, receivers, reviewer, review_port)
 
     async def stop(self) -> None:
         """Stop taking, write what was taken, close the file."""
-        await self.grpc_server.stop(2.0)
-        for runner in self.runners:
-            await runner.cleanup()
+        await self.receivers.stop()
+        await self.reviewer.cleanup()
         await self.writer.stop()
 
 

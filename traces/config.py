@@ -4,12 +4,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from kit.settings import Settings
+from certs.names import CA_ACCOUNT
+from certs.trust.identity import IdentityMalformed, WorkloadIdentity
+from kit.settings import ConfigInvalid, Settings
 
 OTLP_GRPC_PORT = 4317
 OTLP_HTTP_PORT = 4318
 REVIEW_PORT = 24114
 _MIB = 1 << 20
+_SECRETS = "/var/run/secrets/podlink"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the store gets its certificate, and whom it believes."""
+
+    trust_domain: str
+    ca_address: str
+    token_path: Path
+    bundle_path: Path
+    ca: WorkloadIdentity
+    """Who alone may tell of certificates."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        namespace = settings.text("PODLINK_SYSTEM_NAMESPACE", "podlink-system")
+        domain = settings.text("PODLINK_TRUST_DOMAIN", "cluster.local")
+        try:
+            ca = WorkloadIdentity(domain, namespace, CA_ACCOUNT)
+        except IdentityMalformed as e:
+            raise ConfigInvalid(
+                f"PODLINK_TRUST_DOMAIN and PODLINK_SYSTEM_NAMESPACE make no identity: {e}"
+            ) from e
+        return cls(
+            trust_domain=domain,
+            ca_address=settings.text("PODLINK_CA_ADDRESS", f"{CA_ACCOUNT}.{namespace}.svc:24110"),
+            token_path=settings.path("PODLINK_TOKEN_PATH", f"{_SECRETS}/token/token"),
+            bundle_path=settings.path("PODLINK_BUNDLE_PATH", f"{_SECRETS}/bundle/root.pem"),
+            ca=ca,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +50,11 @@ class TracesConfig:
     db_path: Path
     token_path: Path
     """The review API's shared token. Read at each request, so that a new one counts at once."""
+    mesh: MeshConfig | None = None
+    """Spans come over mutual TLS, and each sender tells of itself alone."""
+    allow_unknown_senders: bool = False
+    """Insecure (PODLINK_INSECURE_OTLP): without `mesh`, anybody who reaches the ports may write
+    anything."""
     host: str = ""
     """One address to listen on; empty: all, of both families."""
     grpc_port: int = OTLP_GRPC_PORT
@@ -34,7 +72,10 @@ class TracesConfig:
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Raises ConfigInvalid, naming the variable."""
+        insecure = settings.flag("PODLINK_INSECURE_OTLP")
         return cls(
+            mesh=None if insecure else MeshConfig.from_settings(settings),
+            allow_unknown_senders=insecure,
             db_path=settings.path("PODLINK_TRACES_DB"),
             token_path=settings.path("PODLINK_TRACES_TOKEN_FILE"),
             host=settings.optional("PODLINK_TRACES_HOST") or "",

@@ -14,12 +14,17 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from certs.trust.bans import Banned
+from certs.trust.svid import SvidRefused
 from traces.config import TracesConfig
-from traces.receive_grpc import answer
+from traces.receive_grpc import Refusals, answer
+from traces.secured import Secured
 from traces.writer import StoreBusy, StoreFailed, Writer
 
 _PROTOBUF, _JSON = "application/x-protobuf", "application/json"
 _WRITER = web.AppKey("writer", Writer)
+_SECURED = web.AppKey[Secured | None]("secured")
+_REFUSALS = web.AppKey("refusals", Refusals)
 _IDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 _MAX_DEPTH = 64
 
@@ -30,14 +35,23 @@ class RequestMalformed(ValueError):
     reason = "request_malformed"
 
 
-def receiver_app(config: TracesConfig, writer: Writer) -> web.Application:
+def receiver_app(
+    config: TracesConfig, writer: Writer, secured: Secured | None = None
+) -> web.Application:
     app = web.Application(client_max_size=config.max_request_bytes)
-    app[_WRITER] = writer
+    app[_WRITER], app[_SECURED], app[_REFUSALS] = writer, secured, Refusals()
     app.router.add_post("/v1/traces", _export)
     return app
 
 
 async def _export(http: web.Request) -> web.Response:
+    secured, sender = http.app[_SECURED], ""
+    if secured is not None:
+        try:
+            sender = secured.of_request(http)
+        except (SvidRefused, Banned) as e:
+            http.app[_REFUSALS].log("sender refused", str(e), 1)
+            return _refusal(http, 401, "show the leaf of a workload")
     kind = http.content_type
     if kind not in (_PROTOBUF, _JSON):
         return _refusal(http, 415, f"content type must be {_PROTOBUF} or {_JSON}")
@@ -50,11 +64,13 @@ async def _export(http: web.Request) -> web.Response:
     except RequestMalformed as e:
         return _refusal(http, 400, str(e))
     try:
-        rejected = await http.app[_WRITER].write(request)
+        rejected = await http.app[_WRITER].write(request, sender)
     except StoreBusy:
         return _refusal(http, 429, "the store is behind", {"Retry-After": "1"})
     except StoreFailed:
         return _refusal(http, 503, "the store cannot write", {"Retry-After": "5"})
+    if rejected:
+        http.app[_REFUSALS].log("spans refused", sender, rejected)
     return _answer(kind, answer(rejected))
 
 

@@ -6,7 +6,7 @@ and a span with impossible ids is refused, alone.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,8 +26,8 @@ _MAX_INT64 = (1 << 63) - 1
 LINK, LINK_OPENED = "link", "link opened"
 ISSUED, REFUSED, BANNED = "certificate issued", "certificate refused", "certificate banned"
 LINK_NAMES = frozenset({LINK, LINK_OPENED})
-CERTIFICATE_NAMES = frozenset({ISSUED, REFUSED, BANNED})
-_READ = LINK_NAMES | CERTIFICATE_NAMES | {CHECKPOINT}
+LEDGER = frozenset({ISSUED, REFUSED, BANNED})
+_READ = LINK_NAMES | LEDGER | {CHECKPOINT}
 
 
 class EdgeKey(NamedTuple):
@@ -112,8 +112,15 @@ class Rows:
     rejected: int
 
 
-def rows_of(request: ExportTraceServiceRequest, sender: str = "") -> Rows:
-    """Every span of the request. `sender` is the identity that the connection proved, or empty."""
+Believes = Callable[[str, str, SpanRow], bool]
+"""May this sender say this? By sender, the resource's namespace, and the row (`traces.vouch`)."""
+
+
+def rows_of(
+    request: ExportTraceServiceRequest, sender: str = "", believes: Believes | None = None
+) -> Rows:
+    """Every span of the request that may be kept. `sender` is the identity that the connection
+    proved, or empty; without `believes` anybody may say anything."""
     found: list[ResourceRows] = []
     rejected = 0
     for resource_spans in request.resource_spans:
@@ -121,12 +128,19 @@ def rows_of(request: ExportTraceServiceRequest, sender: str = "") -> Rows:
         if len(resource) > MAX_SPAN_BYTES:
             resource = b""
         digest = _digest(sender.encode() + b"\0" + resource)
+        namespace = ""
+        if believes is not None:
+            namespace = _text_of(resource_spans.resource.attributes, "k8s.namespace.name")
         rows = []
         for span in _spans_of(resource_spans):
             if len(span.trace_id) != 16 or len(span.span_id) != 8:
                 rejected += 1
                 continue
-            rows.append(_row(span, digest))
+            row = _row(span, digest)
+            if believes is not None and not believes(sender, namespace, row):
+                rejected += 1
+                continue
+            rows.append(row)
         found.append(ResourceRows(digest, resource, sender, rows))
     return Rows(found, rejected)
 
@@ -157,7 +171,7 @@ def _row(span: Span, resource_digest: bytes) -> SpanRow:
             edge, way = _edge(texts, numbers), _way(texts)
         else:
             direction = ""
-    elif name in CERTIFICATE_NAMES:
+    elif name in LEDGER:
         certificate = _certificate(name, texts, end_ns)
     return SpanRow(
         _digest(resource_digest + blob),
@@ -291,6 +305,10 @@ def _read(attributes: Iterable[KeyValue], texts: dict[str, str], numbers: dict[s
             texts[attribute.key] = text.replace("\0", "\ufffd") if "\0" in text else text
         elif kind == "int_value":
             numbers[attribute.key] = value.int_value
+
+
+def _text_of(attributes: Iterable[KeyValue], name: str) -> str:
+    return next((a.value.string_value for a in attributes if a.key == name), "")
 
 
 def _namespace(pod: str | None, identity: str | None) -> str:

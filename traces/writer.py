@@ -21,6 +21,7 @@ from traces.insert import Inserter
 from traces.retention import Retention
 from traces.rows import rows_of
 from traces.schema import open_for_writing
+from traces.vouch import Voucher
 
 _MAX_GROUP_BYTES = 4 << 20
 _SWEEP_EVERY_S = 10.0
@@ -62,6 +63,7 @@ class Writer:
         self._config, self._clock_ns, self._sweep_every_s = config, clock_ns, sweep_every_s
         self._db = open_for_writing(config.db_path)
         self._inserter = Inserter(self._db)
+        self._believes = Voucher(config.mesh.ca).believes if config.mesh is not None else None
         self._retention = Retention(self._db, config)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting_bytes = 0  # touched by the loop's thread only
@@ -142,7 +144,7 @@ class Writer:
             _answer(job, answer)
 
     def _insert(self, job: _Job) -> int:
-        rows = rows_of(job.request, job.sender)
+        rows = rows_of(job.request, job.sender, self._believes)
         received_ns = self._clock_ns()
         for of in rows.resources:
             self.written += self._inserter.insert(of, received_ns)

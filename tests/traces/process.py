@@ -71,6 +71,7 @@ class StoreProcess:
             "PODLINK_TRACES_GRPC_PORT": str(self.grpc_port),
             "PODLINK_TRACES_HTTP_PORT": str(self.http_port),
             "PODLINK_TRACES_REVIEW_PORT": str(self.review_port),
+            "PODLINK_INSECURE_OTLP": "true",
             **self.settings,
         }
         with (self.folder / "log").open("ab") as log:

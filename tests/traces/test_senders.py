@@ -1,0 +1,229 @@
+"""The store as the mesh reaches it: mutual TLS, and nobody tells of another's links."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+from certs.trust.bans import Ban, Bans
+from certs.trust.contexts import TlsMaterial
+from certs.trust.identity import WorkloadIdentity
+from kit.settings import ConfigInvalid, Settings
+from sidecar.telemetry.config import TelemetryConfig
+from sidecar.telemetry.exporter import LinkExporter
+from sidecar.telemetry.resource import PodResource
+from tests.certs.fake_source import FakeSource
+from tests.certs.forge import Forge, Pair
+from tests.sidecar.telemetry.records import API, DB, denied, inbound_of, outbound
+from tests.traces.spans import EXPORT, payload_of, request_of
+from traces.app import TraceStore
+from traces.config import MeshConfig, TracesConfig
+from traces.query import LinkFilter, Reader
+from traces.rows import rows_of
+from traces.vouch import Voucher
+
+STORE = "spiffe://cluster.local/ns/podlink-system/sa/podlink-traces"
+CA = "spiffe://cluster.local/ns/podlink-system/sa/podlink-ca"
+NAME = "podlink-traces.podlink-system.svc"
+FORGE = Forge()
+
+
+def config_in(folder: Path) -> TracesConfig:
+    (folder / "token").write_text("t")
+    return TracesConfig(
+        db_path=folder / "t.db",
+        token_path=folder / "token",
+        host="127.0.0.1",
+        grpc_port=0,
+        http_port=0,
+        review_port=0,
+        mesh=MeshConfig(
+            trust_domain="cluster.local",
+            ca_address="unused:1",
+            token_path=folder / "none",
+            bundle_path=folder / "none",
+            ca=WorkloadIdentity.parse(CA),
+        ),
+    )
+
+
+@asynccontextmanager
+async def storing(folder: Path, source: FakeSource | None = None) -> AsyncIterator[TraceStore]:
+    source = source or FakeSource(FORGE, FORGE.leaf(STORE, dns=[NAME], ips=["127.0.0.1"]))
+    store = await TraceStore.start(config_in(folder), source)
+    try:
+        async with asyncio.timeout(10):
+            while not store.receivers.ready:
+                await asyncio.sleep(0.01)
+        yield store
+    finally:
+        await store.stop()
+
+
+async def send(
+    store: TraceStore, payload: bytes, pair: Pair | None, roots: bytes = FORGE.root_pem
+) -> int:
+    """How many spans were refused. Raises AioRpcError."""
+    key, chain = (pair.key_pem, pair.chain_pem) if pair is not None else (None, None)
+    credentials = grpc.ssl_channel_credentials(roots, key, chain)
+    options = (("grpc.ssl_target_name_override", NAME), ("grpc.use_local_subchannel_pool", 1))
+    where = f"127.0.0.1:{store.receivers.grpc_port}"
+    async with grpc.aio.secure_channel(where, credentials, options) as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
+        answer = ExportTraceServiceResponse.FromString(await call(payload, timeout=5))
+    return int(answer.partial_success.rejected_spans)
+
+
+async def kept(store: TraceStore) -> list[dict[str, object]]:
+    return await Reader(store.writer._config.db_path).links(LinkFilter(limit=1000))
+
+
+async def test_a_sidecar_sends_with_its_leaf_and_its_spans_name_it(tmp_path: Path) -> None:
+    async with storing(tmp_path) as store:
+        config = TelemetryConfig(
+            endpoint=f"127.0.0.1:{store.receivers.grpc_port}",
+            workload_tls=True,
+            resource=PodResource(pod="api-1", namespace="shop"),
+        )
+        source = FakeSource(FORGE, FORGE.leaf(API))
+        exporter = LinkExporter(
+            replace(config, endpoint=f"127.0.0.1:{store.receivers.grpc_port}"), source
+        )
+        exporter.start()
+        link = outbound()
+        exporter.report(link)
+        await exporter.close()
+        assert exporter.stats()["exported"] == 1
+        [span] = await Reader(store.writer._config.db_path).trace(link.trace_id)
+        assert span["sender"] == API
+
+
+@pytest.mark.attack_row(43)
+async def test_nobody_tells_of_the_links_of_another(tmp_path: Path) -> None:
+    evil = FORGE.leaf("spiffe://cluster.local/ns/evil/sa/x")
+    async with storing(tmp_path) as store:
+        forged = payload_of(outbound(), denied(), inbound_of(outbound()))
+        assert await send(store, forged, evil) == 3
+        assert await kept(store) == []
+        api = FORGE.leaf(API)
+        # The outbound ones are api's own; the inbound one is db's to tell.
+        assert await send(store, forged, api) == 1
+        assert len(await kept(store)) == 2
+
+
+async def test_only_the_ca_tells_of_certificates(tmp_path: Path) -> None:
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add()
+    span.trace_id, span.span_id, span.name = b"t" * 16, b"s" * 8, "certificate issued"
+    async with storing(tmp_path) as store:
+        assert await send(store, request.SerializeToString(), FORGE.leaf(API)) == 1
+        assert await send(store, request.SerializeToString(), FORGE.leaf(CA)) == 0
+
+
+@pytest.mark.parametrize("who", ["nobody", "another root", "banned", "expired", "two names"])
+async def test_whoever_is_no_workload_of_ours_is_not_heard(tmp_path: Path, who: str) -> None:
+    source = FakeSource(FORGE, FORGE.leaf(STORE, dns=[NAME]))
+    pair: Pair | None = FORGE.leaf(API)
+    if who == "nobody":
+        pair = None
+    elif who == "another root":
+        pair = Forge().leaf(API)
+    elif who == "expired":
+        pair = FORGE.leaf(API, not_after=FORGE.now)
+    elif who == "two names":
+        pair = FORGE.leaf(uris=[API, DB])
+    async with storing(tmp_path, source) as store:
+        if who == "banned":
+            source.ban(Bans.of([Ban("identity", API)]))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await send(store, payload_of(outbound()), pair)
+        assert refused.value.code() in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.UNAUTHENTICATED,
+        )
+        assert await kept(store) == []
+
+
+async def test_plaintext_is_not_heard_on_either_port(tmp_path: Path) -> None:
+    async with storing(tmp_path) as store:
+        where = f"127.0.0.1:{store.receivers.grpc_port}"
+        async with grpc.aio.insecure_channel(where) as channel:
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call(payload_of(outbound()), timeout=5)
+        async with aiohttp.ClientSession() as session:
+            url = f"http://127.0.0.1:{store.receivers.http_port}/v1/traces"
+            with pytest.raises(aiohttp.ClientError):
+                await session.post(url, data=payload_of(outbound()))
+        assert await kept(store) == []
+
+
+async def test_over_https_the_same_holds_also_after_the_stores_own_leaf_was_renewed(
+    tmp_path: Path,
+) -> None:
+    source = FakeSource(FORGE, FORGE.leaf(STORE, dns=[NAME]))
+    async with storing(tmp_path, source) as store:
+        url = f"https://127.0.0.1:{store.receivers.http_port}/v1/traces"
+        kind = {"Content-Type": "application/x-protobuf"}
+        for round_ in range(2):
+            for pair, refused in ((FORGE.leaf(API), 0), (FORGE.leaf(DB), 1)):
+                context = TlsMaterial(*pair, FORGE.root_pem).client_context()
+                connector = aiohttp.TCPConnector(ssl=context)
+                async with (
+                    aiohttp.ClientSession(connector=connector) as session,
+                    session.post(url, data=payload_of(outbound()), headers=kind) as got,
+                ):
+                    said = ExportTraceServiceResponse.FromString(await got.read())
+                    assert got.status == 200
+                    assert said.partial_success.rejected_spans == refused
+                await asyncio.sleep(0.05)
+            if round_ == 0:
+                source.show(FORGE.leaf(STORE, dns=[NAME]))
+                await asyncio.sleep(0.1)
+        assert len(await kept(store)) == 2
+        stranger = aiohttp.TCPConnector(ssl=False)
+        async with aiohttp.ClientSession(connector=stranger) as session:
+            with pytest.raises(aiohttp.ClientError):
+                await session.post(url, data=payload_of(outbound()), headers=kind)
+
+
+def test_senders_are_known_unless_a_setting_says_insecure(tmp_path: Path) -> None:
+    env = {
+        "PODLINK_TRACES_DB": str(tmp_path / "t"),
+        "PODLINK_TRACES_TOKEN_FILE": str(tmp_path / "token"),
+    }
+    found = TracesConfig.from_settings(Settings(env))
+    assert found.mesh is not None and str(found.mesh.ca) == CA
+    assert not found.allow_unknown_senders
+    open_to_all = TracesConfig.from_settings(Settings({**env, "PODLINK_INSECURE_OTLP": "true"}))
+    assert open_to_all.mesh is None and open_to_all.allow_unknown_senders
+    with pytest.raises(ConfigInvalid, match="PODLINK_TRUST_DOMAIN"):
+        TracesConfig.from_settings(Settings({**env, "PODLINK_TRUST_DOMAIN": "UPPER"}))
+
+
+async def test_without_a_mesh_the_store_starts_only_if_told_to_be_insecure(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="PODLINK_INSECURE_OTLP"):
+        await TraceStore.start(replace(config_in(tmp_path), mesh=None))
+
+
+@given(st.sampled_from([API, DB, CA, "", "spiffe://", "nonsense"]), st.text(max_size=20))
+def test_a_sender_is_believed_of_itself_alone(sender: str, namespace: str) -> None:
+    voucher = Voucher(WorkloadIdentity.parse(CA))
+    out = outbound()
+    [of] = rows_of(request_of(out, inbound_of(out))).resources
+    first, second = of.rows
+    assert voucher.believes(sender, "", first) is (sender == API)
+    assert voucher.believes(sender, "", second) is (sender == DB)
+    if namespace not in ("", "shop"):
+        assert not voucher.believes(API, namespace, first)
