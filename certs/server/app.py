@@ -90,7 +90,12 @@ class CaServer:
         self._config, self._kube, self._clock, self.port = config, kube, clock, 0
         namespace = config.system_namespace
         self.ledger = Ledger()
-        self.exporter = SpanExporter(config.otlp_endpoint, config.replica, namespace)
+        self.exporter = SpanExporter(
+            config.otlp_endpoint,
+            config.replica,
+            namespace,
+            dialling=None if config.insecure_otlp else self._dialling,
+        )
         self.reporter = Reporter(self.ledger, [self.exporter, *sinks])
         self._events = Events(kube, namespace, clock, monotonic)
         self.keeper = KeyKeeper(
@@ -226,6 +231,9 @@ class CaServer:
 
     def _authority(self) -> Authority:
         return self.keeper.authority
+
+    def _dialling(self) -> tuple[grpc.ChannelCredentials, float]:
+        return self._own.dialling(self._bundle_pem())
 
     def _bundle_pem(self) -> bytes:
         return self.feed.current.to_pem()

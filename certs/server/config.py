@@ -26,6 +26,8 @@ class CaConfig:
     replica: str = field(default_factory=lambda: _replica(socket.gethostname()))
     """This CA's name among its replicas: the pod's."""
     otlp_endpoint: str = ""
+    insecure_otlp: bool = False
+    """Insecure. Send spans in plaintext to a collector that asks for no certificate."""
     """`host:port` of an OTLP/gRPC receiver, without TLS. Empty: no spans."""
     bind_tokens: bool = True
     """A token counts only from its pod's own address, or its node's."""
@@ -75,6 +77,7 @@ class CaConfig:
         return cls(
             replica=_replica(settings.optional("POD_NAME") or socket.gethostname()),
             otlp_endpoint=settings.optional("PODLINK_OTLP_ENDPOINT") or "",
+            insecure_otlp=settings.flag("PODLINK_INSECURE_OTLP"),
             bind_tokens=binding == "refuse",
             key_file=Path(file) if file else None,
             import_secret=import_secret,

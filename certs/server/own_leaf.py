@@ -61,11 +61,23 @@ class OwnLeaf:
                 _log.error("no new certificate for the CA itself", extra={"error": str(e)})
                 return None
 
+    def dialling(self, roots_pem: bytes) -> tuple[grpc.ChannelCredentials, float]:
+        """Credentials to call others with, a fresh leaf in them, and when to ask for new ones
+        (monotonic seconds). Raises AuthorityExpired."""
+        key_pem, chain_pem, lifetime_s = self._sign(self._authority())
+        credentials = grpc.ssl_channel_credentials(roots_pem, key_pem, chain_pem)
+        return credentials, self._monotonic() + lifetime_s / 2
+
     def _issue(self) -> grpc.ServerCertificateConfiguration:
-        key = ec.generate_private_key(ec.SECP256R1())
         authority = self._authority()
-        issued = authority.issue(self._order, key.public_key(), self._clock())
-        self._renew_at = self._monotonic() + issued.lifetime.total_seconds() / 2
+        key_pem, chain_pem, lifetime_s = self._sign(authority)
+        self._renew_at = self._monotonic() + lifetime_s / 2
         self._signer = authority.issuer_sha256
+        return grpc.ssl_server_certificate_configuration([(key_pem, chain_pem)])
+
+    def _sign(self, authority: Authority) -> tuple[bytes, bytes, float]:
+        """A new key, its chain, and how long it lives."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        issued = authority.issue(self._order, key.public_key(), self._clock())
         key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return grpc.ssl_server_certificate_configuration([(key_pem, to_pem(issued.chain_der))])
+        return key_pem, to_pem(issued.chain_der), issued.lifetime.total_seconds()

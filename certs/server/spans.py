@@ -7,17 +7,19 @@ never a signature. (Names and attributes: `certs.ledger`, docs/spans.md.)
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import grpc
 
 from certs import ledger as a
 from certs.server.issuance import Issuance
 from certs.server.report import BanChange, Item, Refusal, RotationStep
+from kit.clock import monotonic
 from kit.otlp import SpanSender, Value
 from kit.tasks import spawn, stop
 
 _ROOM = 4096
+_GRACE_S = 10.0
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -26,12 +28,25 @@ _OPTIONS = (
 )
 
 
+Dialling = Callable[[], tuple[grpc.ChannelCredentials, float]]
+"""Credentials for the trace store, and when to ask for new ones (monotonic seconds)."""
+
+
 class SpanExporter:
     """Give it items by calling it; run `run` in a task. An empty endpoint keeps and sends nothing."""
 
-    def __init__(self, endpoint: str, replica: str, namespace: str, room: int = _ROOM) -> None:
-        self._endpoint = endpoint
+    def __init__(
+        self,
+        endpoint: str,
+        replica: str,
+        namespace: str,
+        room: int = _ROOM,
+        dialling: Dialling | None = None,
+    ) -> None:
+        """`dialling` gives the credentials of mutual TLS; None is insecure, in plaintext."""
+        self._endpoint, self._dialling = endpoint, dialling
         self._channel: grpc.aio.Channel | None = None
+        self._redial_at = 0.0
         resource = {
             "service.namespace": namespace,
             "service.instance.id": replica,
@@ -71,8 +86,17 @@ class SpanExporter:
                 await self._channel.close()
 
     def _connected(self) -> grpc.aio.Channel:
-        if self._channel is None:
+        if self._channel is not None and monotonic() < self._redial_at:
+            return self._channel
+        passed, self._channel = self._channel, None
+        if passed is not None:
+            spawn(passed.close(_GRACE_S), name="close the old channel to the trace store")
+        if self._dialling is None:
+            self._redial_at = float("inf")
             self._channel = grpc.aio.insecure_channel(self._endpoint, _OPTIONS)
+        else:
+            credentials, self._redial_at = self._dialling()
+            self._channel = grpc.aio.secure_channel(self._endpoint, credentials, _OPTIONS)
         return self._channel
 
 

@@ -1,6 +1,8 @@
 """The store as the mesh reaches it: mutual TLS, and nobody tells of another's links."""
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,9 +18,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from certs.server.issuance import Issuance
+from certs.server.spans import SpanExporter
 from certs.trust.bans import Ban, Bans
 from certs.trust.contexts import TlsMaterial
 from certs.trust.identity import WorkloadIdentity
+from kit.clock import utcnow
 from kit.settings import ConfigInvalid, Settings
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
@@ -129,6 +134,48 @@ async def test_only_the_ca_tells_of_certificates(tmp_path: Path) -> None:
     async with storing(tmp_path) as store:
         assert await send(store, request.SerializeToString(), FORGE.leaf(API)) == 1
         assert await send(store, request.SerializeToString(), FORGE.leaf(CA)) == 0
+
+
+async def test_the_cas_ledger_comes_over_mutual_tls_into_a_table_of_its_own(tmp_path: Path) -> None:
+    pair = FORGE.leaf(CA)
+
+    def dialling() -> tuple[grpc.ChannelCredentials, float]:
+        return grpc.ssl_channel_credentials(FORGE.root_pem, *pair), float("inf")
+
+    async with storing(tmp_path) as store:
+        endpoint = f"127.0.0.1:{store.receivers.grpc_port}"
+        exporter = SpanExporter(endpoint, "ca-1", "podlink-system", dialling=dialling)
+        running = asyncio.ensure_future(exporter.run())
+        exporter(
+            Issuance(
+                at=utcnow(),
+                identity=API,
+                namespace="shop",
+                pod_name="api-1",
+                pod_uid="uid-1",
+                node="n1",
+                serial="5f",
+                sha256="ab",
+                ips=("10.1.0.7",),
+                dns_names=(),
+                not_before=utcnow(),
+                not_after=utcnow(),
+                issuer="ab",
+                issuer_name="root",
+                source_ip="10.1.0.7",
+                direct=True,
+                provisional=False,
+            )
+        )
+        async with asyncio.timeout(10):
+            while not exporter.sent:
+                await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        with contextlib.closing(sqlite3.connect(tmp_path / "t.db")) as db:
+            assert db.execute(
+                "SELECT event, serial, identity, pod, pod_uid, sender FROM certificates"
+            ).fetchall() == [("issued", "5f", API, "shop/api-1", "uid-1", CA)]
 
 
 @pytest.mark.parametrize("who", ["nobody", "another root", "banned", "expired", "two names"])
