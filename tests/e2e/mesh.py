@@ -61,6 +61,13 @@ class Mesh:
         path = f"/proc/{first}/task/{first}/children"
         return int(self.node("cat", path).split()[0])
 
+    def system_pid(self, program: str) -> str:
+        """The pid, as the node sees it, of one of podlink's own programs: `registry`, `ca`..."""
+        pods = self.cluster.select("Pod", "podlink-system")
+        names = (p["metadata"]["name"] for p in pods)
+        name = next(n for n in names if n.startswith(f"podlink-{program}"))
+        return str(self.pid(f"podlink-system/{name}", program))
+
     # --- commands ---------------------------------------------------------------------------
 
     def run(self, pod: str, *argv: str, feed: bytes = b"", timeout_s: float = 60.0) -> str:

@@ -270,3 +270,87 @@ def test_a_slice_that_points_at_another_namespaces_pod_leads_nowhere(mesh: Mesh)
         assert mesh.seen("mesh/both-0") == before
     finally:
         mesh.delete(*trap)
+
+
+OUTSIDE = "198.51.100.8"
+"""An address of the node that belongs to no cluster range (RFC 5737)."""
+
+
+@pytest.fixture
+def outside(mesh: Mesh) -> Iterator[None]:
+    mesh.node("ip", "addr", "add", f"{OUTSIDE}/32", "dev", "lo")
+    serve = f"python -m tests.e2e.apps echo 7001 {OUTSIDE} & cat > /dev/null; kill $!"
+    with mesh.on_node("bash", "-c", serve):
+        mesh.node("timeout", "20", "bash", "-c", f"until nc -z {OUTSIDE} 7001; do sleep 0.05; done")
+        yield
+    mesh.node("ip", "addr", "del", f"{OUTSIDE}/32", "dev", "lo")
+
+
+@pytest.mark.attack_row(39)
+def test_a_service_that_leads_out_of_the_cluster_is_external_whatever_its_shape(
+    mesh: Mesh, outside: None
+) -> None:
+    """By a slice written by hand, or by an ExternalName: who may not leave the mesh does not."""
+    leads = [
+        _unselected("way-out"),
+        _slice("way-out", OUTSIDE),
+        _alias("named-out", OUTSIDE),
+        pod("homely", config={"external": "deny"}),
+    ]
+    mesh.apply(*leads)
+    try:
+        until(
+            lambda: mesh.attempt("mesh/client", "way-out", 80, "hello")["got"] == "hello", "a link"
+        )
+        for host, port in (("way-out", 80), ("named-out", 7001)):
+            since = now()
+            mesh.talk("mesh/client", host, port, "hello")
+            link = mesh.link(since, source="mesh/client", destination_address=OUTSIDE)
+            assert (link["security"], link["reason"]) == ("plaintext", "external")
+            done = mesh.attempt("mesh/homely", host, port, "hello")
+            assert (done["got"], done["error"]) == ("", "ConnectionResetError")
+            link = mesh.link(since, source="mesh/homely")
+            assert (link["verdict"], link["reason"]) == ("denied", "external_denied")
+    finally:
+        mesh.delete(*leads)
+
+
+@pytest.mark.attack_row(39)
+@pytest.mark.fault_row("cluster-ip-reuse")
+def test_a_cluster_ip_that_another_service_has_by_now_leads_to_that(mesh: Mesh) -> None:
+    one, two = service("first-owner", BY_NAME, app="both"), service("next-owner", 7001, app="heirs")
+    heir = _labelled(pod("heirs", serving("echo", 7001)), "heirs")
+    mesh.apply(one, heir)
+    ip = _cluster_ip(mesh, "first-owner", 4)
+    mesh.talk("mesh/client", ip, 80, "hello")
+    mesh.delete(one)
+    two["spec"]["clusterIP"] = ip
+    mesh.apply(two)
+    try:
+        since = now()
+        until(lambda: mesh.attempt("mesh/client", ip, 7001, "hello")["got"] == "hello", "a link")
+        link = mesh.link(since, sides=2, service="next-owner.mesh", destination="mesh/heirs")
+        assert (link["security"], link["destination"]["identity"]) == ("mtls", identity("default"))
+        # The port of the Service before it is nobody's now, and leads to nobody.
+        assert mesh.attempt("mesh/client", ip, 80, "hello")["got"] == ""
+    finally:
+        mesh.delete(two, heir)
+
+
+@pytest.mark.fault_row("control-plane-down")
+def test_a_registry_that_stalls_for_a_moment_costs_time_and_no_link(mesh: Mesh) -> None:
+    late = _echo("late", app="late")
+    mesh.apply(late, service("late", 7001))
+    registry = mesh.system_pid("registry")
+    ip = mesh.ip("mesh/late")
+    mesh.node("kill", "-STOP", registry)
+    try:
+        words = ("python", "-m", "tests.e2e.apps", "try", ip, 7001, "hello")
+        with mesh.in_pod("mesh/client", *words) as trying:
+            # Longer than one asking, shorter than all of them.
+            mesh.node("sleep", "1.2")
+            mesh.node("kill", "-CONT", registry)
+            assert json.loads(trying.line())["got"] == "hello"
+    finally:
+        mesh.node("kill", "-CONT", registry)
+        mesh.delete(late, service("late", 7001))

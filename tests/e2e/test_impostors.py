@@ -8,8 +8,6 @@ import pytest
 from tests.e2e.mesh import Mesh, identity, now, until
 from tests.e2e.objects import account, pod, serving
 
-SYSTEM = "podlink-system"
-
 
 @pytest.fixture(scope="module", autouse=True)
 def pods(mesh: Mesh) -> Iterator[None]:
@@ -28,15 +26,6 @@ def _in_network_of(mesh: Mesh, name: str, *argv: str) -> str:
     return mesh.node("nsenter", f"--net=/proc/{mesh.pid(name)}/ns/net", *argv)
 
 
-def _registry_pid(mesh: Mesh) -> str:
-    (name,) = (
-        p["metadata"]["name"]
-        for p in mesh.cluster.select("Pod", SYSTEM)
-        if p["metadata"]["name"].startswith("podlink-registry")
-    )
-    return str(mesh.pid(f"{SYSTEM}/{name}", "registry"))
-
-
 @pytest.mark.attack_row(19)
 @pytest.mark.fault_row("cluster-ip-reuse")
 def test_a_pod_on_the_address_of_one_that_went_gets_no_byte_of_what_was_meant_for_that(
@@ -47,7 +36,7 @@ def test_a_pod_on_the_address_of_one_that_went_gets_no_byte_of_what_was_meant_fo
     mesh.apply(gone)
     ip, before = mesh.ip("mesh/testator"), mesh.seen("mesh/heir")
     mesh.talk("mesh/client", ip, 7001, "hello")
-    registry = _registry_pid(mesh)
+    registry = mesh.system_pid("registry")
     mesh.node("kill", "-STOP", registry)
     try:
         mesh.delete(gone)
