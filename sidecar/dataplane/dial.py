@@ -20,8 +20,9 @@ from sidecar.sockets import (
 )
 from sidecar.wire.session import Role
 
-CONNECT_TIMEOUT_S: Final = 1.0
-"""Inside a cluster a pod answers in milliseconds or is gone."""
+CONNECT_TIMEOUT_S: Final = 1.5
+"""Inside a cluster a pod answers in milliseconds or is gone. Longer than a second, after which the
+kernel repeats a lost SYN (RFC 6298, section 2.1): one drop costs a link some time, not its life."""
 APP_TIMEOUT_S: Final = 5.0
 """An app with a short queue of waiting connections drops our SYN in a burst, and the kernel asks again
 after 1 s and after 3 s. A port where nobody listens answers at once."""

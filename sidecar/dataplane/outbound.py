@@ -240,7 +240,8 @@ class OutboundLink:
         record.security, record.reason = route.security, route.reason
         record.destination_pod = route.pod
         record.attempts += 1
-        timeout_s = EXTERNAL_TIMEOUT_S if route.reason == "external" else CONNECT_TIMEOUT_S
+        nobody_else = self._service is None
+        timeout_s = EXTERNAL_TIMEOUT_S if nobody_else else CONNECT_TIMEOUT_S
         connect = Connect(self._plane, route.ip, route.port, timeout_s, self._connected)
         if connect.pending:
             self._step = connect
