@@ -66,7 +66,7 @@ class Child:
         log: Path,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self.name, self._log = name, log
+        self.name, self.log = name, log
         with on(cpus), log.open("ab") as out:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env
@@ -79,14 +79,14 @@ class Child:
     def check_alive(self) -> None:
         """Raise ChildFailed, with the end of the log, if the process has ended."""
         if (status := self._process.poll()) is not None:
-            tail = self._log.read_text(errors="replace")[-2000:]
+            tail = self.log.read_text(errors="replace")[-2000:]
             raise ChildFailed(f"bench: {self.name} ended with status {status}\n{tail}")
 
-    def stop(self) -> None:
-        """End it politely, and after 3 s by force."""
+    def stop(self, patience_s: float = 3.0) -> None:
+        """End it politely, and after `patience_s` by force. May be called again."""
         self._process.terminate()
         try:
-            self._process.wait(3)
+            self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -1,0 +1,38 @@
+"""The real registry against the simulated API server: `python -m bench.registry.server`.
+
+Prints its port once it has listed the cluster.
+"""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+import uvloop
+from kubernetes.aio.client import Configuration
+
+from bench.registry.source import FileSource
+from kit.kube import Kube
+from kit.settings import Settings
+from registry.app import RegistryServer
+from registry.config import RegistryConfig
+
+
+async def run(api: int, folder: Path) -> None:
+    config = RegistryConfig.from_env(Settings({"PODLINK_REGISTRY_LISTEN": "127.0.0.1:0"}))
+    async with Kube(Configuration(host=f"http://127.0.0.1:{api}")) as kube:
+        server = RegistryServer(config, kube, FileSource(folder, "far"))
+        await server.start()
+        print(server.port, flush=True)
+        await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--api", type=int, required=True)
+    parser.add_argument("--certs", type=Path, required=True)
+    args = parser.parse_args()
+    uvloop.run(run(args.api, args.certs))
+
+
+if __name__ == "__main__":
+    main()
