@@ -3,6 +3,7 @@
 #   make test     the whole suite, in minutes
 #   make check    format, lint, types, layers, generated code
 #   make bench    against Envoy and HAProxy in one run
+#   make bench-registry  the registry with 10,000 pods, 1,000 Services, 500 sidecars and churn
 #   make threats  each row of the threat model with its tests
 #   make fuzz     the parsers under Hypothesis, longer
 #   make soak     what takes minutes: long rotations and outages under load
@@ -15,7 +16,7 @@ READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 SOURCES := kit certs proto policy registry sidecar injector traces local cli
 
-.PHONY: demo test check bench fuzz soak gen docs threats lock clean
+.PHONY: demo test check bench bench-registry fuzz soak gen docs threats lock clean
 
 $(READY): requirements/dev.lock pyproject.toml scripts/venv.sh
 	@sh scripts/venv.sh .venv requirements/dev.lock
@@ -40,6 +41,9 @@ check: $(READY)
 	.venv/bin/lint-imports
 	$(PY) scripts/gen.py --check
 	@$(PY) -m tests.threats > /dev/null
+
+bench-registry: $(READY)
+	$(PY) -m bench.registry $(ARGS)
 
 bench: $(BENCH_READY)
 	@.venv-bench/bin/python scripts/needs.py bench
