@@ -8,6 +8,9 @@ import click
 from sidecar.contract import VERSION
 
 COMMANDS = {
+    "authz": ("cli.authz:authz", "Who may reach a pod, and by which rule."),
+    "explain": ("cli.explain:explain", "What becomes of a link, step by step, and why."),
+    "policy": ("cli.policy:policy", "Check, replay and suggest LinkPolicies."),
     "certs": ("cli.certs:certs", "Leaves that live, and who is banned."),
     "rotate": ("cli.rotate:rotate", "Replace the root of the mesh."),
     "demo": ("cli.demo.command:demo", "Show a linked shop on this machine, checked step by step."),

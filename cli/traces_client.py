@@ -37,6 +37,11 @@ class TracesClient:
         answer = await self._ask("/api/links", query)
         return [item for item in answer.get("links", ()) if isinstance(item, dict)]
 
+    async def traffic(self, **query: str) -> list[Item]:
+        """Links added up by who, to whom and how; the parameters are those of GET /api/traffic."""
+        answer = await self._ask("/api/traffic", query)
+        return [item for item in answer.get("traffic", ()) if isinstance(item, dict)]
+
     async def trace(self, trace_id: str) -> list[Item]:
         """The spans of one trace."""
         answer = await self._ask(f"/api/traces/{trace_id}", {})

@@ -11,7 +11,7 @@ from sidecar.dataplane.inbound import explain
 from sidecar.errors import ExternalDenied, SidecarError
 from sidecar.wire.opening import CUT_BY_POLICY
 
-_OUTSIDE = frozenset({"external", "unmeshed_peer"})
+_OUTSIDE = frozenset({"external", "unmeshed_peer", "host_network"})
 
 
 def reauthorise(plane: Plane) -> int:
