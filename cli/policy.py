@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def suggest_command(
 
 def read_file(path: Path, namespace: str) -> list[LinkPolicy]:
     """Every LinkPolicy of a file. Raises ClickException naming the document and the field."""
-    raw = click.get_text_stream("stdin").read() if str(path) == "-" else path.read_text()
+    raw = sys.stdin.read(_MAX_BYTES + 1) if str(path) == "-" else path.read_text()
     if len(raw) > _MAX_BYTES:
         raise click.ClickException(f"{path}: longer than {_MAX_BYTES} characters")
     found = []

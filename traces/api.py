@@ -1,6 +1,7 @@
 """Port 24114: links and traces as JSON, and the review page, for whoever holds the token or has logged
 in with it; /healthz for anybody."""
 
+import dataclasses
 import logging
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from kit.clock import unix_ns
 from traces.config import TracesConfig
 from traces.page.asked import QueryMalformed
 from traces.page.headers import HEADERS
@@ -24,6 +26,7 @@ from traces.page.pages import (
 )
 from traces.page.render import render
 from traces.query import MAX_LINKS, LinkFilter, QueryTooSlow, Reader
+from traces.rollups import traffic
 from traces.writer import Writer
 
 TOKEN_HEADER = "X-Podlink-Token"  # noqa: S105 - the name of a header
@@ -45,6 +48,7 @@ def review_app(config: TracesConfig, reader: Reader, writer: Writer) -> web.Appl
     app[TOKEN] = lambda: _token(config.token_path)
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/api/links", _links)
+    app.router.add_get("/api/traffic", _traffic)
     app.router.add_get("/api/traces/{trace_id}", _trace)
     add_pages(app)
     return app
@@ -97,6 +101,28 @@ async def _healthz(http: web.Request) -> web.Response:
 async def _links(http: web.Request) -> web.Response:
     links = await http.app[READER].links(read_filter(http.query))
     return web.json_response({"links": links})
+
+
+async def _traffic(http: web.Request) -> web.Response:
+    """Links to one namespace added up by who, to whom and how: for the replay of policies. `sides`
+    says who told of a row; both sides tell of each link."""
+    for name in http.query:
+        if name not in ("since", "destination_namespace"):
+            raise QueryMalformed("unknown parameter; there are destination_namespace, since")
+    since_s = _number("since", http.query.get("since") or "3600", high=10**9)
+    namespace = http.query.get("destination_namespace", "")
+    if not namespace or len(namespace) > _MAX_NAME:
+        raise QueryMalformed("destination_namespace is missing or too long")
+    now_s = unix_ns() // 1_000_000_000
+    rows = await http.app[READER].ask(
+        lambda db: [
+            {**dataclasses.asdict(row), "last_trace": row.last_trace.hex()}
+            for row in traffic(
+                db, now_s - since_s, now_s + 60, "destination_namespace = ?", (namespace,)
+            )
+        ]
+    )
+    return web.json_response({"traffic": rows})
 
 
 async def _trace(http: web.Request) -> web.Response:

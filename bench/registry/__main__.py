@@ -1,7 +1,7 @@
 """Runs the simulation and writes bench/out/registry.json: `python -m bench.registry [--quick]`.
 
-The registry has one CPU; all others share what there is. `bench/out/registry.json` holds `figures` in the
-form of `latest.json`: name, podlink, unit, goal, met.
+The registry has one CPU; all others share what there is. `bench/out/registry.json` holds `figures` in
+the form of `latest.json`: name, podlink, unit, goal, met.
 """
 
 import argparse

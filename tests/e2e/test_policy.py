@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from cli import __main__ as main
 from policy.linkpolicy import API_VERSION
 from tests.e2e.mesh import Mesh, now, until
 from tests.e2e.objects import MESH, Object, account, pod, service, serving
@@ -159,3 +162,84 @@ def test_an_address_rule_lets_plaintext_in_and_never_a_meshed_peer(mesh: Mesh) -
     mesh.talk("plain/stranger", ip, 7001, "hello")
     assert mesh.attempt("mesh/thief", ip, 7001, "x")["error"] in REFUSED
     mesh.delete(open_vault)
+
+
+# --- understanding it -----------------------------------------------------------------------
+
+
+def podlink(mesh: Mesh, *argv: str, status: int | None = 0) -> str:
+    """What a `podlink` command prints; None: whether links are cut is not what is asked."""
+    kubeconfig = ["--kubeconfig", str(mesh.cluster.kubeconfig)]
+    done = CliRunner().invoke(main.podlink, [*argv, *kubeconfig])
+    assert status in (done.exit_code, None), f"{argv}: {done.output} {done.exception!r}"
+    return done.output
+
+
+def test_authz_and_explain_say_what_the_sidecars_do(mesh: Mesh, tmp_path: Path) -> None:
+    opened = podlink(mesh, "explain", "mesh/thief", "vault.mesh", "80")
+    assert "=> allowed by default:allow-meshed, over mutual TLS" in opened
+    mesh.apply(link_policy(allow=[FROM_CLERK]))
+    until(lambda: refused(mesh, "thief"), "the thief is refused")
+
+    authz = json.loads(podlink(mesh, "authz", "mesh/vault", "-o", "json"))
+    assert authz["in_step"] and authz["mesh_default"] == "allow-meshed"
+    assert authz["rules"][0] == {
+        "verdict": "allowed",
+        "who": "mesh/clerk",
+        "ports": "7001",
+        "because": "mesh/vault allow[0]",
+    }
+    assert "everybody else" in podlink(mesh, "authz", "mesh/vault")
+
+    refusal = podlink(mesh, "explain", "mesh/thief", "vault", "80", status=1)
+    assert "STOP policy" in refusal
+    assert "nearest: mesh/vault allow[0] allows mesh/clerk, not mesh/thief" in refusal
+    ip = mesh.ip("mesh/vault")
+    let_in = json.loads(podlink(mesh, "explain", "mesh/clerk", ip, "7001", "-o", "json"))
+    assert [step["name"] for step in let_in["steps"]] == [
+        "source",
+        "resolve",
+        "endpoint",
+        "way",
+        "policy",
+    ]
+    assert let_in["verdict"] == "allowed by mesh/vault allow[0], over mutual TLS"
+    assert "has no port 81" in podlink(mesh, "explain", "mesh/clerk", "vault", "81", status=1)
+    outside = podlink(mesh, "explain", "mesh/clerk", "plain/stranger", "80")
+    assert "plaintext: the pod there has no sidecar" in outside
+
+
+def test_replay_and_suggest_go_by_the_links_on_record(mesh: Mesh, tmp_path: Path) -> None:
+    since = now()
+    for who in ("clerk", "thief"):
+        assert reaches(mesh, who)
+        mesh.link(since, sides=2, source=f"mesh/{who}", destination="mesh/vault")
+    policy = link_policy(allow=[FROM_CLERK, {"from": [{"namespace": "nowhere"}]}])
+    file = tmp_path / "policy.yaml"
+    file.write_text(yaml.safe_dump(policy))
+    said = json.loads(podlink(mesh, "policy", "replay", "-f", str(file), "-o", "json", status=1))
+    fates = {one["source"]: one["fate"] for one in said["outcomes"] if not one["denied"]}
+    assert fates["mesh/thief"] == "cut" and fates["mesh/clerk"] == "kept"
+    assert said["unused"] == ["mesh/vault allow[1]"]
+    assert "links would have been cut" in podlink(
+        mesh, "policy", "replay", "-f", str(file), status=1
+    )
+
+    suggested = list(yaml.safe_load_all(podlink(mesh, "policy", "suggest", "-n", MESH)))
+    (vault,) = [one for one in suggested if one["spec"].get("selector") == VAULT]
+    assert vault["spec"]["mode"] == "Audit"
+    rules = [rule for rule in vault["spec"]["allow"] if 7001 in rule["ports"]]
+    sources = {source["serviceAccount"] for rule in rules for source in rule["from"]}
+    assert {"clerk", "thief"} <= sources
+    # What was suggested cuts nothing of what was seen.
+    file.write_text(
+        yaml.safe_dump_all(
+            [{**one, "spec": {**one["spec"], "mode": "Enforce"}} for one in suggested]
+        )
+    )
+    again = json.loads(
+        podlink(mesh, "policy", "replay", "-f", str(file), "-o", "json", status=None)
+    )
+    cut = {one["source"] for one in again["outcomes"] if one["fate"] == "cut"}
+    # Plaintext from a pod whose address is not on record cannot be suggested; a comment says so.
+    assert cut <= {"plain/stranger"}

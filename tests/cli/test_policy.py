@@ -1,0 +1,242 @@
+"""Replay, suggestion, authz and explain: what they make of the record and of what is in force."""
+
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from certs.trust.identity import WorkloadIdentity
+from cli import authz, explain
+from cli.policy import policy
+from cli.policy_replay import Seen, read_traffic, replay
+from cli.policy_suggest import suggest
+from policy.linkpolicy import LinkPolicy, parse
+from policy.rules import DENY, Policy, PolicySet, Rule, Source
+from registry.facts import PodFacts, read_pod
+from sidecar.dataplane.route import Plaintext
+from sidecar.directory import EXTERNAL, Endpoint, Service, Workload
+from tests.policy.test_linkpolicy import DESIGN
+from tests.registry.objects import pod
+
+DB = {("prod", "db"): [{"app": "db"}]}
+
+
+def row(who: str, **fields: Any) -> dict[str, Any]:
+    namespace, _, account = who.partition("/")
+    return {
+        "source_kind": "identity",
+        "source": f"spiffe://cluster.local/ns/{namespace}/sa/{account}",
+        "destination_kind": "identity",
+        "destination": "spiffe://cluster.local/ns/prod/sa/db",
+        "port": 5432,
+        "security": "mtls",
+        "verdict": "allowed",
+        "reason": "",
+        "sides": "both",
+        "links": 3,
+        "opened": 0,
+        "last_ns": 7,
+        **fields,
+    }
+
+
+def candidate(**spec: Any) -> LinkPolicy:
+    raw = yaml.safe_load(DESIGN)
+    raw["spec"].update(spec)
+    return parse(raw)
+
+
+def test_both_sides_of_a_link_are_counted_once_and_self_links_not_at_all() -> None:
+    rows = [
+        row("shop/api", sides="outbound", links=5),
+        row("shop/api", sides="inbound", links=4, policy="prod/db", rule="allow[0]"),
+        row("shop/api", security="self", links=100),
+        row("shop/api", verdict="failed", links=100),
+        row("shop/api", destination_kind="address", destination="192.0.2.7"),
+        row("shop/api", source="rubbish"),
+    ]
+    (seen,) = read_traffic(rows)
+    assert (seen.source, seen.links, seen.denied) == ("shop/api", 5, False)
+
+
+def test_a_replay_says_what_would_be_cut_kept_let_in_and_never_used() -> None:
+    rows = [
+        row("shop/api"),
+        row("shop/web", links=9),
+        row("batch/any", port=9187),
+        row("shop/legacy", verdict="denied", reason="policy_denied"),
+        row("batch/night", verdict="denied", reason="policy_denied"),
+        row("", source_kind="address", source="10.1.2.3", port=9187, security="plaintext"),
+        row("shop/api", destination="spiffe://cluster.local/ns/prod/sa/gone"),
+    ]
+    result = replay([candidate()], [], read_traffic(rows), DB)
+    fates = {(one.seen.source, one.seen.port): one.fate for one in result.outcomes}
+    assert fates == {
+        ("shop/api", 5432): "kept",
+        ("shop/web", 5432): "cut",
+        ("batch/any", 9187): "cut",
+        ("shop/legacy", 5432): "refused",
+        ("batch/night", 5432): "opened",
+        ("10.1.2.3", 9187): "kept",
+    }
+    assert result.outcomes[0].seen.source == "shop/web", (
+        "the most links that would be cut come first"
+    )
+    assert result.count("cut") == 12
+    assert result.unused == ()
+    assert result.notes == ("prod/gone runs no pod today: taken as not selected",)
+
+
+def test_rules_of_other_policies_in_force_still_count_and_unused_rules_are_named() -> None:
+    other = Policy("prod/other", (Rule("allow[0]", (Source("shop", "web"),)),))
+    in_force = LinkPolicy("prod", "other", candidate().selector, other)
+    result = replay([candidate()], [in_force], read_traffic([row("shop/web")]), DB)
+    assert [one.fate for one in result.outcomes] == ["kept"]
+    assert result.unused == ("prod/db allow[0]", "prod/db allow[1]", "prod/db deny[0]")
+
+
+def test_an_auditing_candidate_cuts_nothing_and_says_what_it_would() -> None:
+    result = replay([candidate(mode="Audit")], [], read_traffic([row("shop/web")]), DB)
+    (one,) = result.outcomes
+    assert one.fate == "kept" and "would deny it" in one.why
+
+
+def test_pods_that_the_selector_passes_over_are_left_out_and_some_of_them_is_said() -> None:
+    seen = read_traffic([row("shop/web")])
+    assert replay([candidate()], [], seen, {("prod", "db"): [{"app": "other"}]}).outcomes == ()
+    mixed = {("prod", "db"): [{"app": "db"}, {"app": "other"}]}
+    (one,) = replay([candidate()], [], seen, mixed).outcomes
+    assert "at some of its pods" in one.why
+
+
+def running(name: str, account: str, **labels: str) -> PodFacts:
+    return read_pod(pod(name, "10.0.0.1", namespace="prod", account=account, labels=labels))
+
+
+def seen_by(who: str, port: int, **fields: Any) -> Seen:
+    (found,) = read_traffic([row(who, port=port, **fields)])
+    return found
+
+
+def test_a_suggestion_allows_what_was_seen_and_selects_only_those_pods() -> None:
+    pods = [
+        running("db-0", "db", app="db", tier="data", **{"pod-template-hash": "x"}),
+        running("db-1", "db", app="db", tier="data", **{"pod-template-hash": "y"}),
+        running("web", "web", app="web", tier="data"),
+    ]
+    traffic = [
+        seen_by("shop/api", 5432),
+        seen_by("batch/night", 5432),
+        seen_by("ops/scraper", 9187),
+        seen_by("shop/legacy", 5432, verdict="denied", reason="policy_denied"),
+        seen_by("", 9187, source_kind="address", source="10.1.2.3", security="plaintext"),
+        seen_by("", 9187, source_kind="pod", source="old/nagios", security="plaintext"),
+    ]
+    text = suggest("prod", traffic, pods, enforce=False)
+    db, web = yaml.safe_load_all(text)
+    assert db["spec"]["selector"] == {"matchLabels": {"app": "db"}}
+    assert db["spec"]["mode"] == "Audit"
+    assert db["spec"]["allow"] == [
+        {
+            "from": [
+                {"namespace": "batch", "serviceAccount": "night"},
+                {"namespace": "shop", "serviceAccount": "api"},
+            ],
+            "ports": [5432],
+        },
+        {"from": [{"namespace": "ops", "serviceAccount": "scraper"}], "ports": [9187]},
+        {"fromCIDRs": ["10.1.2.3/32"], "ports": [9187]},
+    ]
+    assert web["spec"]["allow"] == []
+    assert "# refused already, and left out: shop/legacy port 5432" in text
+    assert "# left out: plaintext from old/nagios to port 9187" in text
+    parsed = [parse(one) for one in (db, web)]
+    assert parsed[0].selects("prod", {"app": "db"})
+
+
+def test_pods_that_no_label_tells_apart_are_said_to_be_so() -> None:
+    pods = [running("a", "a", app="x"), running("b", "b", app="x")]
+    assert "NOT EXACT" in suggest("prod", [], pods, enforce=True)
+
+
+def test_a_hostile_name_on_record_stays_a_comment() -> None:
+    nasty = seen_by("", 80, source_kind="pod", source="x\nspec: {}\u2028", security="plaintext")
+    text = suggest("prod", [nasty], [running("db", "db", app="db")], enforce=False)
+    assert len(list(yaml.safe_load_all(text))) == 1
+    assert all(line.startswith("# ") for line in text.splitlines() if "spec: {}" in line)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "is no YAML"),
+        ("", "holds no LinkPolicy"),
+        (DESIGN.replace("ports: [5432]", "port: [5432]"), "document 1: spec.allow[0].port"),
+    ],
+)
+def test_check_refuses_in_one_line_that_names_the_field(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text)
+    done = CliRunner().invoke(policy, ["check", "-f", str(file)])
+    assert done.exit_code == 1
+    assert said in done.output and len(done.output.splitlines()) == 1
+
+
+def test_check_says_what_is_lawful_and_perhaps_not_meant(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    raw = {**yaml.safe_load(DESIGN), "spec": {"deny": [{"from": [{"namespace": "a"}]}]}}
+    file.write_text(yaml.safe_dump(raw))
+    done = CliRunner().invoke(policy, ["check", "-f", str(file)])
+    assert done.exit_code == 0
+    assert "prod/db: ok, Enforce, 0 allow, 1 deny" in done.output
+    assert "let nobody in" in done.output and "every pod of namespace prod" in done.output
+
+
+def test_authz_lists_bars_before_ways_in_and_what_is_left() -> None:
+    rules = (Rule("allow[0]", (Source("shop"),), (ip_network("10.0.0.0/8"),), frozenset({80})),)
+    enforcing = Policy("prod/db", rules, (Rule("deny[0]", (Source("shop", "old"),)),))
+    audit = Policy("prod/new", audit=True, allow=(Rule("allow[0]", (Source("x"),)),))
+    found = list(authz.rows(PolicySet(policies=(enforcing, audit))))
+    assert [(one["verdict"], one["who"], one["ports"]) for one in found] == [
+        ("denied", "shop/old", "any"),
+        ("allowed", "shop/(any)", "80"),
+        ("allowed", "10.0.0.0/8 (plaintext)", "80"),
+        ("would be allowed", "x/(any)", "any"),
+        ("denied", "whoever shows no identity (plaintext)", "any"),
+        ("denied", "everybody else", "any"),
+    ]
+    default = list(authz.rows(PolicySet(mesh_default=DENY, allow_plaintext=True)))
+    assert default[-1]["because"] == "the mesh default deny"
+
+
+def test_explain_ends_with_the_receivers_own_verdict() -> None:
+    path = explain.Path()
+    rules = (Rule("allow[0]", (Source("shop", "api"),), ports=frozenset({5432})),)
+    in_force = PolicySet(policies=(Policy("prod/db", rules),))
+    explain.decide(path, WorkloadIdentity("cluster.local", "shop", "api"), "10.0.0.1", 80, in_force)
+    assert path.steps[-1].state == "stop"
+    assert "nearest: prod/db allow[0] allows 5432, not port 80" in path.verdict
+
+
+def test_explain_finds_the_endpoint_and_names_what_the_sidecar_holds_otherwise() -> None:
+    near = running("web", "web", app="web")
+    far = Workload("u", "prod", "db-0", None, ("10.0.0.7",))
+    service = Service(
+        "prod", "db", ("10.96.0.1",), frozenset({80}), (Endpoint("10.0.0.7", {80: 5432}, far),)
+    )
+    held = {"endpoints": [{"ip": "10.0.0.8", "ready": True, "ports": {"80": {"ejected": True}}}]}
+    path = explain.Path()
+    route = explain._route(path, near, service, "10.96.0.1", 80, True, held)
+    assert isinstance(route, Plaintext) and route.reason == "unmeshed_peer"
+    said = " / ".join(step.text for step in path.steps)
+    assert "lacks ['10.0.0.7'], still has ['10.0.0.8']" in said and "ejected" in said
+    assert explain._route(path, near, service, "", 81, True, None) is None
+    assert path.verdict.startswith("refused: Service db.prod has no port 81")
+    refused = explain.Path()
+    explain._way(refused, explain._route(refused, near, EXTERNAL, "192.0.2.7", 80, False, None))  # type: ignore[arg-type]
+    assert refused.verdict.startswith("refused: 192.0.2.7 is outside the mesh")
