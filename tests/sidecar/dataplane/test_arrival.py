@@ -20,7 +20,7 @@ from sidecar.contract import ALPN, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.handshake import Handshake
 from sidecar.dataplane.listener import Listener
-from sidecar.directory import Workload
+from sidecar.directory import Gone, Workload
 from tests.certs.forge import Forge
 from tests.sidecar.dataplane.conftest import API, MakeSide, Side, StartPair, connected
 from tests.sidecar.dataplane.test_link import echo
@@ -158,6 +158,19 @@ async def test_a_client_known_to_be_unmeshed_is_not_waited_for_when_the_server_s
         assert await reader.readline() == b"220 ready\r\n"
     writer.close()
     await gate.side.record()
+
+
+async def test_an_address_that_a_meshed_pod_has_just_left_may_be_the_next_ones(
+    gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it sends first may be a handshake that has not come yet: it is waited for."""
+    monkeypatch.setattr("sidecar.dataplane.arrival.TIMEOUT_S", 0.3)
+    goes_to(await serve(greet), monkeypatch)
+    gate.side.directory.entries[LOOPBACK] = Gone("shop/web-0")
+    reader, writer = await connected(gate.address)
+    assert await ends(reader) == b""
+    writer.close()
+    assert (await gate.side.record()).reason == "handshake_timeout"
 
 
 @pytest.mark.attack_row(1)

@@ -278,6 +278,15 @@ def test_the_hash_spreads_sources_evenly_and_one_source_stays() -> None:
     assert all(130 <= count <= 270 for count in counts.values()), counts  # 200 +- 5.5 sigma
 
 
+def test_the_hash_knows_the_endpoints_of_now_and_not_those_of_before() -> None:
+    chooser = Chooser()
+    chooser.ip(service(endpoint(1), endpoint(2), balance="source-hash"))
+    assert chooser.ip(service(endpoint(3), endpoint(4), balance="source-hash")) in (
+        "10.0.1.3",
+        "10.0.1.4",
+    )
+
+
 # --- round robin ----------------------------------------------------------------------------------
 
 

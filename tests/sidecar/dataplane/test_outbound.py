@@ -445,6 +445,34 @@ async def test_an_endpoint_that_keeps_a_link_waiting_gets_no_other(
 
 
 @pytest.mark.fault_row("half-open")
+async def test_a_link_that_sent_something_is_never_sent_again_for_want_of_an_answer(
+    near: Side, captured: Captured, start: Start
+) -> None:
+    """ACCEPT may be what was lost: the app there may have seen the bytes."""
+
+    async def mute(peer: Peer) -> None:
+        await peer.frame(OPEN)
+        await peer.until_closed()
+
+    async def never(peer: Peer) -> None:
+        raise AssertionError("sent twice")
+
+    one, two = Peer(mute), Peer(never)
+    await start(one, two)
+    reader, _ = await captured(near, "127.96.0.9", 80, HELD)
+    async with asyncio.timeout(4):
+        while not one.links:
+            await asyncio.sleep(0.01)
+        while not near.records:
+            for link in list(near.plane.live):
+                link.look(near.plane.now() + outbound.ACCEPT_TIMEOUT_S + 1)
+            await asyncio.sleep(0.02)
+    assert await is_reset(reader)
+    record = await near.record()
+    assert (record.verdict, record.reason, record.attempts) == ("failed", "handshake_timeout", 1)
+
+
+@pytest.mark.fault_row("half-open")
 async def test_a_link_that_sent_nothing_moves_on_from_an_endpoint_that_never_answers(
     near: Side, captured: Captured, start: Start
 ) -> None:
@@ -534,6 +562,30 @@ async def test_while_the_registry_stands_by_its_word_another_pod_gets_nothing(
     record = await near.record()
     assert (record.verdict, record.reason, record.attempts) == ("failed", "identity_mismatch", 1)
     assert near.directory.anew == ["127.0.0.2"], "once, not for ever"
+
+
+@pytest.mark.attack_row(19)
+async def test_a_registry_that_says_something_else_each_time_is_asked_anew_once(
+    near: Side, captured: Captured, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(peer: Peer) -> None:
+        raise AssertionError("reached")
+
+    peer = Peer(never)
+    await start(peer)
+    near.directory.entries["127.0.0.2"] = Workload("0", "shop", "b", BATCH, ("127.0.0.2",))
+    asked: list[str] = []
+
+    def ask_anew(key: str, answer: Answer) -> None:
+        asked.append(key)
+        again = Workload(str(len(asked)), "shop", "b", BATCH, ("127.0.0.2",))
+        asyncio.get_running_loop().call_soon(answer, again)
+
+    monkeypatch.setattr(near.directory, "ask_anew", ask_anew)
+    reader, _ = await captured(near, "127.0.0.2", peer.port, HELD)
+    assert await is_reset(reader)
+    record = await near.record()
+    assert (record.reason, record.attempts, len(asked)) == ("identity_mismatch", 2, 1)
 
 
 @pytest.mark.attack_row(19)
