@@ -8,7 +8,7 @@
 #   make fuzz     the parsers under Hypothesis, longer
 #   make soak     what takes minutes: long rotations and outages under load
 #   make gen      code from proto/*.proto
-#   make docs     the picture of the demo, drawn anew; and whether pages and code agree
+#   make docs     the pictures of the demo and the page, drawn anew; and whether pages and code agree
 #   make lock     requirements/*.lock from pyproject.toml
 
 PY := .venv/bin/python
@@ -61,6 +61,7 @@ gen: $(READY)
 docs: $(READY)
 	script -qec "stty cols 150; .venv/bin/podlink demo --no-stay" .venv/typescript > /dev/null
 	$(PY) scripts/demo_picture.py < .venv/typescript
+	$(PY) -m scripts.review_pictures
 	$(PY) -m pytest tests/test_docs.py tests/test_threat_model.py tests/sidecar/test_reasons.py $(ARGS)
 
 threats: $(READY)

@@ -14,6 +14,10 @@ COMMANDS = {
     "certs": ("cli.certs:certs", "Leaves that live, and who is banned."),
     "rotate": ("cli.rotate:rotate", "Replace the root of the mesh."),
     "demo": ("cli.demo.command:demo", "Show a linked shop on this machine, checked step by step."),
+    "dashboard": ("cli.dashboard:dashboard", "The review page in a browser."),
+    "endpoints": ("cli.endpoints:endpoints", "A sidecar's view of its Services beside the API's."),
+    "tap": ("cli.tap:tap", "Each link of a pod as it ends, live."),
+    "verify-link": ("cli.verify_link:verify_link", "Prove the path from one pod to another."),
     "links": ("cli.links:links", "Who talked to whom, as whom, and how."),
     "trace": ("cli.trace:trace", "One trace, both sides of each link."),
     "local": ("cli.local:local", "Run a cluster on this machine."),
@@ -48,7 +52,9 @@ def podlink() -> None:
 def main() -> None:
     """The entry point. Ctrl-C ends it with status 130 and no traceback."""
     try:
-        podlink.main(standalone_mode=False)
+        # Outside its standalone mode click hands the status of an Exit back.
+        if isinstance(status := podlink.main(standalone_mode=False), int):
+            sys.exit(status)
     except click.ClickException as e:
         e.show()
         sys.exit(e.exit_code)

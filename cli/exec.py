@@ -7,7 +7,7 @@ It takes `create` on pods/exec in the pod's namespace, as `kubectl exec` does.
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -46,10 +46,29 @@ async def exec_lines(kube: Kube, namespace: str, pod: str, path: str) -> AsyncIt
                 yield json.loads(line)
 
 
+async def exec_output(
+    kube: Kube, namespace: str, pod: str, container: str, argv: Sequence[str]
+) -> bytes:
+    """What a command in a container prints. Raises ExecFailed, also if it does not succeed."""
+    said = b""
+    async with aclosing(_run(kube, namespace, pod, container, argv)) as output:
+        async for piece in output:
+            said += piece
+    return said
+
+
 async def _output(kube: Kube, namespace: str, pod: str, path: str) -> AsyncGenerator[bytes, None]:
     argv = ("python", "-m", "sidecar.admin", path)
+    async with aclosing(_run(kube, namespace, pod, PROXY_CONTAINER, argv)) as output:
+        async for piece in output:
+            yield piece
+
+
+async def _run(
+    kube: Kube, namespace: str, pod: str, container: str, argv: Sequence[str]
+) -> AsyncGenerator[bytes, None]:
     query = [("command", word) for word in argv]
-    query += [("container", PROXY_CONTAINER), ("stdout", "true"), ("stderr", "true")]
+    query += [("container", container), ("stdout", "true"), ("stderr", "true")]
     where = f"/api/v1/namespaces/{namespace}/pods/{pod}/exec"
     complaint = b""
     try:

@@ -2,21 +2,27 @@
 
 import asyncio
 import datetime as dt
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.terminal import printable, printable_json
 from kit.clock import utcnow
 
+if TYPE_CHECKING:
+    from cli.traces_client import TracesClient
+
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _VERDICT_STYLE = {"allowed": "green", "denied": "bold red", "failed": "red", "audited": "yellow"}
 _SECURITY_STYLE = {"mtls": "green", "plaintext": "bold yellow"}
 _PIPED_WIDTH = 400
+_WATCH_EVERY_S = 2.0
 
 Item = Mapping[str, Any]
 
@@ -43,6 +49,9 @@ class Since(click.ParamType[int]):
 @click.option("--since", type=Since(), default="1h", show_default=True, help="How far back.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
 @click.option(
+    "-w", "--watch", is_flag=True, help="Then print links as they are recorded, until Ctrl-C."
+)
+@click.option(
     "-o",
     "--output",
     type=click.Choice(("table", "wide", "json")),
@@ -60,6 +69,7 @@ def links(
     security: str | None,
     since: int,
     limit: int,
+    watch: bool,
     output: str,
     kubeconfig: str | None,
     context: str | None,
@@ -76,8 +86,13 @@ def links(
         "limit": str(limit),
     }
     client = TracesClient(kubeconfig=kubeconfig, context=context)
+    query = {key: value for key, value in asked.items() if value}
     try:
-        found = asyncio.run(client.links(**{key: value for key, value in asked.items() if value}))
+        if watch:
+            with suppress(KeyboardInterrupt):
+                asyncio.run(_watch(client, query, output))
+            return
+        found = asyncio.run(client.links(**query))
     except TracesUnavailable as e:
         raise click.ClickException(printable(e)) from e
     if output == "json":
@@ -88,17 +103,45 @@ def links(
         print_table(found, wide=output == "wide")
 
 
-def print_table(found: Sequence[Item], *, wide: bool) -> None:
+async def _watch(client: "TracesClient", query: Mapping[str, str], output: str) -> None:
+    """What there is, then what comes, oldest first. A link is told once, and again when it ends."""
+    told: dict[tuple[object, object], object] = {}
+    first = True
+    while True:
+        found = await client.links(**{**query, "limit": "1000"})
+        new = [
+            x
+            for x in reversed(found)
+            if told.get((x.get("trace_id"), x.get("span_id"))) != _shape(x)
+        ]
+        told = {(x.get("trace_id"), x.get("span_id")): _shape(x) for x in found}
+        if first:
+            new = new[-int(query["limit"]) :]
+        for item in new:
+            if output == "json":
+                click.echo(json.dumps(item))
+        if new and output != "json":
+            print_table(new, wide=output == "wide", headers=first)
+        first = False
+        await asyncio.sleep(_WATCH_EVERY_S)
+
+
+def _shape(item: Item) -> object:
+    """What makes a link worth telling again: it has ended, or its other side has spoken."""
+    return item.get("open"), str(item.get("sides")), item.get("verdict")
+
+
+def print_table(found: Sequence[Item], *, wide: bool, headers: bool = True) -> None:
     """One row per link on standard output. Whatever a cell says is text: no markup, no escapes."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    headers = ["SOURCE", "DESTINATION", "ASKED FOR", "SECURITY", "VERDICT", "BYTES", "TOOK", "AGE"]
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=headers)
+    names = ["SOURCE", "DESTINATION", "ASKED FOR", "SECURITY", "VERDICT", "BYTES", "TOOK", "AGE"]
     if wide:
-        headers += ["POLICY", "CHOICE", "CLOSED BY", "SIDES"]
-    for header in [*headers, "TRACE"]:
+        names += ["POLICY", "CHOICE", "CLOSED BY", "SIDES"]
+    for header in [*names, "TRACE"]:
         table.add_column(header, overflow="fold", no_wrap=header == "TRACE")
     now = utcnow()
     for item in found:

@@ -47,9 +47,13 @@ class TracesClient:
         answer = await self._ask(f"/api/traces/{trace_id}", {})
         return [item for item in answer.get("spans", ()) if isinstance(item, dict)]
 
+    async def view(self, name: str, **query: str) -> Item:
+        """A view of the review page as JSON, with all its rows."""
+        return await self._ask(f"/{name}.json", query)
+
     async def _ask(self, path: str, query: dict[str, str]) -> Item:
         async with await self._connect() as kube:
-            token = await self._token(kube)
+            token = await self.token(kube)
             proxied = (
                 f"/api/v1/namespaces/{self.system_namespace}/services/"
                 f"{SERVICE}:{REVIEW_PORT}/proxy{path}"
@@ -72,7 +76,8 @@ class TracesClient:
         except ClusterUnavailable as e:
             raise TracesUnavailable(str(e)) from e
 
-    async def _token(self, kube: Kube) -> str:
+    async def token(self, kube: Kube) -> str:
+        """The token of the review page. Raises TracesUnavailable."""
         in_namespace = f"/api/v1/namespaces/{self.system_namespace}"
         try:
             secret = await kube.get(f"{in_namespace}/secrets/{SECRET}")

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import ApiClient, Configuration
+from yarl import URL
 
 Object = dict[str, Any]
 """One Kubernetes object or status as the API sends it."""
@@ -138,6 +139,26 @@ class Kube:
         """The body of the answer as it came; for subresources such as logs and service proxies."""
         async with self._request(method, path, query, headers=headers) as response:
             return bytes(await response.read())
+
+    async def forward(
+        self, method: str, path_and_query: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Whatever the API server answers (status, headers, body), errors and redirects included; for
+        handing a browser's request on to a service proxy. Raises KubeError if it cannot be reached."""
+        sent = dict(headers)
+        rest = self._api.rest_client
+        try:
+            await self._authorise(sent)
+            if rest.pool_manager is None:
+                rest.pool_manager = rest._create_pool_manager()
+            # Already encoded, as the browser sent it: decoding and encoding anew might change it.
+            url = URL(self._configuration.host + path_and_query, encoded=True)
+            async with rest.pool_manager.request(
+                method, url, headers=sent, data=body, allow_redirects=False, timeout=_timeout(60.0)
+            ) as response:
+                return response.status, response.headers, await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as e:
+            raise KubeError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
 
     @asynccontextmanager
     async def websocket(

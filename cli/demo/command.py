@@ -119,6 +119,7 @@ class _Screen:
             f"\nThe shop stays up until Ctrl-C. In another terminal:\n\n"
             f"  export KUBECONFIG={kubeconfig}\n"
             f"  alias podlink={Path(sys.argv[0]).absolute()}\n"
+            f"  podlink dashboard                           (the review page in a browser)\n"
             f"  podlink links --since 5m\n"
             f"  podlink local --help                        (each command takes --name {CLUSTER})\n"
             f"  podlink local exec --name {CLUSTER} shop/web -- curl -s http://127.0.0.1:8080/order/tea\n"

@@ -84,7 +84,7 @@ def _label(key: tuple[str, str], ends: Collection[End]) -> str:
     end = next(iter(ends))
     label = printable(end.label)
     short = label.partition("/")[2] if end.namespace and "/" in label else label
-    return short if len(short) <= 24 else short[:23] + "…"
+    return short if len(short) <= 20 else short[:19] + "…"
 
 
 def _line(line_id: str, source: str, target: str, denied: bool, edges: Sequence[Edge]) -> Item:

@@ -2,6 +2,7 @@
 tests look at, and what its pictures show."""
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import Iterator
@@ -63,6 +64,11 @@ def identity(name: str) -> str:
     return f"spiffe://cluster.local/ns/{namespace}/sa/{account}"
 
 
+def serial(name: str) -> str:
+    """Of the leaf that the pods of this name hold."""
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
 def records(talk: Talk, at_ns: int, dice: random.Random) -> list[LinkRecord]:
     """One link of this edge as its two sides, or the one that has a sidecar, would tell it."""
     external = "/" not in talk.destination
@@ -84,11 +90,17 @@ def records(talk: Talk, at_ns: int, dice: random.Random) -> list[LinkRecord]:
         service="" if external else ".".join(reversed(talk.destination.split("/"))),
         policy="",
         rule="",
+        peer_serial=serial(talk.destination),
         bytes_sent=dice.randrange(200, 2000),
         bytes_received=dice.randrange(talk.size // 2, talk.size),
     )
     if kind == "mtls":
-        return [out, inbound_of(out, policy="", rule="default:allow-meshed")]
+        return [
+            out,
+            inbound_of(
+                out, policy="", rule="default:allow-meshed", peer_serial=serial(talk.source)
+            ),
+        ]
     if kind == "denied":
         for name, value in {
             "verdict": "denied",
@@ -199,13 +211,10 @@ def days(now_ns: int) -> Iterator[tuple[int, ExportTraceServiceRequest]]:
     )
     for i, pod in enumerate(pods):
         age = int((0.05 + 0.08 * i) % 0.5 * HOUR)
-        serial = {"prod/ledger": "5f" * 16}.get(pod)
         if pod == "prod/mail":
             age = int(0.9 * HOUR)
-        more = {"serial": serial} if serial else {}
-        events.append(
-            (now_ns - age, certificate("certificate issued", now_ns - age, pod=pod, **more))
-        )
+        issued = certificate("certificate issued", now_ns - age, pod, serial=serial(pod))
+        events.append((now_ns - age, issued))
     events.append(
         (
             now_ns - HOUR // 3,

@@ -18,17 +18,24 @@
     return Object.fromEntries(["paper", "ground", "ink", "quiet", "line", "strong", "accent", "mtls", "plaintext", "denied", "failed", "self"].map((n) => [n, of(n)]));
   }
 
+  // A little to one side, what was denied to the other: a straight line hides behind what it passes.
+  function bend(edge) {
+    const a = edge.source().position(), b = edge.target().position();
+    const length = Math.hypot(a.x - b.x, a.y - b.y);
+    return (edge.data("state") === "denied" ? -1 : 1) * Math.min(90, length < 230 ? 14 : 0.13 * length);
+  }
+
   function sheet() {
     const c = colours();
     const line = (state, more) => ({ selector: `edge[state="${state}"]`, style: { "line-color": c[state] || c.plaintext, "target-arrow-color": c[state] || c.plaintext, color: c[state] || c.plaintext, ...more } });
     return [
-      { selector: "node", style: { shape: "round-rectangle", width: 148, height: 38, label: "data(label)", "text-valign": "center", "text-halign": "center", "text-wrap": "wrap", "text-max-width": 140, "font-size": 13, "font-family": "system-ui, DejaVu Sans, sans-serif", color: c.ink, "background-color": c.paper, "border-width": 1.5, "border-color": c.quiet } },
+      { selector: "node", style: { shape: "round-rectangle", width: 156, height: 42, label: "data(label)", "text-valign": "center", "text-halign": "center", "text-wrap": "wrap", "text-max-width": 150, "font-size": 16, "font-family": "system-ui, DejaVu Sans, sans-serif", color: c.ink, "background-color": c.paper, "border-width": 1.5, "border-color": c.quiet } },
       { selector: "node[kind='address'], node[kind='other']", style: { shape: "cut-rectangle", "border-style": "dashed" } },
       { selector: "node[kind='pod']", style: { "border-style": "dashed" } },
       { selector: "node[kind='service']", style: { shape: "round-tag" } },
       { selector: "node[kind='namespace']", style: { shape: "round-rectangle", height: 52, "border-width": 3, "border-style": "double", "background-color": c.ground } },
-      { selector: "node[kind='box']", style: { label: "data(label)", "text-valign": "top", "text-halign": "center", "text-margin-y": -6, "background-color": c.ground, "background-opacity": 0.6, "border-style": "dashed", "border-width": 1, "border-color": c.strong, color: c.quiet, "font-size": 14, padding: 26, shape: "round-rectangle" } },
-      { selector: "edge", style: { width: 2.4, "curve-style": "bezier", "control-point-step-size": 60, "target-arrow-shape": "triangle", "arrow-scale": 1.15, label: "data(label)", "font-size": 12, "font-family": "system-ui, DejaVu Sans, sans-serif", "text-background-color": c.paper, "text-background-opacity": 0.92, "text-background-padding": 2, "min-zoomed-font-size": 7, "loop-direction": "-45deg" } },
+      { selector: "node[kind='box']", style: { label: "data(label)", "text-valign": "top", "text-halign": "center", "text-margin-y": -6, "background-color": c.ground, "background-opacity": 0.6, "border-style": "dashed", "border-width": 1, "border-color": c.strong, color: c.quiet, "font-size": 17, padding: 26, shape: "round-rectangle" } },
+      { selector: "edge", style: { width: 2.4, "curve-style": (e) => (e.isLoop() ? "bezier" : "unbundled-bezier"), "control-point-weights": 0.5, "control-point-distances": bend, "target-arrow-shape": "triangle", "arrow-scale": 1.15, label: "data(label)", "font-size": 15, "font-family": "system-ui, DejaVu Sans, sans-serif", "text-background-color": c.paper, "text-background-opacity": 0.92, "text-background-padding": 2, "min-zoomed-font-size": 7, "loop-direction": "-45deg" } },
       line("mtls", {}),
       line("self", { "line-style": "dotted" }),
       line("plaintext", { "line-style": "dashed", "line-dash-pattern": [7, 5] }),
