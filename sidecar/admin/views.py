@@ -10,7 +10,7 @@ from certs.trust.identity import WorkloadIdentity
 from kit.ports import PortSet
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane
-from sidecar.directory import Found, Service, Workload
+from sidecar.directory import Found, Gone, Service, Workload
 from sidecar.report import LinkRecord
 
 Json = dict[str, object]
@@ -79,15 +79,27 @@ def pool(plane: Plane, arrivals: Arrivals) -> Json:
 
 def endpoints(plane: Plane, known: Mapping[str, Found]) -> Json:
     """What was resolved: Services with their endpoints as the choice sees them, pods, the rest."""
-    now, services, pods, external = plane.now(), [], [], []
+    now, services, pods, external, gone = plane.now(), [], [], [], []
     for key, found in known.items():
         if isinstance(found, Service):
             services.append(_service(plane, found, now))
         elif isinstance(found, Workload):
             pods.append({"key": key, **_workload(found)})
+        elif isinstance(found, Gone):
+            gone.append({"key": key, "pod": found.pod})
         else:
             external.append(key)
-    return {"services": services, "pods": pods, "external": sorted(external)}
+    ejected = [
+        {"ip": ip, "port": port, "left_s": round(left_s, 3), "failures": failures}
+        for ip, port, left_s, failures in plane.ejections.listed(now)
+    ]
+    return {
+        "services": services,
+        "pods": pods,
+        "external": sorted(external),
+        "gone": gone,
+        "ejected": ejected,
+    }
 
 
 def _service(plane: Plane, service: Service, now: float) -> Json:

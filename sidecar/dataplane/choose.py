@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from sidecar.dataplane.ejections import Ejections
 from sidecar.directory import Endpoint, Own, Service
 
+_Key = TypeVar("_Key")
 _Kept = TypeVar("_Kept")
 ROUND_ROBIN: Final = "round-robin"
 SOURCE_HASH: Final = "source-hash"
@@ -42,6 +43,16 @@ class Memory:
         self._kept: dict[tuple[str, int], tuple[str, float]] = {}
         self._last: dict[tuple[str, int], str] = {}
         self._ranked: dict[tuple[str, int], tuple[Service, list[Endpoint]]] = {}
+        self._usable: dict[tuple[str, int, int], tuple[Service, list[Endpoint]]] = {}
+
+    def usable(self, service: Service, port: int, version: int) -> list[Endpoint]:
+        """`eligible`, worked out once for each word of the registry. Not to be changed."""
+        key = (service.key, port, version)
+        known = self._usable.get(key)
+        if known is None or known[0] is not service:
+            self._usable[key] = known = service, eligible(service, port, version)
+            _bound(self._usable)
+        return known[1]
 
     def kept_ip(self, service: Service, port: int, now: float) -> str | None:
         """Where affinity sent this pod last, unless its time-out is over.
@@ -119,7 +130,7 @@ def choose(
 
     `tried` are the IPs that refused this very link; they are not tried twice.
     """
-    usable = eligible(service, port, version)
+    usable = memory.usable(service, port, version)
     if service.local_only:
         usable = [e for e in usable if _node(e) == own.node or e.ip in own.ips]
     candidates = [e for e in usable if e.ip not in tried] if tried else usable
@@ -200,6 +211,6 @@ def _score(source: bytes, ip: str) -> bytes:
     return blake2b(source + ip.encode(), digest_size=8).digest()
 
 
-def _bound(remembered: dict[tuple[str, int], _Kept]) -> None:
+def _bound(remembered: dict[_Key, _Kept]) -> None:
     if len(remembered) > MAX_REMEMBERED:
         del remembered[next(iter(remembered))]

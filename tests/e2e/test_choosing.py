@@ -74,6 +74,39 @@ def test_one_zone_and_one_node_are_preferred(mesh: Mesh) -> None:
     assert {why for _, why in _went(mesh, "noded", 4)} == {"same-node:least-open"}
 
 
+def test_hints_of_the_slices_are_followed_against_the_pods_own_zones(mesh: Mesh) -> None:
+    hinted = _balanced("hinted", "")
+    del hinted["spec"]["selector"]
+    by_hand = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "hinted",
+            "namespace": "mesh",
+            "labels": {"kubernetes.io/service-name": "hinted"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "", "port": 7001, "protocol": "TCP"}],
+        "endpoints": [
+            {
+                "addresses": [mesh.ip(f"mesh/{name}")],
+                "conditions": {"ready": True},
+                "hints": {"forZones": [{"name": zone}]},
+            }
+            for name, zone in (("tills-0", "east"), ("tills-1", "west"))
+        ],
+    }
+    mesh.apply(hinted, by_hand)
+    try:
+        until(
+            lambda: mesh.attempt("mesh/zoned-caller", "hinted", 7001, "hi")["got"] == "hi", "a link"
+        )
+        went = _went(mesh, "hinted", 3, "mesh/zoned-caller")
+        assert set(went) == {("mesh/tills-0", "zone-hint:only")}
+    finally:
+        mesh.delete(hinted, by_hand)
+
+
 def test_affinity_survives_churn_around_it_and_the_restart_of_sidecars(mesh: Mesh) -> None:
     """The pod's own proxy, its peer's proxy, and pods that come and go: the session stays."""
     ((kept, _),) = set(_went(mesh, "sticky", 1))

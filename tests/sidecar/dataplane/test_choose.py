@@ -287,6 +287,14 @@ def test_the_hash_knows_the_endpoints_of_now_and_not_those_of_before() -> None:
     )
 
 
+def test_endpoints_that_change_count_at_once() -> None:
+    chooser = Chooser()
+    assert chooser.ip(service(endpoint(1))) == "10.0.1.1"
+    assert chooser.ip(service(endpoint(2))) == "10.0.1.2"
+    assert chooser(service()) is None
+    assert chooser.ip(service(endpoint(3))) == "10.0.1.3"
+
+
 # --- round robin ----------------------------------------------------------------------------------
 
 
@@ -316,7 +324,8 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             it = service(endpoint(1), endpoint(2), balance=balance, affinity_s=affinity_s)
             chooser(replace(it, name=f"s{number}"))
     memory = chooser.memory
-    assert [len(m) for m in (memory._kept, memory._last, memory._ranked)] == [3, 3, 3]
+    kept = (memory._kept, memory._last, memory._ranked, memory._usable)
+    assert [len(one) for one in kept] == [3, 3, 3, 3]
 
 
 # --- ejection -------------------------------------------------------------------------------------
