@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -49,7 +50,7 @@ def image(raw: Object) -> str:
 
 
 @asynccontextmanager
-async def informed(*script: Answer) -> AsyncIterator[Watched]:
+async def informed(*script: Answer, **settings: Any) -> AsyncIterator[Watched]:
     changes: list[Change] = []
     async with fake_api(*script) as (api, kube):
         informer = Informer(
@@ -58,6 +59,7 @@ async def informed(*script: Answer) -> AsyncIterator[Watched]:
             lambda key, old, new: changes.append((key, old, new)),
             image,
             backoff=Backoff(first_s=0.01, longest_s=0.05),
+            **settings,
         )
         task = spawn(informer.run(), name="informer")
         try:
@@ -182,3 +184,52 @@ async def test_an_api_server_that_answers_with_a_page_of_text_is_only_away() -> 
     page: Answer = lambda _: web.Response(text="<html>")  # noqa: E731
     async with informed(page, listing("5", pod("a", image="x"))) as it:
         assert await it.until(1) == [("shop/a", None, "x")]
+
+
+@pytest.mark.fault_row("api-server-slow")
+async def test_a_watch_that_has_gone_silent_is_opened_anew_where_it_stood() -> None:
+    """A path that swallows everything looks like a quiet cluster; nothing is listed again for it."""
+    hanging = events(event("ADDED", pod("a", "6", image="x")), then_hang=True)
+    rest = events(event("MODIFIED", pod("a", "7", image="y")), then_hang=True)
+    async with informed(listing("5"), hanging, rest, silence_s=0.2) as it:
+        assert (await it.until(2))[1] == ("shop/a", "x", "y")
+        watches = [asked for asked in it.api.asked if "watch" in asked]
+        assert [asked["resourceVersion"] for asked in watches[:2]] == ["5", "6"]
+        assert len(it.api.asked) == 1 + len(watches)
+
+
+async def test_what_a_lost_event_had_spoilt_is_healed_by_a_list_now_and_then() -> None:
+    first, later = listing("5", pod("a", image="x")), listing("9", pod("b", image="y"))
+    async with informed(first, events(then_hang=True), later, resync_s=0.1, silence_s=1.5) as it:
+        changes = await it.until(3)
+        assert changes == [("shop/a", None, "x"), ("shop/a", "x", None), ("shop/b", None, "y")]
+
+
+async def test_a_kind_that_is_not_installed_has_no_objects_until_it_is() -> None:
+    missing = [refusal(404, "NotFound")] * 3
+    found = listing("5", pod("a", image="x"))
+    async with informed(*missing, found, may_be_absent=True) as it:
+        await asyncio.wait_for(it.informer.synced.wait(), 5)
+        assert await it.until(1) == [("shop/a", None, "x")]
+
+
+async def test_a_kind_that_is_gone_for_a_moment_is_not_forgotten() -> None:
+    gone = [refusal(410, "Expired"), refusal(404, "NotFound"), refusal(404, "NotFound")]
+    script = (listing("5", pod("a", image="x")), *gone, listing("6", pod("a", image="x")))
+    async with informed(*script, may_be_absent=True) as it:
+        await it.until_asked(6)
+        assert it.changes == [("shop/a", None, "x")]
+
+
+async def test_without_that_a_kind_that_is_missing_is_a_failure() -> None:
+    async with informed(*[refusal(404, "NotFound")] * 4, listing("5")) as it:
+        await it.until_asked(3)
+        assert not it.informer.synced.is_set()
+
+
+@pytest.mark.fault_row("watch-gone")
+async def test_a_list_whose_next_page_has_expired_begins_again() -> None:
+    first = listing("5", pod("a", image="x"), more="next page")
+    again = listing("9", pod("b", image="y"))
+    async with informed(first, refusal(410, "Expired"), again) as it:
+        assert await it.until(1) == [("shop/b", None, "y")], "half a list is no list"

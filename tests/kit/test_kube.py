@@ -1,5 +1,10 @@
 """The Kubernetes client against a server that answers well, badly, and not at all."""
 
+import os
+import socket
+from contextlib import ExitStack, aclosing, suppress
+from pathlib import Path
+
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
@@ -102,3 +107,36 @@ async def test_an_event_of_a_megabyte_and_a_half_arrives_whole() -> None:
     big = event("ADDED", pod("a", "8", note="n" * 1_500_000))
     async with fake_api(events(big)) as (_, kube):
         assert await watched(kube) == [big]
+
+
+async def test_the_kernel_probes_a_watch_so_that_a_dead_machine_is_noticed() -> None:
+    async with fake_api(events(event("ADDED", pod("a", "8")), then_hang=True)) as (_, kube):
+        port = int(kube._configuration.host.rpartition(":")[2])
+        async with aclosing(kube.watch(PATH, "7")) as watching:
+            await anext(watching)
+            with ExitStack() as stack:
+                (ours,) = [one for one in _connected(stack) if one.getpeername()[1] == port]
+                assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                idle = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+                every = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+                times = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+                assert idle + every * times <= 25
+
+
+def _connected(stack: ExitStack) -> list[socket.socket]:
+    """Every connected TCP socket of this process, as copies that share its options."""
+    found = []
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        try:
+            copied = os.dup(int(entry.name))
+        except OSError:
+            continue
+        if not os.readlink(f"/proc/self/fd/{copied}").startswith("socket:"):
+            os.close(copied)
+            continue
+        sock = stack.enter_context(socket.socket(fileno=copied))
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            with suppress(OSError):
+                sock.getpeername()
+                found.append(sock)
+    return found

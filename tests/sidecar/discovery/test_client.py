@@ -132,6 +132,31 @@ async def test_a_new_stream_asks_again_for_what_was_asked_before() -> None:
                 assert (await sidecar.until("10.0.0.8", Workload)).name == "new"
 
 
+@pytest.mark.fault_row("control-plane-down")
+async def test_when_a_replica_dies_another_goes_on_where_it_stood_and_nothing_is_unlearned() -> (
+    None
+):
+    pods = (WEB_POD, pod("api", "10.0.0.7", account="api"))
+    async with registry(*pods) as dying, registry(*pods) as living:
+        replicas = [dying, living]
+        async with running(lambda: replicas[0].channel()) as sidecar:
+            await ready(sidecar)
+            known = await sidecar.ask("10.0.0.7")
+            replicas.pop(0)
+            await dying.server.stop(grace_s=0)
+            assert sidecar.client.known("10.0.0.7") == known, "it is in force all the while"
+            async with asyncio.timeout(3):
+                while not sidecar.client.connected or len(sidecar.channels) < 2:
+                    assert sidecar.client.known("10.0.0.7") == known
+                    await asyncio.sleep(0.01)
+            # The other replica has not had to say it again; what changes there is told.
+            assert sidecar.client.known("10.0.0.7") is known
+            living.api.put(PODS, pod("api", "10.0.0.7", account="other"))
+            async with asyncio.timeout(3):
+                while sidecar.client.known("10.0.0.7") == known:
+                    await asyncio.sleep(0.01)
+
+
 @pytest.mark.attack_row(19)
 @pytest.mark.fault_row("cluster-ip-reuse")
 async def test_the_address_of_a_meshed_pod_that_went_is_not_external_at_once(

@@ -1,0 +1,94 @@
+"""LinkPolicies on a real API server: its schema, its CEL rules, its watch, and our status."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kit.kube import Kube, KubeError
+from kit.tasks import spawn, stop
+from policy.linkpolicy import API_VERSION, GROUP, PLURAL, VERSION
+from registry.answers import Answers
+from registry.hub import Hub
+from registry.model import Model
+from registry.watch import ClusterWatch
+from tests.kubernetes.real_api import RealApi
+
+CRD = Path(__file__).parents[2] / "charts/podlink/files/linkpolicy.crd.yaml"
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+PATH = f"/apis/{GROUP}/{VERSION}/namespaces/default/{PLURAL}"
+ALLOW = [{"from": [{"namespace": "shop", "serviceAccount": "api"}], "ports": [5432]}]
+
+
+def policy(name: str, **spec: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "default"}
+    return {"apiVersion": API_VERSION, "kind": "LinkPolicy", "metadata": metadata, "spec": spec}
+
+
+@pytest.fixture
+async def kube(real: RealApi) -> AsyncIterator[Kube]:
+    """A client of an API server that has the CRD, established, and no policies."""
+    client = real.kube()
+    try:
+        try:
+            await client.create(CRDS, yaml.safe_load(CRD.read_text()))
+        except KubeError as e:
+            if e.status != 409:
+                raise
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await client.delete(PATH)
+                    break
+                except KubeError:
+                    await asyncio.sleep(0.2)
+        yield client
+    finally:
+        await client.close()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"allow": [{"ports": [80]}]},  # CEL: says nobody
+        {"allow": [{"from": []}]},
+        {"allow": [{"from": [{"namespace": "shop*"}]}]},
+        {"allow": [{"from": [{"namespace": "shop"}], "ports": [0]}]},
+        {"mode": "enforce"},
+        {"selector": {"matchExpressions": [{"key": "a", "operator": "In"}]}},  # CEL
+    ],
+)
+async def test_the_api_server_refuses_what_the_schema_forbids(kube: Kube, spec: Any) -> None:
+    with pytest.raises(KubeError, match="Invalid"):
+        await kube.create(PATH, policy("wrong", **spec))
+
+
+@pytest.mark.timeout(120)
+async def test_an_unknown_field_is_stored_so_that_the_registry_can_refuse_it(kube: Kube) -> None:
+    await kube.create(PATH, policy("slip", allow=[{"from": [{"namespace": "a"}], "port": [80]}]))
+    stored = await kube.get(f"{PATH}/slip")
+    assert stored["spec"]["allow"][0]["port"] == [80]
+    assert stored["spec"]["mode"] == "Enforce"
+
+
+@pytest.mark.timeout(120)
+async def test_the_registry_watches_and_writes_the_status(kube: Kube) -> None:
+    model = Model()
+    watch = ClusterWatch(kube, model, Hub(Answers(model, "allow-meshed")))
+    running = spawn(watch.run(), name="watch")
+    try:
+        await asyncio.wait_for(watch.wait_synced(), 30)
+        await kube.create(PATH, policy("db", allow=ALLOW))
+        async with asyncio.timeout(30):
+            while not (status := (await kube.get(f"{PATH}/db")).get("status")):
+                await asyncio.sleep(0.2)
+        conditions = {one["type"]: one["status"] for one in status["conditions"]}
+        assert conditions == {"Accepted": "True", "InForce": "True"}
+        assert status["inForce"]["spec"]["allow"] == ALLOW
+        assert model.policies.of("default", "db") is not None
+    finally:
+        await stop(running)
