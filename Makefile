@@ -9,6 +9,7 @@
 #   make soak     what takes minutes: long rotations and outages under load
 #   make gen      code from proto/*.proto
 #   make docs     the pictures of the demo and the page, drawn anew; and whether pages and code agree
+#   make render   the plain manifests, from the chart by Helm itself
 #   make lock     requirements/*.lock from pyproject.toml
 
 PY := .venv/bin/python
@@ -16,7 +17,7 @@ READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 SOURCES := kit certs proto policy registry sidecar injector traces local cli
 
-.PHONY: demo test check bench bench-registry fuzz soak gen docs threats lock clean
+.PHONY: demo test check bench bench-registry fuzz soak gen docs render threats lock clean
 
 $(READY): requirements/dev.lock pyproject.toml scripts/venv.sh
 	@sh scripts/venv.sh .venv requirements/dev.lock
@@ -26,11 +27,18 @@ $(BENCH_READY): requirements/bench.lock pyproject.toml scripts/venv.sh
 	@sh scripts/venv.sh .venv-bench requirements/bench.lock
 	@touch $@
 
+HELM_READY := .helm/.ready
+
+$(HELM_READY): requirements/helm.lock $(READY)
+	@rm -rf .helm
+	@.venv/bin/uv pip install --quiet --target .helm --python-version 3.13 --no-deps --require-hashes -r requirements/helm.lock
+	@touch $@
+
 demo: $(READY)
 	@$(PY) scripts/needs.py demo
 	@.venv/bin/podlink demo
 
-test: $(READY)
+test: $(READY) $(HELM_READY)
 	@$(PY) scripts/needs.py test
 	$(PY) -m pytest $(ARGS)
 
@@ -64,12 +72,16 @@ docs: $(READY)
 	$(PY) -m scripts.review_pictures
 	$(PY) -m pytest tests/test_docs.py tests/test_threat_model.py tests/sidecar/test_reasons.py $(ARGS)
 
+render: $(READY) $(HELM_READY)
+	$(PY) -m scripts.render
+
 threats: $(READY)
 	@$(PY) -m tests.threats
 
 lock: $(READY)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements/dev.lock
+	.venv/bin/uv pip compile --quiet --python-version 3.13 --no-deps --generate-hashes --no-header --no-emit-index-url --no-emit-find-links requirements/helm.in -o requirements/helm.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra bench -c requirements/dev.lock pyproject.toml -o requirements/bench.lock
 
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-bench .helm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -66,13 +66,16 @@ class PodSettings:
 
 
 def read_settings(
-    pod_annotations: Mapping[str, str], namespace_annotations: Mapping[str, str]
+    pod_annotations: Mapping[str, str],
+    namespace_annotations: Mapping[str, str],
+    defaults: Mapping[str, str] | None = None,
 ) -> PodSettings:
-    """The settings of one pod: its own annotations, else its namespace's, else the defaults.
+    """The settings of one pod: its own annotations, else its namespace's, else the mesh's `defaults`
+    (by keys without prefix), else podlink's.
 
     Raises AnnotationRefused for the first annotation, on either, that is not as it must be.
     """
-    read: dict[str, str] = {}
+    read = {key.replace("-", "_"): value for key, value in (defaults or {}).items()}
     origin: dict[str, str] = {}
     for where, annotations in (("namespace", namespace_annotations), ("pod", pod_annotations)):
         for full, value in sorted(annotations.items()):
@@ -85,6 +88,20 @@ def read_settings(
     _check_limit(settings, "cpu", _cpu, origin)
     _check_limit(settings, "memory", _memory, origin)
     return settings
+
+
+def check_default(key: str, value: str) -> str:
+    """One of the mesh's defaults, in canonical text. Raises ValueError with what is wrong.
+
+    Whom a pod lets in and where it goes is no default of sidecars: LinkPolicy and the mesh's own
+    default say that, and the registry reads those annotations from pods and namespaces alone.
+    """
+    if key in _NO_DEFAULTS:
+        raise ValueError(f"{key} has no default for the whole mesh")
+    try:
+        return _read("default", key, value)
+    except AnnotationRefused as refused:
+        raise ValueError(str(refused)) from refused
 
 
 def _read(where: str, key: str, value: str) -> str:
@@ -263,6 +280,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "workers": (f"a whole number from 1 to {_MAX_WORKERS}", _workers),
     "shutdown-grace-period": (f"a duration such as 30s or 2m, at most {_MAX_GRACE_S}s", _grace),
 }
+_NO_DEFAULTS = frozenset({"plaintext", "plaintext-ports", "external"})
 _LISTS = frozenset(
     {"skip-inbound-ports", "skip-outbound-ports", "skip-subnets", "upstreams", "http-ports"}
 )

@@ -1,12 +1,14 @@
 """Settings of the injector, read once at start."""
 
 import ipaddress
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from certs.trust.identity import IdentityMalformed, check_trust_domain
+from injector.annotations import check_default
 from injector.container import MeshSettings
 from kit.settings import ConfigInvalid, Settings
 from sidecar import contract
@@ -51,6 +53,8 @@ class InjectorConfig:
             cluster_cidrs=_cidrs(settings.text("PODLINK_CLUSTER_CIDRS", _CLUSTER_CIDRS)),
             telemetry=_telemetry(settings),
             exempt_by=settings.choice("PODLINK_EXEMPT_BY", "uid", frozenset({"uid", "mark"})),
+            capture_by=settings.choice("PODLINK_CAPTURE_BY", "init", frozenset({"init", "cni"})),
+            defaults=_defaults(settings.text("PODLINK_PROXY_DEFAULTS", "{}")),
         )
         return cls(
             mesh=mesh,
@@ -71,6 +75,14 @@ def _telemetry(settings: Settings) -> tuple[tuple[str, str], ...]:
     """The injector's own environment holds what proxies get: a chart sets it in one place."""
     found = ((name, settings.optional(name)) for name in contract.TELEMETRY_SETTINGS)
     return tuple((name, value) for name, value in found if value)
+
+
+def _defaults(text: str) -> tuple[tuple[str, str], ...]:
+    try:
+        found = json.loads(text)
+        return tuple((key, check_default(key, str(found[key]))) for key in sorted(found))
+    except (ValueError, TypeError) as error:
+        raise ConfigInvalid(f"PODLINK_PROXY_DEFAULTS: {error}") from error
 
 
 def _cidrs(text: str) -> str:

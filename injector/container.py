@@ -6,6 +6,7 @@ its own UID without any capability, for the pod's life (Kubernetes "Sidecar cont
 an init container with restartPolicy Always).
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -43,6 +44,11 @@ class MeshSettings:
     """`uid`, or `mark` where only one UID exists: then the proxy needs NET_ADMIN for SO_MARK."""
     telemetry: tuple[tuple[str, str], ...] = ()
     """Settings among `contract.TELEMETRY_SETTINGS` for every proxy."""
+    capture_by: str = "init"
+    """`init`: an init container with NET_ADMIN. `cni`: the plugin on the node; then a container without
+    any privilege fails the pod where the plugin has not done its work."""
+    defaults: tuple[tuple[str, str], ...] = ()
+    """Checked settings by annotation key, where neither pod nor namespace says anything."""
     native_sidecars: bool = True
     """Whether the cluster knows init containers with restartPolicy Always (Kubernetes 1.29)."""
 
@@ -57,7 +63,9 @@ class Injected:
 
 def sidecar_containers(mesh: MeshSettings, pod: PodSettings, probes: str = "") -> Injected:
     """`probes` is what the proxy is to run instead of the kubelet (`injector.probes`)."""
-    capture = [_capture(mesh, pod)] if pod.mode == "redirect" else []
+    capture = []
+    if pod.mode == "redirect":
+        capture = [_capture(mesh, pod) if mesh.capture_by == "init" else _validate(mesh, pod)]
     proxy = _proxy(mesh, pod, probes)
     if mesh.native_sidecars:
         return Injected([*capture, proxy], [])
@@ -84,6 +92,36 @@ def sidecar_volumes() -> list[Spec]:
         },
         {"name": RUN_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
     ]
+
+
+def capture_annotation(pod: PodSettings) -> str:
+    """What the CNI plugin on the node is to know of this pod: what it must not capture."""
+    said = {
+        "skip-inbound-ports": pod.skip_inbound_ports,
+        "skip-outbound-ports": pod.skip_outbound_ports,
+        "skip-subnets": pod.skip_subnets,
+    }
+    return json.dumps({key: value for key, value in said.items() if value}, sort_keys=True)
+
+
+def _validate(mesh: MeshSettings, pod: PodSettings) -> Spec:
+    """It proves what the plugin did, so it must itself be captured: any UID but the proxy's."""
+    capture = _capture(mesh, pod)
+    return {
+        **capture,
+        "name": contract.VALIDATE_CONTAINER,
+        "command": list(contract.VALIDATE_COMMAND),
+        "securityContext": {
+            "runAsUser": contract.VALIDATE_UID,
+            "runAsGroup": contract.VALIDATE_UID,
+            "runAsNonRoot": True,
+            "privileged": False,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
 
 
 def _capture(mesh: MeshSettings, pod: PodSettings) -> Spec:
@@ -149,6 +187,12 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
             "periodSeconds": 1,
             "failureThreshold": 120,
         },
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": contract.HEALTH_PORT},
+            "periodSeconds": 5,
+            "failureThreshold": 2,
+        },
+        "ports": [{"name": contract.HEALTH_PORT_NAME, "containerPort": contract.HEALTH_PORT}],
         "resources": _resources(pod),
         "securityContext": {
             "runAsUser": contract.PROXY_UID,

@@ -12,7 +12,9 @@ from sidecar import contract
 
 Raw = Mapping[str, Any]
 
-_OUR_CONTAINERS = frozenset({contract.CAPTURE_CONTAINER, contract.PROXY_CONTAINER})
+_OUR_CONTAINERS = frozenset(
+    {contract.CAPTURE_CONTAINER, contract.VALIDATE_CONTAINER, contract.PROXY_CONTAINER}
+)
 _OUR_VOLUMES = frozenset({TOKEN_VOLUME, BUNDLE_VOLUME, RUN_VOLUME})
 _OUR_IDS = frozenset({contract.PROXY_UID, contract.PROXY_GID})
 _TOKEN_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
@@ -22,6 +24,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "terminationMessagePolicy": ("File",),
     "apiVersion": ("v1",),
     "scheme": ("HTTP",),
+    "protocol": ("TCP",),
     "timeoutSeconds": (1,),
     "successThreshold": (1,),
     "defaultMode": (420,),

@@ -15,6 +15,7 @@ from injector.annotations import PodSettings, read_settings
 from injector.container import (
     RUN_VOLUME,
     MeshSettings,
+    capture_annotation,
     sidecar_containers,
     sidecar_volumes,
 )
@@ -51,7 +52,9 @@ def mutate(pod: Raw, namespace: Raw, mesh: MeshSettings) -> Mutation:
     if skipped:
         return Mutation([], (warning,) if warning else (), skipped)
     settings = read_settings(
-        annotations, (namespace.get("metadata") or {}).get("annotations") or {}
+        annotations,
+        (namespace.get("metadata") or {}).get("annotations") or {},
+        dict(mesh.defaults),
     )
     check_pod(spec, settings.mode)
     if not mesh.native_sidecars:
@@ -76,6 +79,8 @@ def mutate(pod: Raw, namespace: Raw, mesh: MeshSettings) -> Mutation:
     status = _status(mesh, settings)
     evictable = _evictable(annotations.get(_EVICT_ANNOTATION, ""))
     wanted = {contract.STATUS_ANNOTATION: status, _EVICT_ANNOTATION: evictable}
+    if mesh.capture_by == "cni" and settings.mode == "redirect":
+        wanted[contract.CAPTURE_ANNOTATION] = capture_annotation(settings)
     patch += _entries(metadata, "annotations", wanted)
     return Mutation(patch, () if mesh.native_sidecars else _plain_warnings(spec))
 

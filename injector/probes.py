@@ -23,7 +23,9 @@ Raw = Mapping[str, Any]
 
 _PROBES = {"startupProbe": "startup", "livenessProbe": "liveness", "readinessProbe": "readiness"}
 _HOOKS = {"postStart": "post-start", "preStop": "pre-stop"}
-_OURS = frozenset({contract.CAPTURE_CONTAINER, contract.PROXY_CONTAINER})
+_OURS = frozenset(
+    {contract.CAPTURE_CONTAINER, contract.VALIDATE_CONTAINER, contract.PROXY_CONTAINER}
+)
 _HOOK_TIMEOUT_S = 30
 _ACTIONS = ("httpGet", "tcpSocket", "grpc")
 

@@ -5,16 +5,19 @@ import secrets
 import time
 from pathlib import Path
 
+import yaml
+
 from kit.clock import monotonic
+from local.apiserver import policies
 from local.cluster import Cluster
 from local.errors import ApiError, TimedOut
+from local.objects import Object
 
 SYSTEM_NAMESPACE = "podlink-system"
 _CONTROL_PLANE = Path(__file__).with_name("control_plane.yaml")
 _LINK_POLICY = Path(__file__).parents[1] / "charts/podlink/files/linkpolicy.crd.yaml"
 _PROGRAMS = ("podlink-ca", "podlink-registry", "podlink-injector", "podlink-traces")
 _INJECTABLE_S = 10.0
-_EXEMPT_BY_UID = "{name: PODLINK_EXEMPT_BY, value: uid}"
 
 _PROBE = {
     "apiVersion": "v1",
@@ -27,16 +30,37 @@ _PROBE = {
 
 def install(cluster: Cluster, timeout_s: float = 60.0) -> None:
     """Apply the control plane and wait until pods can be injected. Raises LocalError."""
-    objects = _CONTROL_PLANE.read_text()
-    if cluster.single_uid:
-        # One UID for all: capture cannot tell the proxy by it, so the proxy marks its sockets.
-        assert _EXEMPT_BY_UID in objects
-        objects = objects.replace(_EXEMPT_BY_UID, _EXEMPT_BY_UID.replace("uid}", "mark}"))
+    objects = _control_plane(cluster.single_uid)
     cluster.apply(_LINK_POLICY.read_text())
     cluster.apply(_token_secret())
     cluster.apply(objects)
     cluster.wait_ready(*_pods(cluster, timeout_s), timeout_s=timeout_s)
     _wait_injectable(cluster)
+
+
+def _control_plane(single_uid: bool) -> str:
+    objects = list(yaml.safe_load_all(_CONTROL_PLANE.read_text()))
+    if not policies.available():
+        # The stand-in cannot evaluate the guard here, and would refuse every pod: fail at the webhook.
+        objects = without_guard(objects)
+    if single_uid:
+        # One UID for all: capture cannot tell the proxy by it, so the proxy marks its sockets.
+        for one in objects:
+            if one["kind"] == "Deployment" and one["metadata"]["name"] == "podlink-injector":
+                (container,) = one["spec"]["template"]["spec"]["containers"]
+                (exempt,) = (e for e in container["env"] if e["name"] == "PODLINK_EXEMPT_BY")
+                exempt["value"] = "mark"
+    return yaml.safe_dump_all(objects)
+
+
+def without_guard(objects: list[Object]) -> list[Object]:
+    """The same without admission policies; the webhook then refuses what it cannot be asked about."""
+    kept = [one for one in objects if not one["kind"].startswith("ValidatingAdmissionPolicy")]
+    for one in kept:
+        if one["kind"] == "MutatingWebhookConfiguration":
+            for webhook in one["webhooks"]:
+                webhook["failurePolicy"] = "Fail"
+    return kept
 
 
 def _wait_injectable(cluster: Cluster) -> None:

@@ -145,6 +145,7 @@ def read_pod(raw: Raw) -> PodFacts:
         None
         if proxy is None
         else _container(spec, contract.CAPTURE_CONTAINER, contract.CAPTURE_COMMAND)
+        or _container(spec, contract.VALIDATE_CONTAINER, contract.VALIDATE_COMMAND)
     )
     proxy_env, capture_env = _env(proxy), _env(capture)
     return PodFacts(
@@ -198,7 +199,7 @@ def _container(spec: Raw, name: str, command: Sequence[str]) -> Raw | None:
 
 
 def _declared_ports(spec: Raw) -> tuple[int, ...]:
-    ours = (contract.PROXY_CONTAINER, contract.CAPTURE_CONTAINER)
+    ours = (contract.PROXY_CONTAINER, contract.CAPTURE_CONTAINER, contract.VALIDATE_CONTAINER)
     containers = (*(spec.get("initContainers") or ()), *(spec.get("containers") or ()))
     return tuple(
         sorted(

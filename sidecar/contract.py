@@ -11,6 +11,7 @@ INBOUND_PORT = 24102
 """Where connections from outside the pod arrive after redirection."""
 HEALTH_PORT = 24103
 """Health and metrics, on the pod's IP; never captured."""
+HEALTH_PORT_NAME = "podlink-health"
 OWN_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PORT, HEALTH_PORT})
 """A connection whose original destination is one of these is a loop or an attack: refused."""
 
@@ -39,6 +40,10 @@ PROXY_MARK = 0x24100
 CAPTURE_CONTAINER = "podlink-capture"
 PROXY_CONTAINER = "podlink-proxy"
 CAPTURE_COMMAND = ("python", "-m", "sidecar.capture")
+VALIDATE_CONTAINER = "podlink-validate"
+"""Instead of the capture container where the CNI plugin captures: proves it, or fails the pod."""
+VALIDATE_COMMAND = ("python", "-m", "sidecar.capture.validate")
+VALIDATE_UID = 24101
 PROXY_COMMAND = ("python", "-m", "sidecar")
 WAIT_COMMAND = ("python", "-m", "sidecar.wait")
 """Ends once the proxy in its container is ready; the hook of a proxy that is no native sidecar."""
@@ -51,6 +56,8 @@ SYSTEM_NAMESPACE = "podlink-system"
 INJECT_LABEL = "podlink.dev/inject"
 INJECTED_LABEL = "podlink.dev/injected"
 STATUS_ANNOTATION = "podlink.dev/status"
+CAPTURE_ANNOTATION = "podlink.dev/capture"
+"""On pods that the CNI plugin is to capture: JSON of what it must leave alone."""
 CONFIG_PREFIX = "config.podlink.dev/"
 BUNDLE_CONFIG_MAP = "podlink-bundle"
 BUNDLE_KEY = "root.pem"

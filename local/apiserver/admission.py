@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from local.apiserver import resources
+from local.apiserver import policies, resources
 from local.apiserver.patch import json_patch
 from local.apiserver.resources import Resource
 from local.apiserver.selectors import labels_from_object
@@ -95,7 +95,47 @@ class Admission:
         for webhook, left in asked:
             if webhook.get("reinvocationPolicy") == "IfNeeded" and left != obj:
                 obj = await self._ask(webhook, review, obj, warnings)
+        self._check_policies(review, obj, namespace)
         return obj
+
+    def _check_policies(self, review: Review, obj: Object, namespace: Object | None) -> None:
+        """Validating admission policies see the object as the webhooks left it."""
+        bindings = self._store.select(resources.POLICY_BINDINGS.key)
+        for policy in self._store.select(resources.POLICIES.key):
+            constraints = policy["spec"].get("matchConstraints") or {}
+            covered = {**constraints, "rules": constraints.get("resourceRules")}
+            if not applies(covered, review, obj, namespace):
+                continue
+            for binding in policies.bindings_of(policy, bindings):
+                within = dig(binding, "spec", "matchResources") or {}
+                if within and not applies(
+                    {**within, "rules": within.get("resourceRules") or covered["rules"]},
+                    review,
+                    obj,
+                    namespace,
+                ):
+                    continue
+                self._judge(policy, binding, review, obj, namespace)
+
+    def _judge(
+        self, policy: Object, binding: Object, review: Review, obj: Object, namespace: Object | None
+    ) -> None:
+        deleting = review.operation == "DELETE"
+        facts = {
+            "object": None if deleting else obj,
+            "oldObject": obj if deleting else review.old,
+            "request": _request(review, obj),
+            "namespaceObject": namespace,
+        }
+        try:
+            why = policies.judge(policy, binding, facts)
+        except policies.PolicyBroken as e:
+            if policy["spec"].get("failurePolicy", "Fail") == "Ignore":
+                return
+            why = f"ValidatingAdmissionPolicy '{name_of(policy)}' cannot be evaluated: {e}"
+        if why:
+            what = f'{review.resource.qualified} "{obj["metadata"].get("name", "")}" is forbidden'
+            raise ApiError(403, "Forbidden", f"{what}: {why}")
 
     def _webhooks(self) -> list[Object]:
         configurations = self._store.select(resources.MUTATING.key)

@@ -70,6 +70,9 @@ CASES: dict[str, dict[str, Any]] = {
         "pod": pod(), "namespace": namespace(mode="localhost", upstreams="6379=redis.prod:6379")
     },
     "exempt_by_mark": {"pod": pod(), "mesh": {"exempt_by": "mark"}},
+    "captured_by_the_cni_plugin": {
+        "pod": annotated(skip_outbound_ports="25"), "mesh": {"capture_by": "cni"}
+    },
     "already_injected": {"pod": injected(pod())},
     "probes_of_every_kind": {"pod": pod(**PROBED)},
     "probes_stay_in_localhost_mode": {

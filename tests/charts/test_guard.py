@@ -1,0 +1,209 @@
+"""The guard's CEL, evaluated by Google's CEL, on pods as the injector makes them and as it would not."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from injector.container import MeshSettings
+from local.apiserver import policies
+from tests.charts.conftest import Render
+from tests.charts.test_chart import find
+from tests.injector.pods import annotated, injected, namespace, pod
+
+pytest.importorskip("cel_expr_python", reason="Google's CEL has wheels for x86-64 Linux only")
+Object = dict[str, Any]
+MESH = MeshSettings(
+    image="podlink/podlink:0.1.0", trust_domain="cluster.local", ca_address="a",
+    registry_address="r", otlp_endpoint="", cluster_cidrs="10.0.0.0/8", exempt_by="uid",
+)  # fmt: skip
+APP = {"name": "web", "image": "web:1"}
+Judge = Callable[..., str]
+
+
+@pytest.fixture
+def judge(rendered: Render) -> Judge:
+    """Why the guard of a chart with these values refuses a pod; "" if it does not."""
+
+    def judged(
+        raw: Object, near: Object | None = None, operation: str = "CREATE", **values: Any
+    ) -> str:
+        made = rendered(values).objects
+        facts = {
+            "object": raw,
+            "request": {"operation": operation},
+            "namespaceObject": namespace() if near is None else near,
+        }
+        return policies.judge(
+            find(made, "ValidatingAdmissionPolicy", "podlink-guard"),
+            find(made, "ValidatingAdmissionPolicyBinding", "podlink-guard"),
+            facts,
+        )
+
+    return judged
+
+
+def meshed(raw: Object | None = None, **settings: Any) -> Object:
+    mesh = MeshSettings(**{**{f: getattr(MESH, f) for f in MESH.__dataclass_fields__}, **settings})
+    return injected(pod() if raw is None else raw, mesh=mesh)
+
+
+def labelled(wish: str, **spec: Any) -> Object:
+    made = pod(**spec)
+    made["metadata"]["labels"]["podlink.dev/inject"] = wish
+    return made
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        meshed(),
+        meshed(annotated(mode="localhost", upstreams="5432=db.prod:5432")),
+        meshed(pod(initContainers=[{"name": "migrate", "image": "m"}])),
+        meshed(pod(containers=[{**APP, "livenessProbe": {"httpGet": {"port": 80}}}])),
+        meshed(pod(securityContext={"runAsUser": 1000, "supplementalGroups": [5]})),
+        pod(hostNetwork=True),
+        pod(nodeSelector={"kubernetes.io/os": "windows"}),
+        labelled("disabled"),
+    ],
+)
+def test_what_the_injector_lets_in_the_guard_lets_in(judge: Judge, raw: Object) -> None:
+    assert judge(raw) == ""
+
+
+def test_outside_of_enrolled_namespaces_the_guard_has_no_say(judge: Judge) -> None:
+    evil = pod(hostPID=True, securityContext={"runAsUser": 24100})
+    assert judge(evil, namespace(None)) == ""
+    assert judge(labelled("enabled"), namespace(None)) != ""
+
+
+@pytest.mark.attack_row(37)
+@pytest.mark.fault_row("webhook-down")
+def test_a_pod_without_its_sidecar_is_refused(judge: Judge) -> None:
+    assert "has no sidecar" in judge(pod())
+
+
+@pytest.mark.attack_row(37)
+def test_the_opt_out_label_is_heard_only_where_the_operator_lets_it(judge: Judge) -> None:
+    assert judge(labelled("disabled")) == ""
+    assert "has no sidecar" in judge(labelled("disabled"), guard={"optOut": "deny"})
+    assert "has no sidecar" in judge(pod(hostNetwork=True), guard={"hostNetwork": "deny"})
+
+
+@pytest.mark.attack_row(37)
+def test_a_pod_that_stays_outside_is_told_to_the_audit_log(rendered: Render) -> None:
+    policy = find(rendered().objects, "ValidatingAdmissionPolicy", "podlink-guard")
+    for raw, said in (
+        (labelled("disabled"), {"outside-the-mesh": "opted out by label"}),
+        (pod(hostNetwork=True), {"outside-the-mesh": "no sidecar possible"}),
+        (meshed(), {}),
+    ):
+        facts = {
+            "object": raw,
+            "request": {"operation": "CREATE"},
+            "namespaceObject": namespace(),
+        }
+        assert policies.audit(policy, facts) == said
+
+
+def without(raw: Object, name: str) -> Object:
+    kept = [one for one in raw["spec"]["initContainers"] if one["name"] != name]
+    raw["spec"]["initContainers"] = kept
+    return raw
+
+
+def altered(name: str, **fields: Any) -> Object:
+    made = meshed()
+    for one in made["spec"]["initContainers"]:
+        if one["name"] == name:
+            one.update(fields)
+    return made
+
+
+def app(**security: Any) -> Object:
+    made = meshed()
+    made["spec"]["containers"][0]["securityContext"] = security
+    return made
+
+
+def specced(**spec: Any) -> Object:
+    made = meshed()
+    made["spec"].update(spec)
+    return made
+
+
+OTHERS = [
+    ("has no sidecar", without(meshed(), "podlink-proxy")),
+    ("has no sidecar", altered("podlink-proxy", restartPolicy=None)),
+    ("would not be captured", without(meshed(), "podlink-capture")),
+    ("image or command", altered("podlink-proxy", image="evil:1")),
+    ("image or command", altered("podlink-capture", image="podlink/podlink:0.1.0@sha256:00")),
+    ("image or command", altered("podlink-proxy", command=["sh", "-c", "sleep 1"])),
+    ("image or command", altered("podlink-capture", command=["python", "-m", "sidecar"])),
+    ("image or command", altered("podlink-proxy", args=["--evil"])),
+    ("24100", app(runAsUser=24100)),
+    ("24100", app(runAsGroup=24100)),
+    ("24100", specced(securityContext={"runAsUser": 24100})),
+    ("24100", specced(securityContext={"runAsGroup": 24100})),
+    ("24100", specced(securityContext={"fsGroup": 24100})),
+    ("24100", specced(securityContext={"supplementalGroups": [1, 24100]})),
+    ("NET_ADMIN", app(capabilities={"add": ["NET_ADMIN"]})),
+    ("NET_ADMIN", app(capabilities={"add": ["CAP_NET_ADMIN"]})),
+    ("NET_ADMIN", app(capabilities={"add": ["SYS_ADMIN"]})),
+    ("NET_ADMIN", app(capabilities={"add": ["ALL"]})),
+    ("NET_ADMIN", app(privileged=True)),
+    ("process namespace", specced(hostPID=True)),
+    ("process namespace", specced(shareProcessNamespace=True)),
+]
+
+
+@pytest.mark.attack_row(35)
+@pytest.mark.attack_row(36)
+@pytest.mark.parametrize(("said", "raw"), OTHERS)
+def test_what_would_get_round_the_mesh_is_refused(judge: Judge, said: str, raw: Object) -> None:
+    assert said in judge(copy.deepcopy(raw))
+
+
+@pytest.mark.attack_row(36)
+def test_a_debug_container_may_not_pass_for_the_proxy(judge: Judge) -> None:
+    made = meshed()
+    made["spec"]["ephemeralContainers"] = [{"name": "d", "image": "busybox"}]
+    assert judge(made, operation="UPDATE") == ""
+    made["spec"]["ephemeralContainers"][0]["securityContext"] = {"runAsUser": 24100}
+    assert "24100" in judge(made, operation="UPDATE")
+    made["spec"]["ephemeralContainers"][0]["securityContext"] = {
+        "capabilities": {"add": ["NET_ADMIN"]}
+    }
+    assert "NET_ADMIN" in judge(made, operation="UPDATE")
+
+
+def test_an_old_pod_of_a_namespace_enrolled_later_may_still_be_debugged(judge: Judge) -> None:
+    old = pod(ephemeralContainers=[{"name": "d", "image": "busybox"}])
+    assert judge(old, operation="UPDATE") == ""
+
+
+def test_with_the_cni_plugin_the_proof_is_what_must_be_there(judge: Judge) -> None:
+    cni = {"enabled": True}
+    assert judge(meshed(capture_by="cni"), cni=cni) == ""
+    assert "would not be captured" in judge(meshed(), cni=cni)
+    missing = without(meshed(capture_by="cni"), "podlink-validate")
+    assert "would not be captured" in judge(missing, cni=cni)
+
+
+def test_a_plain_container_counts_only_where_native_sidecars_may_not_exist(judge: Judge) -> None:
+    assert judge(meshed(native_sidecars=False)) == ""
+    assert "has no sidecar" in judge(meshed(native_sidecars=False), nativeSidecars="true")
+
+
+def test_the_last_versions_image_may_be_let_in_during_an_upgrade(judge: Judge) -> None:
+    old = meshed(image="podlink/podlink:0.0.9")
+    assert "image or command" in judge(old)
+    assert judge(old, guard={"alsoAllowImages": ["podlink/podlink:0.0.9"]}) == ""
+
+
+def test_an_expression_that_fails_refuses(judge: Judge) -> None:
+    broken = meshed()
+    del broken["spec"]["containers"]
+    with pytest.raises(policies.PolicyBroken):
+        judge(broken)
