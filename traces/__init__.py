@@ -2,6 +2,7 @@
 
 - `config`: ports, limits, how long to keep what.
 - `rows`: an OTLP request to rows of the store. Pure.
+- `blob`: a span as it is kept, squeezed. Pure.
 - `schema`: the tables, and how a file is opened.
 - `writer`: the one thread that writes: group commit, back-pressure, retention.
 - `links`: spans of both sides joined into links. Pure.

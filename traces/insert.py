@@ -8,6 +8,7 @@ written once per transaction; a span that was kept before (a retry) counts nowhe
 import sqlite3
 from typing import Final
 
+from traces.blob import pack
 from traces.rows import LINK, Certificate, EdgeKey, ResourceRows, SpanRow, WayKey
 
 MAX_EDGES: Final = 100_000
@@ -118,7 +119,7 @@ class Inserter:
                 chain,
                 row.sequence if chain is not None else None,
                 resource,
-                row.span,
+                pack(row.span),
             ),
         )
         if cursor.rowcount != 1:

@@ -18,6 +18,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from kit.clock import monotonic, unix_ns
+from traces.blob import read_span
 from traces.links import Item, LinkSpan, iso, join
 from traces.rows import LINK_OPENED, plain_attributes
 from traces.schema import open_for_reading
@@ -195,7 +196,7 @@ def spans_of_links(db: sqlite3.Connection, traces: set[bytes]) -> Iterator[LinkS
             (trace_id, MAX_SPANS_OF_TRACE),
         )
         for row in rows:
-            yield link_span(Span.FromString(row["span"]))
+            yield link_span(read_span(row["span"]))
 
 
 def link_span(span: Span) -> LinkSpan:
@@ -240,7 +241,7 @@ def chain_items(db: sqlite3.Connection, first_id: int, last_id: int) -> Iterator
 
 
 def _span_item(blob: bytes, resource: bytes, received_ns: int, sender: str) -> Item:
-    span = Span.FromString(blob)
+    span = read_span(blob)
     return {
         "trace_id": span.trace_id.hex(),
         "span_id": span.span_id.hex(),

@@ -15,7 +15,7 @@ docs/design/2026-11-24-trace-store.md says why.
 import sqlite3
 from pathlib import Path
 
-VERSION = 2
+VERSION = 3
 _TABLES = """
 CREATE TABLE IF NOT EXISTS resources (
     id INTEGER PRIMARY KEY,
@@ -114,7 +114,7 @@ CREATE TABLE IF NOT EXISTS spans (
     chain INTEGER,
     sequence INTEGER,
     resource INTEGER NOT NULL,
-    span BLOB NOT NULL
+    span BLOB NOT NULL                  -- squeezed: traces/blob.py
 );
 CREATE UNIQUE INDEX IF NOT EXISTS spans_by_trace ON spans (trace_id, digest);
 CREATE INDEX IF NOT EXISTS spans_by_age ON spans (received_ns);

@@ -68,7 +68,7 @@ async def test_spans_are_deleted_when_they_are_too_old(config: TracesConfig) -> 
 
 @pytest.mark.attack_row(44)
 async def test_what_is_too_much_goes_oldest_first_and_denials_last(config: TracesConfig) -> None:
-    async with writing(replace(config, max_bytes=2 << 20), Hand()) as writer:
+    async with writing(replace(config, max_bytes=600 << 10), Hand()) as writer:
         await writer.write(request_of(denied()))
         for _ in range(12):
             await writer.write(request_of(*(outbound() for _ in range(250))))

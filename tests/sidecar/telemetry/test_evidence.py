@@ -4,8 +4,6 @@ import contextlib
 import sqlite3
 from itertools import cycle, islice
 
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
-
 from certs.evidence.chain import CHECKPOINT
 from certs.evidence.verify import Verified, verify_spans
 from certs.trust.bundle import TrustBundle
@@ -16,6 +14,7 @@ from tests.certs.fake_source import FakeSource
 from tests.certs.forge import Forge
 from tests.sidecar.telemetry.records import API, denied, inbound_of, outbound
 from tests.traces.process import StoreProcess
+from traces.blob import pack, read_span
 from traces.query import chain_items
 
 FORGE = Forge()
@@ -94,11 +93,13 @@ async def test_whoever_holds_the_file_cannot_turn_a_denial_into_a_link(
         number, blob = db.execute(
             "SELECT id, span FROM link_spans WHERE verdict = 'denied'"
         ).fetchone()
-        span = Span.FromString(blob)
+        span = read_span(blob)
         for attribute in span.attributes:
             if attribute.key == "podlink.verdict":
                 attribute.value.string_value = "allowed"
-        db.execute("UPDATE spans SET span = ? WHERE id = ?", (span.SerializeToString(), number))
+        db.execute(
+            "UPDATE spans SET span = ? WHERE id = ?", (pack(span.SerializeToString()), number)
+        )
         db.commit()
         sequence = db.execute("SELECT sequence FROM spans WHERE id = ?", (number,)).fetchone()[0]
     assert kept(store).chains[0].altered == (sequence,)
