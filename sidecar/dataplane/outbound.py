@@ -15,7 +15,7 @@ from typing import Final
 from certs.trust.facts import LeafFacts
 from certs.trust.identity import WorkloadIdentity
 from sidecar.contract import CANARIES, OWN_PORTS, canary_answer
-from sidecar.dataplane.choose import choose, eligible
+from sidecar.dataplane.choose import choose
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
 from sidecar.dataplane.pool import Key
@@ -70,7 +70,7 @@ HOLD_BYTES: Final = 4 * 16384 - HEADER
 MAX_ATTEMPTS: Final = 3
 ACCEPT_TIMEOUT_S: Final = 15.0
 SUSPECT_AFTER_S: Final = 3.0
-"""A peer whose app does not take a connection says so sooner than this."""
+"""A peer that is gone says nothing, and an app that accepts no sooner is too busy for more."""
 CERTIFICATE_WAIT_S: Final = 10.0
 _CERTIFICATE_POLL_S: Final = 0.05
 
@@ -200,7 +200,7 @@ class OutboundLink:
         ip = self.record.original_ip
         return 0 if not ip else 6 if ":" in ip else 4
 
-    def _next_endpoint(self) -> None:
+    def _next_endpoint(self, last_error: SidecarError | None = None) -> None:
         plane, service, port = self._plane, self._service, self._dialled_port
         assert service is not None
         chosen = choose(
@@ -215,6 +215,8 @@ class OutboundLink:
             tried=self._tried,
             version=self._version,
         )
+        if chosen is None and last_error is not None:
+            return self._fail(last_error)
         if chosen is None:
             lacks = "no endpoint to dial at" if port in service.ports else "no"
             return self._fail(NoEndpoints(f"{service.key} has {lacks} port {port}"))
@@ -524,10 +526,7 @@ class OutboundLink:
         if self._service is None or record.attempts >= MAX_ATTEMPTS:
             return self._fail(error)
         self._tried.append(record.destination_ip)
-        left = eligible(self._service, self._dialled_port, self._version)
-        if all(endpoint.ip in self._tried for endpoint in left):
-            return self._fail(error)
-        return self._next_endpoint()
+        return self._next_endpoint(error)
 
     def _forget_tunnel(self) -> None:
         self._tunnel = None

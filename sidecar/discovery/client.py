@@ -35,7 +35,7 @@ ACK_WITHIN_S: Final = 0.2
 FIRST_ANSWER_WITHIN_S: Final = 10.0
 """Before the registry has spoken at all: we have just started, and links are held until then."""
 MAX_KEYS: Final = 8192
-"""Addresses kept; the one asked longest ago is given up first."""
+"""Addresses kept; the one that was of use longest ago is given up first."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,10 @@ class RegistryClient:
     # --- Directory --------------------------------------------------------------------------
 
     def known(self, key: str) -> Found | None:
-        return self._found.get(key)
+        found = self._found.get(key)
+        if found is not None:  # what is in use outlives a flood of addresses that are seen once
+            self._found.move_to_end(key)
+        return found
 
     def all(self) -> Mapping[str, Found]:
         """Everything that was asked and answered, by key; for the admin socket."""

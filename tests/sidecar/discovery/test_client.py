@@ -397,6 +397,23 @@ async def test_an_entry_that_is_not_understood_is_skipped_and_logged(
     assert "registry entry not understood" in caplog.messages
 
 
+@pytest.mark.attack_row(39)
+async def test_addresses_seen_once_do_not_drive_out_what_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever dials us from many addresses makes us ask for each of them."""
+    monkeypatch.setattr(module, "MAX_KEYS", 3)
+    first = [pb.Entry(key=f"10.0.0.{n}", external=True) for n in range(3)]
+    async with scripted(pb.DiscoverResponse(version=1, entries=first)) as sidecar:
+        await sidecar.until("10.0.0.2", type(EXTERNAL))
+        for number in range(3, 20):
+            assert sidecar.client.known("10.0.0.0") is EXTERNAL
+            flood = pb.Entry(key=f"10.0.0.{number}", external=True)
+            sidecar.client._apply(pb.DiscoverResponse(version=2, entries=[flood]))
+        assert sidecar.client.known("10.0.0.1") is None
+        assert sidecar.client.known("10.0.0.0") is EXTERNAL
+
+
 async def test_the_address_asked_longest_ago_is_given_up_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
