@@ -15,7 +15,6 @@ from typing import Final
 from certs.trust.facts import LeafFacts
 from certs.trust.identity import WorkloadIdentity
 from sidecar.contract import CANARIES, OWN_PORTS, canary_answer
-from sidecar.dataplane.choose import choose
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
 from sidecar.dataplane.pool import Key
@@ -23,28 +22,18 @@ from sidecar.dataplane.route import (
     Plaintext,
     Route,
     Tunnelled,
-    to_address,
-    to_endpoint,
-    to_self,
 )
+from sidecar.dataplane.seek import Seeker
 from sidecar.dataplane.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
-from sidecar.directory import EXTERNAL, Found, Gone, Service, Workload
 from sidecar.errors import (
-    AlpnMismatch,
     AppUnreachable,
     Denied,
-    EndpointUnreachable,
-    HandshakeFailed,
     HandshakeTimeout,
-    IdentityMismatch,
-    NoEndpoints,
     NotReady,
     OwnPort,
     PeerLost,
-    PeerUntrusted,
     ProtocolViolation,
-    RegistryUnavailable,
     SidecarError,
 )
 from sidecar.report import LinkRecord
@@ -60,14 +49,10 @@ from sidecar.wire.opening import (
     encode_code,
 )
 
-_SOMEBODY_ELSE = (IdentityMismatch, HandshakeFailed, AlpnMismatch, PeerUntrusted)
-"""What happens where another pod, or one without a sidecar, has the address now."""
-
 CANARY_IPS: Final = frozenset(ip for ip, _ in CANARIES.values())
 CANARY_PORT: Final = CANARIES[4][1]
 HOLD_BYTES: Final = 4 * 16384 - HEADER
 """What may travel with OPEN and is kept for a replay until ACCEPT."""
-MAX_ATTEMPTS: Final = 3
 ACCEPT_TIMEOUT_S: Final = 15.0
 SUSPECT_AFTER_S: Final = 3.0
 """A peer that is gone says nothing, and an app that accepts no sooner is too busy for more."""
@@ -75,53 +60,39 @@ CERTIFICATE_WAIT_S: Final = 10.0
 _CERTIFICATE_POLL_S: Final = 0.05
 
 
-class OutboundLink:
+class OutboundLink(Seeker):
     """One link on its dialler's side. It keeps itself alive through the loop's callbacks."""
 
     __slots__ = (
         "_answer_by",
-        "_asked",
-        "_asked_anew",
-        "_dialled_port",
         "_held",
         "_identity",
         "_key",
         "_near",
         "_peer_port",
-        "_plane",
-        "_service",
         "_splice",
         "_step",
-        "_tried",
         "_tunnel",
         "_wait_until",
-        "record",
     )
 
-    _asked: str
-    """The name that stands behind the app's local port, if that is how the link began."""
     _identity: WorkloadIdentity
     """Who must be at the destination; set once it is known to be meshed."""
     _peer_port: int
     """The port dialled at the peer."""
     _key: Key
     """Under what the pool keeps tunnels to the destination."""
-    _dialled_port: int
-    """The port that the app asked for: of a pod, of a Service, or outside."""
 
     def __init__(self, plane: Plane, near: socket.socket, source_ip: str, source_port: int) -> None:
-        self._plane = plane
+        super().__init__(plane, LinkRecord("outbound"))
         self._near: socket.socket | None = near
         self._held = b""
         self._tunnel: Tunnel | None = None
         self._splice: TunnelSplice | RawSplice | None = None
         self._step: Connect | Dial | None = None
         self._answer_by = 0.0
-        self._service: Service | None = None
-        self._tried: list[str] = []
         self._wait_until = 0.0
-        self._asked_anew = False
-        self.record = record = LinkRecord("outbound")
+        record = self.record
         plane.new_ids(record)
         record.start_ns = plane.unix_ns()
         record.source_ip, record.source_port = source_ip, source_port
@@ -130,7 +101,7 @@ class OutboundLink:
             record.source_identity = plane.trust.identity
         plane.live.add(self)
 
-    # --- where to ---------------------------------------------------------------------------
+    # --- where to (see `seek`) ----------------------------------------------------------------
 
     def start_redirected(self) -> None:
         """The connection was captured: where it was going is in SO_ORIGINAL_DST."""
@@ -160,67 +131,8 @@ class OutboundLink:
         self._asked = key
         self._resolve(key, port)
 
-    def _resolve(self, key: str, port: int) -> None:
-        plane = self._plane
-        self._dialled_port = port
-        if key in plane.own.ips:
-            return self._take(to_self(key, port, plane.own))
-        found = plane.directory.known(key)
-        if found is not None:
-            return self._found(found, port)
-        if self.record.original_ip and not plane.in_cluster(key):
-            return self._found(EXTERNAL, port)
-        return plane.directory.ask(key, lambda found: self._answered(key, port, found))
-
-    def _answered(self, key: str, port: int, found: Found | None) -> None:
-        if found is None:
-            self._fail(RegistryUnavailable(f"the registry did not say in time who is at {key}"))
-        else:
-            self._found(found, port)
-
-    def _found(self, found: Found, port: int) -> None:
-        if isinstance(found, Service):
-            self._service = found
-            self.record.service = found.key
-            return self._next_endpoint()
-        if isinstance(found, Gone):
-            return self._fail(EndpointUnreachable(f"{found.pod}, whose address this was, is gone"))
-        ip = self.record.original_ip
-        if not ip and isinstance(found, Workload) and found.ips:
-            ip = found.ips[0]
-        if not ip:  # an upstream: to connect to "" would be to connect to ourselves
-            return self._fail(
-                NoEndpoints(f"the registry knows no {self._asked}, or no address of it")
-            )
-        return self._take(to_address(found, ip, port, allow_external=self._plane.allow_external))
-
-    @property
-    def _version(self) -> int:
-        """The IP version that the app dialled; 0 if it was a name."""
-        ip = self.record.original_ip
-        return 0 if not ip else 6 if ":" in ip else 4
-
-    def _next_endpoint(self, last_error: SidecarError | None = None) -> None:
-        plane, service, port = self._plane, self._service, self._dialled_port
-        assert service is not None
-        chosen = choose(
-            service,
-            port,
-            plane.own,
-            now=plane.now(),
-            memory=plane.choices,
-            ejections=plane.ejections,
-            open_links=lambda ip, port: plane.open_links.get((ip, port), 0),
-            random=plane.random,
-            tried=self._tried,
-            version=self._version,
-        )
-        if chosen is None and last_error is not None:
-            return self._fail(last_error)
-        if chosen is None:
-            lacks = "no endpoint to dial at" if port in service.ports else "no"
-            return self._fail(NoEndpoints(f"{service.key} has {lacks} port {port}"))
-        return self._take(to_endpoint(chosen, plane.own, allow_external=plane.allow_external))
+    def _over(self) -> bool:
+        return self._near is None
 
     def _take(self, route: Route) -> None:
         record = self.record
@@ -348,36 +260,6 @@ class OutboundLink:
             return self._dial_failed(error)
         self._open(tunnel)
         return tunnel.start()
-
-    def _dial_failed(self, error: SidecarError) -> None:
-        """Nobody took the connection, or not the one who must be there. In the latter case what we
-        know may be old (addresses are used again), so the registry is asked anew."""
-        self._eject()
-        if not isinstance(error, _SOMEBODY_ELSE):
-            return self._try_elsewhere(error)
-        key = self.record.original_ip or self._asked
-        if self._service is not None:
-            self._plane.directory.ask_anew(key, lambda _: None)
-            return self._try_elsewhere(error)
-        if self._asked_anew:
-            return self._fail(error)
-        self._asked_anew = True
-        old = self._plane.directory.known(key)
-        return self._plane.directory.ask_anew(key, lambda found: self._told_anew(old, found, error))
-
-    def _told_anew(self, old: Found | None, found: Found | None, error: SidecarError) -> None:
-        if self._near is None:
-            return
-        if found is None or found == old:
-            self._fail(error)
-        else:
-            self._found(found, self._dialled_port)
-
-    def _eject(self) -> None:
-        record = self.record
-        self._plane.ejections.failed(
-            record.destination_ip, record.destination_port, self._plane.now()
-        )
 
     def _open(self, tunnel: Tunnel) -> None:
         record = self.record
@@ -519,14 +401,6 @@ class OutboundLink:
     def moved(self) -> tuple[int, int]:
         """Bytes so far: source to destination, and back."""
         return (self._splice.from_near, self._splice.to_near) if self._splice else (0, 0)
-
-    def _try_elsewhere(self, error: SidecarError) -> None:
-        """Before ACCEPT: another endpoint of the Service, if there is one that was not tried."""
-        record = self.record
-        if self._service is None or record.attempts >= MAX_ATTEMPTS:
-            return self._fail(error)
-        self._tried.append(record.destination_ip)
-        return self._next_endpoint(error)
 
     def _forget_tunnel(self) -> None:
         self._tunnel = None

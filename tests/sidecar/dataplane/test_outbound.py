@@ -160,6 +160,27 @@ async def test_an_address_of_the_cluster_that_nobody_can_name_is_never_dialled(
     assert (record.verdict, record.reason, record.attempts) == ("failed", "registry_unavailable", 0)
 
 
+async def test_a_link_that_is_cut_while_the_registry_is_asked_stays_cut(
+    near: Side, captured: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Answer] = []
+    monkeypatch.setattr(near.directory, "ask", lambda key, answer: answers.append(answer))
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        listening.settimeout(0.1)
+        reader, _ = await captured(near, LOOPBACK, listening.getsockname()[1])
+        async with asyncio.timeout(3):
+            while not answers:
+                await asyncio.sleep(0.01)
+        (link,) = near.plane.live
+        link.cut(4, "drain")
+        assert await is_reset(reader)
+        for found in (unmeshed(), None):
+            answers[0](found)
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(listening.accept)
+    assert [record.close for record in near.records] == ["drain"]
+
+
 @pytest.mark.fault_row("control-plane-down")
 async def test_a_meshed_pod_is_not_dialled_while_we_have_no_certificate(
     near: Side, captured: Captured, monkeypatch: pytest.MonkeyPatch
