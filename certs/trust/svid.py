@@ -59,6 +59,7 @@ def check_leaf(der: bytes, *, trust_domain: str, now: dt.datetime) -> LeafFacts:
         raise SvidRefused("leaf_too_long", f"{len(der)} bytes")
     cert, extensions = _parse(der)
     _check_head(cert)
+    _check_signature_algorithms(cert, der)
     _check_extensions(extensions)
     identity, ips = _read_names(cert, extensions)
     if identity.trust_domain != trust_domain:
@@ -136,6 +137,10 @@ def _check_head(cert: x509.Certificate) -> None:
     if cert.serial_number <= 0 or cert.serial_number.bit_length() > 159:  # RFC 5280, 4.1.2.2
         raise SvidRefused("leaf_malformed", "serial number out of range")
     try:
+        _ = cert.issuer, cert.subject  # read only when asked for; OpenSSL reads them at once
+    except Exception as e:
+        raise SvidRefused("leaf_malformed", f"a name: {type(e).__name__}: {e}") from e
+    try:
         key = cert.public_key()
         signature_hash = cert.signature_hash_algorithm
     except Exception as e:
@@ -144,6 +149,18 @@ def _check_head(cert: x509.Certificate) -> None:
         raise SvidRefused("leaf_key", "the key is not on P-256")
     if not isinstance(signature_hash, _HASHES):
         raise SvidRefused("leaf_signature_hash", "not signed over SHA-2")
+
+
+def _check_signature_algorithms(cert: x509.Certificate, der: bytes) -> None:
+    """The one that was signed must be the one that is said outside (RFC 5280, 4.1.1.2)."""
+    tbs = cert.tbs_certificate_bytes
+    head = 2 + (tbs[1] & 0x7F if tbs[1] & 0x80 else 0)
+    inner = head + 5  # behind the version, which is always written out
+    inner += 2 + tbs[inner + 1]  # and behind the serial number, which is short
+    outer = der[der.index(tbs) + len(tbs) :]
+    algorithm = outer[: 2 + outer[1]]
+    if tbs[inner : inner + len(algorithm)] != algorithm:
+        raise SvidRefused("leaf_malformed", "two signature algorithms")
 
 
 def _check_extensions(extensions: x509.Extensions) -> None:
