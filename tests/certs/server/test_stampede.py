@@ -26,7 +26,7 @@ async def test_five_hundred_pods_renew_at_once_and_none_too_late(tmp_path: Path)
     fake = FakeKube()
     tokens = [fake.add_pod(name=f"pod-{n}", account=f"account-{n % 20}") for n in range(CROWD)]
     request = ca_pb2.SignRequest(csr_der=make_request()[1])
-    async with running_ca(tmp_path, fake) as ca, ca.stub() as stub:
+    async with running_ca(tmp_path, fake) as ca:
         began, done_at, shed = monotonic(), list[float](), 0
 
         async def renew(token: str) -> None:
@@ -36,7 +36,8 @@ async def test_five_hundred_pods_renew_at_once_and_none_too_late(tmp_path: Path)
             while True:
                 try:
                     metadata = (("authorization", f"Bearer {token}"),)
-                    await stub.Sign(request, metadata=metadata, timeout=15)
+                    async with ca.stub() as stub:  # a connection of its own, as every pod has
+                        await stub.Sign(request, metadata=metadata, timeout=15)
                 except grpc.aio.AioRpcError as e:
                     assert e.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                     hint_s = retry_hint_s(e)
