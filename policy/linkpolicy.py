@@ -87,18 +87,13 @@ def parse_spec(namespace: str, name: str, raw_spec: object) -> LinkPolicy:
     )
 
 
-def closed(raw: object) -> LinkPolicy:
+def closed(namespace: str, name: str, raw_spec: object) -> LinkPolicy:
     """What stands for an object that cannot be read and has no earlier form to fall back on: it
     lets nobody in, at the pods that its selector names if that can be read, else at every pod of
-    its namespace. Raises PolicyInvalid if not even its name is known.
+    its namespace. Takes whatever comes and raises nothing.
 
     An object that says plainly that it only audits has never enforced anything and still does not.
     """
-    top = _mapping(raw, "the object")
-    metadata = _mapping(top.get("metadata"), "metadata")
-    namespace = _name(metadata.get("namespace"), "metadata.namespace", _NAMESPACE)
-    name = _name(metadata.get("name"), "metadata.name", _SUBDOMAIN)
-    raw_spec = top.get("spec")
     spec = raw_spec if isinstance(raw_spec, Mapping) else {}
     try:
         selector = _selector(spec)

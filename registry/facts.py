@@ -12,6 +12,7 @@ from ipaddress import IPv6Address, ip_address
 from sys import intern
 from typing import Any
 
+from policy.linkpolicy import API_VERSION, KIND
 from sidecar import contract
 
 Raw = Mapping[str, Any]
@@ -332,14 +333,18 @@ class PolicyObject:
     raw: Raw = field(compare=False)
 
 
-def read_policy(raw: Raw) -> PolicyObject:
+def read_policy(listed: Raw) -> PolicyObject:
+    """Raises nothing: an object that counted as absent would enforce nothing. A list may leave out
+    what each of its items is."""
+    raw = {"apiVersion": API_VERSION, "kind": KIND, **listed}
     metadata = raw.get("metadata") or {}
+    generation = metadata.get("generation")
     beside = {key: value for key, value in raw.items() if key not in ("metadata", "status")}
     return PolicyObject(
         namespace=str(metadata.get("namespace", "")),
         name=str(metadata.get("name", "")),
         uid=str(metadata.get("uid", "")),
-        generation=int(metadata.get("generation") or 0),
+        generation=generation if isinstance(generation, int) else 0,
         raw_spec=json.dumps(beside, sort_keys=True),
         raw_status=json.dumps(raw.get("status"), sort_keys=True),
         version=str(metadata.get("resourceVersion", "")),

@@ -112,7 +112,8 @@ def _fall_back(new: PolicyObject, before: Standing | None, error: PolicyInvalid)
     if kept is not None:
         policy, generation, spec = kept
         return Standing(policy, LAST_GOOD, generation, spec, error)
-    return Standing(closed(new.raw), CLOSED, 0, None, error)
+    stands = closed(new.namespace, new.name, new.raw.get("spec"))
+    return Standing(stands, CLOSED, 0, None, error)
 
 
 def _kept_in_status(new: PolicyObject) -> tuple[LinkPolicy, int, Mapping[str, Any]] | None:

@@ -198,12 +198,22 @@ def test_an_unknown_field_at_any_depth_is_refused(path: str, unknown: str) -> No
 @pytest.mark.attack_row(17)
 def test_what_cannot_be_read_and_never_could_lets_nobody_in() -> None:
     raw = changed("spec.allow.0.port", [80])
-    stands = closed(raw)
+    stands = closed("prod", "db", raw["spec"])
     assert stands.selects("prod", {"app": "db"}) and not stands.selects("prod", {"app": "web"})
     verdict = judge(who("shop", "api"), "10.0.0.1", 5432, PolicySet(policies=(stands.policy,)))
     assert isinstance(verdict, Denial)
     raw["spec"]["selector"] = {"podSelector": {}}
-    assert closed(raw).selector is EVERY_POD
+    assert closed("prod", "db", raw["spec"]).selector is EVERY_POD
     raw["spec"]["mode"] = "Audit"
-    audits = PolicySet(policies=(closed(raw).policy,))
+    audits = PolicySet(policies=(closed("prod", "db", raw["spec"]).policy,))
     assert isinstance(judge(who("shop", "api"), "10.0.0.1", 5432, audits), Permit)
+
+
+@pytest.mark.attack_row(17)
+@given(anything)
+def test_what_stands_for_junk_lets_nobody_in(junk: object) -> None:
+    stands = closed("prod", "db", junk)
+    assert not stands.policy.allow
+    if not (isinstance(junk, dict) and junk.get("mode") == "Audit"):
+        verdict = judge(who("shop", "api"), "10.0.0.1", 1, PolicySet(policies=(stands.policy,)))
+        assert isinstance(verdict, Denial)

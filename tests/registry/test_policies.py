@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policy.rules import Source
 from registry.answers import Answers
@@ -193,3 +195,45 @@ def test_an_auditing_policy_says_so() -> None:
     model = world()
     model.change_policy(None, policy({**GOOD, "mode": "Audit"}))
     assert model.policies.standing("shop", "db").state == AUDITED  # type: ignore[union-attr]
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["selector", "allow", "mode", "from", "x"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.mark.attack_row(17)
+@given(st.lists(st.one_of(junk, st.just(GOOD), st.just(SLIP)), max_size=5), junk)
+def test_no_history_of_an_object_crashes_the_registry_or_opens_a_pod(
+    specs: list[object], status: object
+) -> None:
+    """Whatever comes, what is in force is the last form that could be read, or lets nobody in."""
+    model = world()
+    old, last_good = None, None
+    for generation, spec in enumerate(specs, 1):
+        new = policy(spec, generation, status=status)
+        model.change_policy(old, new)
+        standing = model.policies.standing("shop", "db")
+        assert standing is not None
+        if standing.error is None:
+            last_good = standing.policy
+        elif last_good is not None:
+            assert (standing.state, standing.policy) == (LAST_GOOD, last_good)
+        else:
+            assert standing.state == CLOSED and not standing.policy.policy.allow
+        old = new
+
+
+def test_a_list_that_does_not_say_what_its_items_are_is_read_all_the_same() -> None:
+    raw = {"metadata": {"namespace": "shop", "name": "db", "uid": "u1"}, "spec": GOOD}
+    model = world()
+    model.change_policy(None, read_policy(raw))
+    assert model.policies.standing("shop", "db").error is None  # type: ignore[union-attr]
+    assert read_policy({**raw, "kind": "Other"}) != read_policy(raw)
