@@ -13,7 +13,7 @@ from kubernetes.aio.client import Configuration
 from bench.registry.source import FileSource
 from kit.kube import Kube
 from kit.settings import Settings
-from registry.app import RegistryServer
+from registry.app import RegistryServer, settle
 from registry.config import RegistryConfig
 
 
@@ -22,6 +22,7 @@ async def run(api: int, folder: Path) -> None:
     async with Kube(Configuration(host=f"http://127.0.0.1:{api}")) as kube:
         server = RegistryServer(config, kube, FileSource(folder, "far"))
         await server.start()
+        settle()
         print(server.port, flush=True)
         await asyncio.Event().wait()
 

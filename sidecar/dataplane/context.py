@@ -19,6 +19,7 @@ from sidecar.dataplane.limits import Buckets, Limits
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.directory import Directory, Own
+from sidecar.errors import SidecarError
 from sidecar.metrics.handshakes import HandshakeMeter
 from sidecar.report import LinkRecord, Report
 from sidecar.sockets import reset
@@ -61,6 +62,9 @@ class LiveLink(Protocol):
 
     def cut(self, code: int, close: str) -> None:
         """End it now; `code` is for the peer (sidecar.wire.opening.RESETS), `close` for the record."""
+
+    def deny(self, error: SidecarError) -> None:
+        """End it now, since `error` says that it may no longer be; the record says so."""
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ from sidecar.wire.frames import ACCEPT, GOAWAY, GOAWAY_FRAME, OPEN, REFUSE
 from sidecar.wire.opening import (
     BAD_PORT,
     BUSY,
+    CUT_BY_POLICY,
     DENIED,
     DRAINING,
     UNREACHABLE,
@@ -320,6 +321,16 @@ class InboundLink:
             self._splice.cut(code)
         else:
             self.lost_before_accept(PeerLost(close))
+
+    def deny(self, error: SidecarError) -> None:
+        if self._splice is None:  # the app has not heard of it yet: the dialler reads a refusal
+            if self._connect is not None:
+                self._connect.abandon()
+                self._connect = None
+            return self._refuse(DENIED, error, "denied")
+        self.record.verdict = "denied"
+        explain(self.record, error)
+        return self._splice.cut(CUT_BY_POLICY)
 
     def _report(self, sent: int, received: int, close: str) -> None:
         self._plane.link_over(self, sent, received, close)

@@ -41,6 +41,7 @@ from sidecar.sockets import original_dst, reset
 from sidecar.wire.frames import ACCEPT, DATA, HEADER, OPEN, REFUSE, RESET, encode
 from sidecar.wire.opening import (
     APP_RESET,
+    CUT_BY_POLICY,
     DENIED,
     REFUSALS,
     Opening,
@@ -387,6 +388,14 @@ class OutboundLink(Seeker):
             self._splice.cut(close)
         else:
             self._fail(PeerLost(close), close=close)
+
+    def deny(self, error: SidecarError) -> None:
+        """End the link: `error` says that it may no longer be."""
+        self.record.verdict = "denied"
+        if self._splice is None:
+            return self._end(error, "policy")
+        self.record.reason, self.record.error = error.reason, str(error)
+        return self.cut(CUT_BY_POLICY, "policy")
 
     @property
     def peer(self) -> LeafFacts | None:

@@ -6,12 +6,13 @@ from certs.trust.facts import LeafFacts
 from policy.judge import Permit
 from sidecar.dataplane.context import Plane
 from sidecar.dataplane.dial import APP_TIMEOUT_S, Answered, Connect
-from sidecar.dataplane.inbound import permitted
+from sidecar.dataplane.inbound import explain, permitted
 from sidecar.dataplane.splice import RawSplice
 from sidecar.directory import EXTERNAL, Found, Workload
 from sidecar.errors import AppUnreachable, SidecarError
 from sidecar.report import LinkRecord, PlaintextReason
 from sidecar.sockets import loopback_of, reset
+from sidecar.wire.opening import CUT_BY_POLICY
 
 
 def is_no_pod(found: Found | None) -> bool:
@@ -124,6 +125,12 @@ class PlaintextLink:
             self._connect.abandon()
         reset(self._sock)
         return self._report(0, 0, close)
+
+    def deny(self, error: SidecarError) -> None:
+        self._failed = True  # whoever tells its source's name later leaves the reason alone
+        self.record.verdict = "denied"
+        explain(self.record, error)
+        self.cut(CUT_BY_POLICY, "policy")
 
     def _report(self, sent: int, received: int, close: str) -> None:
         self._plane.link_over(self, sent, received, close)

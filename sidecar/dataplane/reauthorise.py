@@ -7,9 +7,7 @@ matter of patience. Only the receiving end judges; a change of `external` ends l
 from policy.judge import Denial, judge
 from sidecar.authorise import refusal
 from sidecar.dataplane.context import LiveLink, Plane
-from sidecar.dataplane.inbound import explain
 from sidecar.errors import ExternalDenied, SidecarError
-from sidecar.wire.opening import CUT_BY_POLICY
 
 _OUTSIDE = frozenset({"external", "unmeshed_peer", "host_network"})
 
@@ -20,9 +18,7 @@ def reauthorise(plane: Plane) -> int:
     for link in list(plane.live):
         error = _objection(plane, link)
         if error is not None:
-            link.record.verdict = "denied"
-            explain(link.record, error)
-            link.cut(CUT_BY_POLICY, "policy")
+            link.deny(error)
             cut += 1
     return cut
 

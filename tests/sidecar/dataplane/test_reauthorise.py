@@ -1,15 +1,23 @@
 """A change of policy cuts the open links that it now denies, and no others."""
 
 import asyncio
+import socket
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
+from kit.settings import Settings
 from policy.rules import Policy, PolicySet, Rule, Source
+from proto import registry_pb2 as pb
+from sidecar.carrier import Carrier
+from sidecar.config import SidecarConfig
+from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.reauthorise import reauthorise
-from tests.sidecar.dataplane.conftest import StartPair
+from sidecar.report import LinkRecord
+from tests.sidecar.dataplane.conftest import FakeDirectory, StartPair
 from tests.sidecar.dataplane.test_banned import echo, is_cut, say
+from tests.sidecar.test_config import GOOD
 
 pytestmark = pytest.mark.attack_row(16)
 
@@ -82,17 +90,57 @@ async def test_an_auditing_policy_cuts_nothing_and_marks_the_next_link(
     assert (record.verdict, record.policy, record.rule) == ("audited", "shop/new", "no-rule")
 
 
-async def test_a_link_whose_app_is_still_being_dialled_is_cut_as_well(
-    start_pair: StartPair, serve: Any
-) -> None:
-    pair = start_pair(await serve(echo))
-    reader, writer = await pair.client()
-    writer.write(b"hello")
-    async with asyncio.timeout(3):
-        while not pair.far.plane.live:
-            await asyncio.sleep(0)
+async def test_a_link_whose_app_is_still_being_dialled_is_refused(start_pair: StartPair) -> None:
+    # A backlog that is full keeps a connect waiting for as long as the test likes.
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for filler in (first, second):
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        pair = start_pair(full.getsockname()[1])
+        reader, writer = await pair.client()
+        writer.write(b"hello")
+        async with asyncio.timeout(3):
+            while not pair.far.plane.live:
+                await asyncio.sleep(0.01)
+        (link,) = pair.far.plane.live
+        assert link.moved == (0, 0) and link.record.verdict == "failed", "it is not accepted yet"
         pair.far.plane.policy = only("batch")
         assert reauthorise(pair.far.plane) == 1
-    assert await is_cut(reader)
-    writer.close()
-    assert (await pair.far.record()).verdict == "denied"
+        assert await is_cut(reader)
+        writer.close()
+    record = await pair.far.record()
+    assert (record.verdict, record.reason, record.policy) == ("denied", "policy_denied", "shop/api")
+    near = await pair.near.record()
+    assert (near.verdict, near.reason) == ("denied", "policy_denied"), "told, and not tried again"
+
+
+async def test_the_sidecar_judges_again_as_soon_as_the_registry_says_otherwise() -> None:
+    """The carrier's own wiring, with an open plaintext link to the world outside."""
+    settings = Settings({**GOOD, "PODLINK_MODE": "localhost"})
+    records: list[LinkRecord] = []
+    carrier = Carrier(
+        asyncio.get_running_loop(),
+        SidecarConfig.from_settings(settings),
+        FakeDirectory(),
+        records.append,
+    )
+    said = pb.PodSettings(mesh_default="allow-meshed", plaintext="deny", external="allow")
+    carrier.settings_came(said)
+    world = await asyncio.start_server(echo, "127.0.0.1", 0)
+    near, app = socket.socketpair()
+    near.setblocking(False)
+    link = OutboundLink(carrier.plane, near, "127.0.0.1", world.sockets[0].getsockname()[1])
+    carrier.plane.live.add(link)
+    link.record.security, link.record.reason = "plaintext", "external"
+    carrier.settings_came(said)
+    assert not records, "nothing has changed"
+    said.external = "deny"
+    carrier.settings_came(said)
+    (record,) = records
+    assert (record.verdict, record.reason, record.close) == ("denied", "external_denied", "policy")
+    app.close()
+    near.close()
+    world.close()
+    carrier.close()

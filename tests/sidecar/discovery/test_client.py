@@ -354,6 +354,17 @@ async def test_what_the_registry_says_after_that_counts_at_once(
 
 
 @pytest.mark.fault_row("empty-endpoints")
+async def test_what_a_new_stream_has_confirmed_and_then_takes_back_counts_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`same` is a first word too: only a list that was just made anew is held against."""
+    monkeypatch.setattr(module, "HOLD_S", 3600.0)
+    same = pb.DiscoverResponse(version=1, same=["api.shop"])
+    async with scripted_by(Relisting(_service("10.0.0.7"), same, _service(version=2))) as sidecar:
+        await _until_ips(sidecar, [])
+
+
+@pytest.mark.fault_row("empty-endpoints")
 async def test_endpoints_that_are_reached_in_plaintext_are_never_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
