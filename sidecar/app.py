@@ -20,13 +20,12 @@ from sidecar.admin import pages
 from sidecar.admin.server import AdminServer
 from sidecar.admin.tap import Tap
 from sidecar.canary import CaptureWatch
-from sidecar.carrier import Carrier
 from sidecar.config import SidecarConfig
 from sidecar.contract import HEALTH_PORT, PROBE_PATH
 from sidecar.denials import Denials
 from sidecar.discovery.client import RegistryClient
 from sidecar.health import HealthServer, check
-from sidecar.metrics.collect import ControlFacts, of_carrier, of_control
+from sidecar.metrics.collect import ControlFacts, of_control
 from sidecar.metrics.families import CONTENT_TYPE, text
 from sidecar.pages import Answer, Request
 from sidecar.probes.table import ProbeTable
@@ -34,6 +33,8 @@ from sidecar.resident import let_go_of_the_start
 from sidecar.telemetry.access import AccessLog
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
+from sidecar.workers import Carriers
+from sidecar.workers.alone import Alone
 
 _REGISTRY_OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 12_000),
@@ -62,7 +63,8 @@ class Sidecar:
         self._registry = RegistryClient(
             config.own, config.trust_domain, self._channel.get, self._settings_came
         )
-        self._carrier = Carrier(loop, config, self._registry, self._tap.report)
+        self._carriers = carriers = self._make_carriers()
+        self._registry.changed = carriers.found_came
         self._capture = CaptureWatch(config.own.uid) if config.mode == "redirect" else None
         self._probes = ProbeTable(config.probes, config.mark)
         self._health = HealthServer()
@@ -76,36 +78,40 @@ class Sidecar:
         routes.add("/readyz", check(self._ready))
         routes.add("/metrics", self._metrics)
         routes.add(PROBE_PATH, self._probes.answer)
-        carrier = self._carrier
         pages.register(
             self._admin.routes,
             pages.Sources(
-                plane=carrier.plane,
-                arrivals=carrier.arrivals,
+                carriers=self._carriers,
                 config=self._config,
                 svids=self._source,
-                known=self._registry.all,
                 registry_connected=lambda: self._registry.connected,
                 ready=self._ready,
                 capture=self._describe_capture,
-                lag=carrier.lag,
                 tap=self._tap,
             ),
         )
+
+    def _make_carriers(self) -> Carriers:
+        registry, report = self._registry, self._tap.report
+        if self._config.workers == 1:
+            return Alone(self._loop, self._config, registry, report)
+        from sidecar.workers.crew import Crew  # only where it is used: it costs memory
+
+        return Crew(self._config, registry, registry.all, report)
 
     async def run_until_signalled(self) -> None:
         """Start, serve until SIGTERM or SIGINT, drain and end."""
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stopping.set)
-        self._carrier.listen()
+        await self._carriers.start()
         await self._health.start(HEALTH_PORT)
         await self._start_admin()
         self._exporter.start()
         self._access.start()
-        self._source.subscribe(self._carrier.svid_came)
+        self._source.subscribe(self._carriers.svid_came)
         self._source.subscribe(self._exporter.svid_came)
-        self._source.subscribe_bans(self._carrier.bans_came)
+        self._source.subscribe_bans(self._carriers.bans_came)
         working = [
             spawn(self._source.run(), name="certificates"),
             spawn(self._talk_to_registry(), name="registry"),
@@ -116,7 +122,7 @@ class Sidecar:
         try:
             await stopping.wait()
             stopping.clear()  # a second signal ends the wait for open links
-            await self._carrier.drain(stopping)
+            await self._carriers.drain(stopping)
         finally:
             await stop(*working)
             await self._close()
@@ -140,7 +146,7 @@ class Sidecar:
 
     def _settings_came(self, settings: pb.PodSettings) -> None:
         """Raises NotUnderstood, with nothing changed."""
-        self._carrier.settings_came(settings)
+        self._carriers.settings_came(settings)
 
     # --- how it is --------------------------------------------------------------------------
 
@@ -150,7 +156,7 @@ class Sidecar:
 
     def _ready(self) -> tuple[bool, str]:
         waits = []
-        if self._carrier.plane.usable_trust() is None:
+        if not self._carriers.usable:
             waits.append(f"no certificate from the CA at {self._config.ca_address}")
         if not self._registry.ready.is_set():
             waits.append(f"no word from the registry at {self._config.registry_address}")
@@ -163,7 +169,7 @@ class Sidecar:
         return {"mode": self._config.mode, **found}
 
     async def _metrics(self, _: Request) -> Answer:
-        families = [*of_carrier(self._carrier), *of_control(self._control_facts())]
+        families = [*await self._carriers.families(), *of_control(self._control_facts())]
         return Answer(text(families).encode(), content_type=CONTENT_TYPE)
 
     def _control_facts(self) -> ControlFacts:
@@ -180,7 +186,7 @@ class Sidecar:
     # --- the end ----------------------------------------------------------------------------
 
     async def _close(self) -> None:
-        self._carrier.close()
+        await self._carriers.close()
         await self._health.close()
         await self._admin.close()
         await self._probes.close()

@@ -78,7 +78,7 @@ class Carrier:
             own_ports=OWN_PORTS | {upstream.local_port for upstream in config.upstreams},
             tunnel_only=config.mode == "localhost",
             unix_s=self._clock.unix_s,
-            limits=Limits.for_process(_descriptors()),
+            limits=Limits.for_process(_descriptors(), config.workers),
             unsettled=True,
         )
         limit = config.memory_limit or limit_of_cgroup()
@@ -102,7 +102,11 @@ class Carrier:
             self._listen_on(ip, INBOUND_PORT, self.arrivals.accepted)
 
     def _listen_on(self, ip: str, port: int, accepted: Accepted) -> None:
-        self._listeners.append(Listener(self._poller, sockets.listen(ip, port), accepted))
+        self._listeners.append(
+            Listener(
+                self._poller, sockets.listen(ip, port, shared=self._config.workers > 1), accepted
+            )
+        )
 
     def _captured(self, sock: socket.socket, ip: str, port: int) -> None:
         if limit := self.plane.full():

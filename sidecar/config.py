@@ -24,6 +24,7 @@ _UPSTREAM = re.compile(
     r"(?P<local>[0-9]{1,5})=(?P<host>[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?):(?P<port>[0-9]{1,5})",
     re.ASCII,
 )
+MAX_WORKERS = 16
 _LOG_LEVELS = frozenset({"debug", "info", "warning", "error"})
 _ALLOW_DENY = frozenset({"allow", "deny"})
 
@@ -58,6 +59,8 @@ class SidecarConfig:
     probes: AppProbes
     """The app's own probes, which the kubelet asks us to run."""
     log_level: str
+    workers: int
+    """Processes that carry links."""
     memory_limit: int
     """Bytes; 0: what the cgroup says, if it says anything."""
     drain_s: float
@@ -90,6 +93,7 @@ class SidecarConfig:
             else 0,
             probes=AppProbes.from_settings(settings),
             log_level=settings.choice("PODLINK_LOG_LEVEL", "info", _LOG_LEVELS),
+            workers=settings.integer("PODLINK_WORKERS", 1, low=1, high=MAX_WORKERS),
             memory_limit=settings.integer("PODLINK_MEMORY_LIMIT", 0, low=0, high=1 << 50),
             drain_s=settings.seconds("PODLINK_SHUTDOWN_GRACE_PERIOD", 25.0),
         )

@@ -30,12 +30,18 @@ _U32 = struct.Struct("=I")
 BACKLOG = 4096
 
 
-def listen(ip: str, port: int) -> socket.socket:
-    """A listening socket; accepted ones inherit its options. Raises OSError naming the address."""
+def listen(ip: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; accepted ones inherit its options. Raises OSError naming the address.
+
+    With `shared`, other processes of our own user may listen there too, and the kernel spreads the
+    connections (SO_REUSEPORT, socket(7)).
+    """
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

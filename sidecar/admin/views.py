@@ -3,18 +3,26 @@
 import dataclasses
 import datetime as dt
 import ipaddress
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from certs.trust.identity import WorkloadIdentity
 from kit.ports import PortSet
+from sidecar.carrier import Carrier
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane
 from sidecar.directory import Found, Gone, Service, Workload
+from sidecar.lag import LoopLag
 from sidecar.report import LinkRecord
 
 Json = dict[str, object]
 _MAX_LISTED: Final = 10_000
+
+
+class Known(Protocol):
+    """A directory that can list what it knows."""
+
+    def all(self) -> Mapping[str, Found]: ...
 
 
 def plain(value: object) -> object:
@@ -77,6 +85,40 @@ def pool(plane: Plane, arrivals: Arrivals) -> Json:
     }
 
 
+def policy(plane: Plane) -> Json:
+    """What is in force for this pod."""
+    in_force = plain(plane.policy)
+    assert isinstance(in_force, dict)
+    return {
+        **in_force,
+        "allow_external": plane.allow_external,
+        "declared_ports": sorted(plane.declared_ports),
+    }
+
+
+def loop(lag: LoopLag) -> Json:
+    """How late the event loop runs."""
+    return {
+        "lag_s": round(lag.last_s, 6),
+        "worst_of_last_minute_s": round(lag.worst_lately_s, 6),
+        "worst_s": round(lag.worst_s, 6),
+        "stalls": lag.stalls,
+    }
+
+
+def counts(carrier: Carrier) -> Json:
+    """The part of /state that each process has its own of."""
+    plane = carrier.plane
+    return {
+        "draining": plane.draining,
+        "links_open": len(plane.live),
+        "tunnels_idle": len(plane.pool),
+        "tunnels_inbound": len(carrier.arrivals.tunnels),
+        "turned_away": dict(plane.turned_away),
+        "workers": 1,
+    }
+
+
 def endpoints(plane: Plane, known: Mapping[str, Found]) -> Json:
     """What was resolved: Services with their endpoints as the choice sees them, pods, the rest."""
     now, services, pods, external, gone = plane.now(), [], [], [], []
@@ -132,3 +174,78 @@ def _workload(workload: Workload) -> Json:
     whole = plain(workload)
     assert isinstance(whole, dict)
     return {**whole, "pod": workload.pod, "meshed": workload.identity is not None}
+
+
+PAGES: Mapping[str, Callable[[Carrier, Known], Json]] = {
+    "pool": lambda carrier, _: pool(carrier.plane, carrier.arrivals),
+    "endpoints": lambda carrier, known: endpoints(carrier.plane, known.all()),
+    "policy": lambda carrier, _: policy(carrier.plane),
+    "links": lambda carrier, _: {"links": links(carrier.plane)},
+    "loop": lambda carrier, _: loop(carrier.lag),
+    "counts": lambda carrier, _: counts(carrier),
+}
+"""What a process that carries links says of itself."""
+
+
+def merge(name: str, parts: Sequence[Json]) -> Json:
+    """The pages of several workers as one: lists one after the other, counts added up."""
+    if not parts:
+        return {}
+    if name == "policy":
+        return parts[0]
+    if name == "endpoints":
+        return _merged_endpoints(parts)
+    worst = name == "loop"
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            if key not in merged:
+                merged[key] = value
+            elif isinstance(value, bool):
+                merged[key] = merged[key] or value
+            elif isinstance(value, list):
+                merged[key] = [*merged[key], *value]
+            elif isinstance(value, dict):
+                both = {*merged[key], *value}
+                merged[key] = {k: merged[key].get(k, 0) + value.get(k, 0) for k in both}
+            elif worst and key != "stalls":
+                merged[key] = max(merged[key], value)
+            else:
+                merged[key] += value
+    return merged
+
+
+def _merged_endpoints(parts: Sequence[Json]) -> Json:
+    """Each Service once; its open links are those of all workers, and one ejection is enough."""
+    services: dict[str, Any] = {}
+    pods: dict[str, Any] = {}
+    gone: dict[str, Any] = {}
+    external: set[str] = set()
+    for part in parts:
+        for service in _list(part["services"]):
+            first = services.setdefault(service["key"], service)
+            if first is not service:
+                _add_up(first, service)
+        pods.update((pod["key"], pod) for pod in _list(part["pods"]))
+        gone.update((pod["key"], pod) for pod in _list(part["gone"]))
+        external.update(_list(part["external"]))
+    return {
+        "services": list(services.values()),
+        "pods": list(pods.values()),
+        "external": sorted(external),
+        "gone": list(gone.values()),
+    }
+
+
+def _add_up(first: Any, other: Any) -> None:
+    ports = {e["ip"]: e["ports"] for e in other["endpoints"]}
+    for endpoint in first["endpoints"]:
+        for asked, port in endpoint["ports"].items():
+            same = ports.get(endpoint["ip"], {}).get(asked)
+            if same is not None:
+                port["open_links"] += same["open_links"]
+                port["ejected"] = port["ejected"] or same["ejected"]
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -80,6 +80,8 @@ class RegistryClient:
         """For the present stream; None ends its sending half."""
         self._version = 0
         self._ack_timer: asyncio.TimerHandle | None = None
+        self.changed: Callable[[str, Found | None], None] = _nobody_cares
+        """Told of every word about a key, and with None when it is forgotten."""
         self.connected = False
         self.ready = asyncio.Event()
         """Set once the registry has said what is in force for this pod."""
@@ -208,6 +210,7 @@ class RegistryClient:
 
     def _keep(self, key: str, value: Found) -> None:
         self._found[key] = self._held(key, value)
+        self.changed(key, self._found[key])
         if (question := self._waiting.pop(key, None)) is not None:
             assert question.timer is not None
             question.timer.cancel()
@@ -216,6 +219,7 @@ class RegistryClient:
                 asyncio.get_running_loop().call_soon(answer, self._found[key])
         if len(self._found) > MAX_KEYS:
             oldest, _ = self._found.popitem(last=False)
+            self.changed(oldest, None)
             self._digests.pop(oldest, None)
             self._to_send.put_nowait(pb.DiscoverRequest(unsubscribe=pb.Unsubscribe(keys=[oldest])))
 
@@ -245,3 +249,8 @@ class RegistryClient:
     def _hold_no_longer(self, key: str, held: Found, value: Found) -> None:
         if self._found.get(key) is held:
             self._found[key] = value
+            self.changed(key, value)
+
+
+def _nobody_cares(_: str, value: Found | None) -> None:
+    """Where links are carried in this very process, it asks for itself."""

@@ -20,6 +20,7 @@ PATHS = ["/state", "/pool", "/endpoints", "/certificates", "/capture", "/policy"
 async def kube(mesh: Mesh) -> AsyncIterator[Kube]:
     async with await Kube.from_kubeconfig(str(mesh.cluster.kubeconfig)) as running:
         yield running
+    await asyncio.sleep(0.25)  # aiohttp closes a TLS transport in a later turn of the loop
 
 
 async def test_every_page_can_be_read_from_a_laptop(mesh: Mesh, kube: Kube) -> None:

@@ -8,6 +8,7 @@ from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
 from sidecar.contract import OWN_PORTS
 from sidecar.telemetry.config import TelemetryConfig
+from sidecar.workers.alone import Alone
 from tests.certs.fake_source import FakeSource
 from tests.certs.forge import Forge
 from tests.sidecar.test_config import GOOD
@@ -21,7 +22,9 @@ async def test_it_lets_nobody_in_and_is_not_ready_before_ca_and_registry_have_sp
         TelemetryConfig.from_settings(settings),
         FakeSource(Forge()),
     )
-    plane = sidecar._carrier.plane
+    carriers = sidecar._carriers
+    assert isinstance(carriers, Alone)
+    plane = carriers.carrier.plane
     assert plane.policy == NOT_TOLD
     assert plane.usable_trust() is None
     assert plane.own_ports == OWN_PORTS | {5432}

@@ -1,0 +1,139 @@
+"""Messages between the parent and a worker, over a socketpair: length, kind, body.
+
+What the parent says may be any value (pickle): the worker trusts it with its key anyway. What a worker
+says is JSON: it reads what strangers send, and a worker that was taken over must not take the parent.
+"""
+
+import asyncio
+import json
+import pickle
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from sidecar.report import LinkRecord
+
+# parent to worker
+SVID, BANS, SETTINGS, FOUND, ANSWER, ASK, DRAIN, HURRY = range(1, 9)
+# worker to parent
+LISTENING, LOOKUP, LOOKUP_ANEW, RECORD, SAID = range(65, 70)
+
+_HEAD: Final = struct.Struct("!IB")
+_FLUSH_S: Final = 2.0
+_MAX_BODY: Final = 64 << 20
+_MAX_WAITING: Final = 4 << 20
+"""Bytes that may wait for a parent that is slow; then records are dropped, and counted."""
+
+
+class Wire:
+    """One end. `heard(kind, body)` is called for each message, `ended()` once when the other end is
+    gone or breaks the rules."""
+
+    def __init__(self, heard: Callable[[int, bytes], None], ended: Callable[[], None]) -> None:
+        self._heard, self._ended = heard, ended
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._lost = asyncio.Event()
+        self.dropped = 0
+
+    async def open(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: _Protocol(self), sock=sock)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()  # what waits is still sent
+            self._transport = None
+
+    async def finish(self) -> None:
+        """Close once all that was sent has been taken."""
+        self.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_S):
+                await self._lost.wait()
+
+    def send(self, kind: int, body: bytes = b"") -> None:
+        if self._transport is not None:
+            self._transport.write(_HEAD.pack(len(body), kind) + body)
+
+    def send_value(self, kind: int, value: object) -> None:
+        """For the parent only."""
+        self.send(kind, pickle.dumps(value))
+
+    def send_json(self, kind: int, value: object) -> None:
+        self.send(kind, json.dumps(value).encode())
+
+    def send_record(self, record: LinkRecord) -> None:
+        """A record, unless the parent is so far behind that it must be dropped."""
+        if self._transport is None or self._transport.get_write_buffer_size() > _MAX_WAITING:
+            self.dropped += 1
+            return
+        self.send_json(RECORD, pack_record(record))
+
+    def _take(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        while len(buffer) - at >= _HEAD.size:
+            size, kind = _HEAD.unpack_from(buffer, at)
+            if size > _MAX_BODY:
+                return self.close()
+            if len(buffer) - at - _HEAD.size < size:
+                break
+            at += _HEAD.size
+            self._heard(kind, bytes(buffer[at : at + size]))
+            at += size
+        del buffer[:at]
+        return None
+
+
+class _Protocol(asyncio.Protocol):
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._wire._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._wire._take(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wire._transport = None
+        self._wire._lost.set()
+        self._wire._ended()
+
+
+def value_of(body: bytes) -> Any:
+    """What `send_value` sent. Only a worker calls this, on what its parent said."""
+    return pickle.loads(body)  # noqa: S301 - the parent made it, and holds our key besides
+
+
+def pack_record(record: LinkRecord) -> dict[str, object]:
+    """A record as JSON: only what is not as in a new one; bytes in hexadecimal."""
+    new, packed = LinkRecord(record.direction), {}
+    for name in LinkRecord.__slots__:
+        value = getattr(record, name)
+        if value != getattr(new, name):
+            packed[name] = {"hex": value.hex()} if isinstance(value, bytes) else value
+    packed["direction"] = record.direction
+    return packed
+
+
+def unpack_record(raw: object) -> LinkRecord:
+    """Raises ValueError for what is no record, or one of another version."""
+    if not isinstance(raw, dict) or raw.get("direction") not in ("outbound", "inbound"):
+        raise ValueError("no record")
+    record = LinkRecord(raw["direction"])
+    for name, value in raw.items():
+        if name not in LinkRecord.__slots__:
+            raise ValueError(f"a record has no {str(name)[:40]!r}")
+        if isinstance(value, dict):
+            value = bytes.fromhex(str(value.get("hex")))
+        if type(value) is not type(getattr(record, name)) and name != "direct":
+            raise ValueError(f"{name} is no {type(getattr(record, name)).__name__}")
+        setattr(record, name, value)
+    return record
