@@ -17,11 +17,18 @@ class HelloRefused(Exception):
         self.reason = reason
 
 
-def admit(hello: pb.Hello, leaf: LeafFacts, caller_ip: str, pod: PodFacts | None) -> PodFacts:
+def admit(
+    hello: pb.Hello,
+    leaf: LeafFacts,
+    caller_ip: str,
+    pod: PodFacts | None,
+    leaves_name_pods: bool = True,
+) -> PodFacts:
     """Return the pod that the caller may speak for, else raise HelloRefused.
 
     `pod` is what the API server has under the UID of the Hello; `caller_ip` is canonical. The
-    kubelet reports a pod's addresses late: until it has, the leaf's must do.
+    kubelet reports a pod's addresses late: until it has, the leaf's must do. Where a SPIFFE agent
+    issues, leaves carry none (`leaves_name_pods` false): then the API server's word is waited for.
     """
     identity = leaf.identity
     if hello.namespace != identity.namespace:
@@ -34,8 +41,8 @@ def admit(hello: pb.Hello, leaf: LeafFacts, caller_ip: str, pod: PodFacts | None
         raise HelloRefused("service_account_differs", f"{pod.service_account!r} is not {identity}")
     if pod.finished:
         raise HelloRefused("pod_finished")
-    if caller_ip not in leaf.ips:
+    if leaves_name_pods and caller_ip not in leaf.ips:
         raise HelloRefused("caller_not_in_leaf", caller_ip)
-    if pod.ips and caller_ip not in pod.ips:
+    if (pod.ips or not leaves_name_pods) and caller_ip not in pod.ips:
         raise HelloRefused("caller_not_the_pod", caller_ip)
     return pod

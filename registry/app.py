@@ -7,10 +7,10 @@ import signal
 
 import grpc
 
-from certs.client.ca import CaClient
 from certs.client.rpc import server_credentials
 from certs.client.source import SvidSource
 from certs.trust.bans import Bans, Guard
+from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidChecker
 from kit.health import serve_health
 from kit.kube import Kube
@@ -51,7 +51,8 @@ class RegistryServer:
         self.hub = Hub(Answers(self.model, config.mesh_default))
         self.watch = ClusterWatch(kube, self.model, self.hub)
         guard = Guard(SvidChecker(config.trust_domain))
-        self._service = RegistryService(self.hub, self.model, guard)
+        by_pod = config.svid_source.leaves_name_pods
+        self._service = RegistryService(self.hub, self.model, guard, leaves_name_pods=by_pod)
         guard.bans = source.bans
 
         def bans_came(bans: Bans) -> None:
@@ -99,7 +100,12 @@ async def run(config: RegistryConfig) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    source = CaClient(config.ca_address, config.token_path, config.bundle_path, config.trust_domain)
+    source = config.svid_source.open(
+        WorkloadIdentity(config.trust_domain, config.system_namespace, "podlink-registry"),
+        ca_address=config.ca_address,
+        token_path=config.token_path,
+        bundle_path=config.bundle_path,
+    )
     async with Kube.in_cluster() as kube:
         server = RegistryServer(config, kube, source)
         health = await serve_health(config.health_port, lambda: server.ready)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from certs.client.choose import SourceConfig
 from certs.trust.identity import IdentityMalformed, check_trust_domain
 from kit.settings import ConfigInvalid, Settings
 from sidecar import contract
@@ -15,6 +16,7 @@ _MESH_DEFAULTS = frozenset({"allow-meshed", "deny", "allow-all"})
 class RegistryConfig:
     trust_domain: str
     system_namespace: str
+    svid_source: SourceConfig
     ca_address: str
     token_path: Path
     bundle_path: Path
@@ -36,6 +38,7 @@ class RegistryConfig:
         return cls(
             trust_domain=domain,
             system_namespace=namespace,
+            svid_source=SourceConfig.from_settings(settings),
             ca_address=settings.text(
                 "PODLINK_CA_ADDRESS", f"podlink-ca.{namespace}.svc:{contract.CA_PORT}"
             ),

@@ -42,7 +42,9 @@ class RegistryService:
         model: Model,
         verify: Verify,
         clock: Clock = utcnow,
+        leaves_name_pods: bool = True,
     ) -> None:
+        self._leaves_name_pods = leaves_name_pods
         self._hub, self._model, self._verify, self._clock = hub, model, verify, clock
         self.streams = 0
         self._leaves: dict[asyncio.Task[Any], LeafFacts] = {}
@@ -107,7 +109,8 @@ class RegistryService:
             leaf = peer_facts(context, self._verify)
             hello = await _hello(requests)
             pod = await self._await_pod(hello.pod_uid)
-            return leaf, admit(hello, leaf, caller_ip(context.peer()), pod)
+            caller = caller_ip(context.peer())
+            return leaf, admit(hello, leaf, caller, pod, self._leaves_name_pods)
         except Exception as error:
             # A refusal carries its slug; anything else is refused too, and says no more outside.
             reason = str(getattr(error, "reason", "hello_malformed"))

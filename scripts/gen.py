@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOS = ("proto/ca.proto", "proto/registry.proto")
+PROTOS = ("proto/ca.proto", "proto/registry.proto", "proto/workload.proto")
 
 
 def make_code(into: Path) -> None:

@@ -6,7 +6,6 @@ import logging
 import resource
 import sys
 
-from certs.client.ca import CaClient
 from kit.logs import start_logging
 from kit.settings import Settings
 from sidecar.app import Sidecar
@@ -43,11 +42,11 @@ def _raise_descriptor_limit() -> None:
 
 
 async def _run(config: SidecarConfig, telemetry: TelemetryConfig) -> None:
-    source = CaClient(
+    source = config.svid_source.open(
+        config.identity,
         ca_address=config.ca_address,
         token_path=config.token_path,
         bundle_path=config.bundle_path,
-        trust_domain=config.trust_domain,
     )
     sidecar = Sidecar(asyncio.get_running_loop(), config, telemetry, source)
     await sidecar.run_until_signalled()

@@ -78,6 +78,7 @@ class Carrier:
             own_ports=OWN_PORTS | {upstream.local_port for upstream in config.upstreams},
             tunnel_only=config.mode == "localhost",
             unix_s=self._clock.unix_s,
+            leaves_name_pods=config.svid_source.leaves_name_pods,
             limits=Limits.for_process(_descriptors(), config.workers),
             unsettled=True,
         )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from certs.trust.identity import IdentityMalformed, check_trust_domain
+from certs.client.choose import SourceConfig
+from certs.trust.identity import IdentityMalformed, WorkloadIdentity, check_trust_domain
 from kit.settings import ConfigInvalid, Settings
 from sidecar.contract import (
     ADMIN_SOCKET,
@@ -42,6 +43,9 @@ class Upstream:
 class SidecarConfig:
     own: Own
     trust_domain: str
+    svid_source: SourceConfig
+    identity: WorkloadIdentity
+    """Who this pod is to be; what it is, its leaf says."""
     ca_address: str
     registry_address: str
     token_path: Path
@@ -78,6 +82,8 @@ class SidecarConfig:
                 node=settings.text("NODE_NAME", " ").strip(),
             ),
             trust_domain=_trust_domain(settings),
+            svid_source=SourceConfig.from_settings(settings),
+            identity=_identity(settings),
             ca_address=settings.text("PODLINK_CA_ADDRESS"),
             registry_address=settings.text("PODLINK_REGISTRY_ADDRESS"),
             token_path=settings.path("PODLINK_TOKEN_PATH", TOKEN_PATH),
@@ -104,6 +110,15 @@ def _trust_domain(settings: Settings) -> str:
         return check_trust_domain(settings.text("PODLINK_TRUST_DOMAIN", DEFAULT_TRUST_DOMAIN))
     except IdentityMalformed as e:
         raise ConfigInvalid(f"PODLINK_TRUST_DOMAIN: {e}") from e
+
+
+def _identity(settings: Settings) -> WorkloadIdentity:
+    domain, namespace = _trust_domain(settings), settings.text("POD_NAMESPACE")
+    account = settings.text("POD_SERVICE_ACCOUNT", "default")
+    try:
+        return WorkloadIdentity(domain, namespace, account)
+    except IdentityMalformed as e:
+        raise ConfigInvalid(f"POD_NAMESPACE or POD_SERVICE_ACCOUNT: {e}") from e
 
 
 def _ips(settings: Settings) -> list[str]:

@@ -91,6 +91,9 @@ class Plane:
     own_ports: frozenset[int] = OWN_PORTS
     """Ports of this pod where we listen ourselves, for tunnels or for the app: no link from outside
     may end there, or a peer would go out again in this pod's name."""
+    leaves_name_pods: bool = True
+    """A peer's leaf carries its pod's addresses, and must carry the one dialled. False where a SPIFFE
+    agent issues: then a pod is known by its identity alone."""
     tunnel_only: bool = False
     """`mode: localhost`: peers dial our inbound port, and OPEN names the app's."""
     now: Callable[[], float] = monotonic

@@ -156,7 +156,8 @@ class Dial:
         handshake, self._step = self._step, None
         if tunnel is not None:
             peer = tunnel.peer
-            if peer.identity != self._expected or self._ip not in peer.ips:
+            wrong_pod = self._plane.leaves_name_pods and self._ip not in peer.ips
+            if peer.identity != self._expected or wrong_pod:
                 tunnel.close()
                 tunnel = None
                 error = IdentityMismatch(
