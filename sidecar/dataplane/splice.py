@@ -100,8 +100,12 @@ class TunnelSplice:
         _BUFFER[3] = size & 0xFF
         self.from_near += size
         if size < self._read_size:
-            if self._poller.hung_up and self._at_end(size):
-                return self._finish_with(size)
+            if self._poller.hung_up:
+                try:
+                    if self._at_end(size):
+                        return self._finish_with(size)
+                except OSError:
+                    return self._near_reset()
         elif size < MAX_READ:
             self._read_size = min(MAX_READ, (size + HEADER) * 2 - HEADER)
         if not self.tunnel.write(_VIEW[: size + HEADER]):
@@ -110,22 +114,23 @@ class TunnelSplice:
         return None
 
     def _at_end(self, size: int) -> bool:
-        """The FIN has come: see whether it follows the `size` bytes that were just read."""
+        """The FIN has come: see whether it follows the `size` bytes that were just read.
+
+        Raises OSError if a reset does. The kernel tells of it once: the next call would find an end.
+        """
         try:
             return not self.near.recv_into(_PAYLOAD[size:], 1, socket.MSG_PEEK)
-        except OSError:
-            return False  # whatever it is, the next call meets it again
+        except BlockingIOError:
+            return False
 
     def _finish_with(self, size: int) -> None:
         """The last bytes of the near side and its END in one write."""
         end = size + HEADER
         _VIEW[end : end + HEADER] = END_FRAME
         self._near_ended = True
-        self._stop_reading()
         self.tunnel.session.sent(END)
         self.tunnel.write(_VIEW[: end + HEADER])
-        if self._far_ended and self._backlog is None:
-            self._finish("fin", None)
+        self._rest_or_finish()
 
     def tunnel_writable(self) -> None:
         if not self._near_ended and not self._reading:
@@ -135,10 +140,15 @@ class TunnelSplice:
     def _near_finished(self) -> None:
         """The near side sends no more: pass that on, and go on in the other direction."""
         self._near_ended = True
-        self._stop_reading()
         self.tunnel.send(END)
+        self._rest_or_finish()
+
+    def _rest_or_finish(self) -> None:
+        """Our END is sent: the link is over if the far side's has come, else only reading is."""
         if self._far_ended and self._backlog is None:
-            self._finish("fin", None)
+            self._finish("fin", None)  # closing stops the reading, without a call of its own
+        else:
+            self._stop_reading()
 
     def _near_reset(self) -> None:
         self.tunnel.send(RESET, encode_code(APP_RESET))

@@ -254,3 +254,32 @@ async def test_a_tunnel_notices_a_peer_that_vanished_by_keepalive(
         assert idle_s + probes * every_s <= 30
         # By it Linux would end a link whose reader merely takes its time.
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+
+
+@pytest.mark.fault_row("rst-storm")
+async def test_a_reset_right_behind_the_data_is_never_told_as_an_end(
+    start_pair: StartPair, serve: Serve
+) -> None:
+    """The kernel tells of a reset once: to look whether an end follows must not swallow it, or what was
+    cut short would look whole to the app."""
+    ended: asyncio.Queue[str] = asyncio.Queue()
+
+    async def watches(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"+")
+        try:
+            await reader.read()
+            ended.put_nowait("fin")
+        except ConnectionResetError:
+            ended.put_nowait("reset")
+        writer.close()
+
+    pair = start_pair(await serve(watches))
+    sock = socket.create_connection(pair.upstream)
+    sock.setblocking(False)
+    assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"+"
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.send(b"half of it")
+    sock.close()  # before anybody has read that
+    assert await asyncio.wait_for(ended.get(), 3) == "reset"
+    await settled(pair)
+    assert (pair.near.records[0].close, pair.far.records[0].close) == ("reset", "reset")

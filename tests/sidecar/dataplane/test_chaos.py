@@ -1,0 +1,85 @@
+"""Byte-exact under chaos, and flat: short here, long under `make soak`."""
+
+import gc
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.certs.forge import Forge
+from tests.sidecar.dataplane.chaos import Chaos
+from tests.sidecar.dataplane.conftest import API, WEB, Pair, StartPair, trust_from
+from tests.sidecar.dataplane.test_faults import descriptors
+
+Serve = Any
+DURATION_S = float(os.environ.get("DURATION", "600"))
+"""How long the long form runs."""
+
+
+def resident_kib() -> int:
+    gc.collect()
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return int(rollup.split("Anonymous:")[1].split()[0])
+
+
+def exchange(pair: Pair, forge: Forge) -> Callable[[], None]:
+    """New leaves for both sides, as a renewal brings them."""
+
+    def certificates() -> None:
+        pair.near.plane.trust = trust_from(forge, WEB, "127.0.0.1")
+        pair.far.plane.trust = trust_from(forge, API, "127.0.0.1")
+
+    return certificates
+
+
+async def begin(start_pair: StartPair, serve: Serve, forge: Forge, seed: int, cuts: int) -> Chaos:
+    async def app(*streams: Any) -> None:
+        await chaos.app(*streams)
+
+    pair = start_pair(await serve(app))
+    chaos = Chaos(pair, random.Random(seed), exchange(pair, forge), cuts)
+    return chaos
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.fault_row("soak")
+async def test_every_byte_and_every_record_is_right_under_chaos(
+    start_pair: StartPair, serve: Serve, forge: Forge
+) -> None:
+    chaos = await begin(start_pair, serve, forge, seed=2026, cuts=8)
+    await chaos.run(120)  # warm: what stays after this is what leaks
+    chaos.pair.near.plane.pool.drop_all()
+    before = descriptors()
+    await chaos.run(120)
+    chaos.pair.near.plane.pool.drop_all()
+    assert chaos.wrong == [], "\n".join(chaos.wrong)
+    assert descriptors() <= before + 4
+    assert not chaos.pair.near.plane.open_links
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(DURATION_S + 300)
+async def test_two_thousand_links_at_a_time_for_as_long_as_asked(
+    start_pair: StartPair, serve: Serve, forge: Forge
+) -> None:
+    """`DURATION=600 make soak`: integrity of each link, descriptors, and memory that stops growing."""
+    chaos = await begin(start_pair, serve, forge, seed=time.time_ns(), cuts=0)
+    ends = time.monotonic() + DURATION_S
+    kept: list[int] = []
+    open_files: list[int] = []
+    while not kept or time.monotonic() < ends:
+        chaos.cuts = 70
+        await chaos.run(2000)
+        chaos.pair.near.plane.pool.drop_all()
+        assert chaos.wrong == []
+        kept.append(resident_kib())
+        open_files.append(descriptors())
+        print(f"{2000 * len(kept)} links: {kept[-1]} KiB anonymous, {open_files[-1]} descriptors")
+    if len(kept) >= 6:
+        early, late = kept[len(kept) // 3], kept[-1]
+        assert late < early * 1.05 + 2048, kept
+        assert open_files[-1] <= open_files[0] + 4, open_files
