@@ -94,10 +94,24 @@ class ClusterWatch:
 
     def _policy(self, _: str, old: PolicyObject | None, new: PolicyObject | None) -> None:
         self._hub.changed(self._model.change_policy(old, new))
+        if new is not None:
+            _log_unreadable(old, new, self._model)
         self._status.changed()
 
     def _namespace(self, _: str, old: NamespaceFacts | None, new: NamespaceFacts | None) -> None:
         self._hub.changed(self._model.change_namespace(old, new))
+
+
+def _log_unreadable(old: PolicyObject | None, new: PolicyObject, model: Model) -> None:
+    standing = model.policies.standing(new.namespace, new.name)
+    told = old is not None and old.raw_spec == new.raw_spec
+    if standing is not None and standing.error is not None and not told:
+        extra = {
+            "policy": f"{new.namespace}/{new.name}",
+            "error": str(standing.error),
+            "in_force": standing.state,
+        }
+        _log.warning("LinkPolicy cannot be read", extra=extra)
 
 
 def log_dropped(service: str, dropped: list[Dropped]) -> None:

@@ -227,6 +227,17 @@ async def test_without_that_a_kind_that_is_missing_is_a_failure() -> None:
         assert not it.informer.synced.is_set()
 
 
+async def test_every_list_asks_for_the_newest_state_and_not_for_a_cached_one() -> None:
+    """Without a resourceVersion a list is consistent (Kubernetes, "API concepts"): after a break it
+    never goes back behind what was known."""
+    gone = refusal(410, "Expired")
+    async with informed(listing("5"), gone, listing("9", pod("a", image="x"))) as it:
+        await it.until(1)
+        lists = [asked for asked in it.api.asked if "watch" not in asked]
+        assert len(lists) == 2
+        assert all("resourceVersion" not in asked for asked in lists)
+
+
 @pytest.mark.fault_row("watch-gone")
 async def test_a_list_whose_next_page_has_expired_begins_again() -> None:
     first = listing("5", pod("a", image="x"), more="next page")

@@ -193,6 +193,23 @@ def test_a_malformed_question_is_answered_with_400_naming_it(
     assert query.partition("=")[0] in body["message"] or "unknown parameter" in body["message"]
 
 
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("", "destination_namespace"),
+        ("destination_namespace=a&since=x", "since"),
+        ("x=1", "unknown"),
+    ],
+)
+def test_traffic_is_asked_of_one_namespace_and_a_malformed_question_is_named(
+    store: StoreProcess, query: str, named: str
+) -> None:
+    status, body = store.ask(f"/api/traffic?{query}")
+    assert status == 400 and named in body["message"]
+    assert store.ask("/api/traffic?destination_namespace=a") == (200, {"traffic": []})
+    assert store.ask("/api/traffic?destination_namespace=a", token=None)[0] == 401
+
+
 @pytest.mark.parametrize("token", [None, "", "wrong", "a-token-for-test", "ünïcode"])
 @pytest.mark.parametrize("path", ["/api/links", "/api/traces/" + "0" * 32, "/", "/api/../healthz/"])
 def test_without_the_token_there_is_nothing(
