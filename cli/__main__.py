@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": ("cli.demo.command:demo", "Show a linked shop on this machine, checked step by step."),
     "dashboard": ("cli.dashboard:dashboard", "The review page in a browser."),
     "endpoints": ("cli.endpoints:endpoints", "A sidecar's view of its Services beside the API's."),
+    "report": ("cli.report:report", "A signed report of a time; and whether one is genuine."),
     "tap": ("cli.tap:tap", "Each link of a pod as it ends, live."),
     "verify-link": ("cli.verify_link:verify_link", "Prove the path from one pod to another."),
     "links": ("cli.links:links", "Who talked to whom, as whom, and how."),

@@ -51,6 +51,33 @@ class TracesClient:
         """A view of the review page as JSON, with all its rows."""
         return await self._ask(f"/{name}.json", query)
 
+    async def report(self, cluster: Item, since: str) -> Item:
+        """A signed report of this long, with what was read of the cluster in it."""
+        async with await self._connect() as kube:
+            headers = {TOKEN_HEADER: await self.token(kube), "Content-Type": "application/json"}
+            path = (
+                f"/api/v1/namespaces/{self.system_namespace}/services/"
+                f"{SERVICE}:{REVIEW_PORT}/proxy/api/report?since={since}"
+            )
+            try:
+                status, _, body = await kube.forward(
+                    "POST", path, headers, json.dumps({"cluster": cluster}).encode()
+                )
+            except KubeError as e:
+                raise self._explained(e) from e
+        try:
+            answer = json.loads(body)
+        except ValueError as e:
+            raise TracesUnavailable(f"{SERVICE} gave an answer that is not JSON") from e
+        if status != 200 or not isinstance(answer, dict):
+            said = answer if isinstance(answer, dict) else {}
+            if said.get("reason") == "no_certificate":
+                raise TracesUnavailable(f"{SERVICE} cannot sign: {said.get('message')}")
+            raise self._explained(
+                KubeError(status, str(said.get("reason")), str(said.get("message")))
+            )
+        return answer
+
     async def _ask(self, path: str, query: dict[str, str]) -> Item:
         async with await self._connect() as kube:
             token = await self.token(kube)

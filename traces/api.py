@@ -2,17 +2,22 @@
 in with it; /healthz for anybody."""
 
 import dataclasses
+import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from certs.client.source import Svid, SvidSource
+from certs.evidence.signed import WorkloadSigner
+from certs.trust.bundle import TrustBundle
 from kit.clock import unix_ns
-from traces.config import TracesConfig
-from traces.page.asked import QueryMalformed
+from traces import report as evidence
+from traces.config import MeshConfig, TracesConfig
+from traces.page.asked import Asked, QueryMalformed
 from traces.page.headers import HEADERS
 from traces.page.pages import (
     MAX_FORM_BYTES,
@@ -22,6 +27,7 @@ from traces.page.pages import (
     add_pages,
     is_authenticated,
     login_page,
+    single,
     wants_html,
 )
 from traces.page.render import render
@@ -31,6 +37,7 @@ from traces.writer import Writer
 
 TOKEN_HEADER = "X-Podlink-Token"  # noqa: S105 - the name of a header
 _WRITER = web.AppKey("writer", Writer)
+_SIGNER: web.AppKey[Callable[[], tuple[Svid | None, MeshConfig | None]]] = web.AppKey("signer")
 _CHOICES = {
     "verdict": frozenset({"allowed", "denied", "audited", "failed"}),
     "security": frozenset({"mtls", "plaintext", "self", "none"}),
@@ -42,14 +49,21 @@ _MAX_NAME = 2048
 _log = logging.getLogger(__name__)
 
 
-def review_app(config: TracesConfig, reader: Reader, writer: Writer) -> web.Application:
-    app = web.Application(middlewares=[_guard], client_max_size=MAX_FORM_BYTES)
+def review_app(
+    config: TracesConfig, reader: Reader, writer: Writer, source: SvidSource | None = None
+) -> web.Application:
+    """`source` lends the store's own leaf, which signs reports; without one it signs none."""
+    app = web.Application(
+        middlewares=[_guard], client_max_size=max(MAX_FORM_BYTES, evidence.MAX_CLUSTER_BYTES)
+    )
     app[READER], app[_WRITER] = reader, writer
     app[TOKEN] = lambda: _token(config.token_path)
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/api/links", _links)
     app.router.add_get("/api/traffic", _traffic)
     app.router.add_get("/api/traces/{trace_id}", _trace)
+    app.router.add_post("/api/report", _report)
+    app[_SIGNER] = lambda: (None if source is None else source.current, config.mesh)
     add_pages(app)
     return app
 
@@ -133,6 +147,35 @@ async def _trace(http: web.Request) -> web.Response:
     if not spans:
         return _error(404, "trace_unknown", "no span of this trace is kept")
     return web.json_response({"spans": spans})
+
+
+async def _report(http: web.Request) -> web.Response:
+    """A report on the time asked about, signed with the store's own leaf. The body may hold what the
+    operator read of the cluster."""
+    now_ns = unix_ns()
+    asked = Asked.parse(single(http), now_ns, "7d")
+    raw = await http.read()
+    try:
+        body = json.loads(raw) if raw else {}
+        cluster = body.get("cluster") if isinstance(body, dict) else None
+    except ValueError as e:
+        raise QueryMalformed("the body is no JSON") from e
+    if cluster is not None and not isinstance(cluster, dict):
+        raise QueryMalformed("cluster must be an object")
+    svid, mesh = http.app[_SIGNER]()
+    if svid is None or mesh is None:
+        said = "the store holds no certificate to sign with; it takes spans over mutual TLS?"
+        return _error(503, "no_certificate", said)
+    bundle = TrustBundle.from_pem(
+        mesh.trust_domain, svid.bundle_generation, svid.material.bundle_pem
+    )
+    found = await http.app[READER].ask(
+        lambda db: evidence.record(db, asked.since_s, asked.until_s, now_ns, bundle)
+    )
+    whole = evidence.report(
+        found, cluster, asked.since_s, asked.until_s, now_ns, str(svid.facts.identity)
+    )
+    return web.json_response(evidence.sign(whole, WorkloadSigner(svid.material), now_ns))
 
 
 def read_filter(query: Mapping[str, str]) -> LinkFilter:

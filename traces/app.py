@@ -49,7 +49,9 @@ class TraceStore:
         receivers = Receivers(config, writer, source)
         try:
             reviewer, review_port = await _listen(
-                review_app(config, Reader(config.db_path), writer), config, config.review_port
+                review_app(config, Reader(config.db_path), writer, source),
+                config,
+                config.review_port,
             )
             await receivers.start()
         except (OSError, RuntimeError) as e:  # gRPC says RuntimeError for a taken port

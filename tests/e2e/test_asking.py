@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +172,23 @@ def test_dashboard_shows_the_page_to_the_browser_that_came_in_by_the_address(ask
         assert get(owner, base + "/graph", Host="evil.example:80")[0] == 403
         assert get(owner, base + "/x/../../../../secrets")[0] == 403
         assert get(owner, base + "/%2e%2e/%2e%2e/secrets")[0] in (400, 403, 404)
+
+
+def test_a_report_is_signed_by_the_store_and_verifies_with_the_bundle(
+    asked: Mesh, tmp_path: Path
+) -> None:
+    asked.run(f"{MESH}/client", "curl", "-s", "-m", "5", "http://asked.mesh/")
+    done = run(asked, "report", "--since", "1h", "--out", str(tmp_path / "week"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    body = json.loads((tmp_path / "week.json").read_text())["report"]
+    assert body["record"]["chains"]["chains"] > 0
+    assert body["cluster"]["not_injected"] == []
+    for ending in ("json", "html"):
+        file = tmp_path / f"week.{ending}"
+        verified = run(asked, "report", "verify", str(file))
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert "ns/podlink-system/sa/podlink-traces" in verified.stdout
+        changed = file.read_text().replace('"plaintext_links"', '"plaintext_linkz"', 1)
+        file.write_text(changed)
+        refused = run(asked, "report", "verify", str(file))
+        assert refused.returncode == 1 and refused.stderr.count("\n") == 1

@@ -1,0 +1,278 @@
+"""A report, signed, and everything that can be done to it on the way to an auditor."""
+
+import asyncio
+import copy
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from certs.evidence.signed import WorkloadSigner
+from certs.trust.bundle import TrustBundle
+from certs.trust.contexts import TlsMaterial
+from cli.posture import bypasses, not_injected, policies_of
+from cli.report import render_html
+from cli.report import report as command
+from kit.clock import utcnow
+from tests.certs.evidence import test_chain
+from tests.certs.forge import Forge
+from tests.traces.page import shop
+from traces.config import TracesConfig
+from traces.report import ReportRefused, record, report, sign, verify
+from traces.writer import Writer
+
+FORGE = Forge()
+BUNDLE = TrustBundle.of("cluster.local", 1, [FORGE.root_der])
+STORE = "spiffe://cluster.local/ns/podlink-system/sa/podlink-traces"
+Json = dict[str, Any]
+
+
+def signer(identity: str = STORE, forge: Forge = FORGE) -> WorkloadSigner:
+    pair = forge.leaf(identity)
+    return WorkloadSigner(TlsMaterial(pair.key_pem, pair.chain_pem, forge.root_pem))
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory: pytest.TempPathFactory) -> Json:
+    folder: Path = tmp_path_factory.mktemp("shop")
+    now_ns = time.time_ns()
+    shop.write(folder, shop.days(now_ns))
+    with closing(sqlite3.connect(folder / "traces.db")) as db:
+        db.row_factory = sqlite3.Row
+        found = record(db, now_ns // 10**9 - 86400, now_ns // 10**9 + 1, now_ns, BUNDLE)
+    cluster = {
+        "read_at": "now",
+        "not_injected": [{"pod": "a/<b>", "why": "x"}],
+        "bypasses": [],
+        "policies": [],
+    }
+    return report(found, cluster, now_ns // 10**9 - 86400, now_ns // 10**9, now_ns, STORE)
+
+
+def signed_by(body: Json, who: WorkloadSigner) -> Json:
+    return sign(copy.deepcopy(body), who, time.time_ns())
+
+
+def test_a_report_says_what_the_page_says(body: Json) -> None:
+    found = body["record"]
+    assert 80 < found["coverage"]["links_percent"] < 100
+    assert found["plaintext"]["count"] == 4
+    assert {row["reasons"][0] for row in found["denied"]["rows"]} == {
+        "policy_denied",
+        "plaintext_denied",
+    }
+    assert found["certificates"]["refused"]["count"] == 1
+    assert {"rule": "prod/ledger no-rule", "allowed": 0, "denied": 6} in found["policies"]
+
+
+def test_what_was_signed_verifies_offline_with_the_roots_alone(body: Json) -> None:
+    whole = json.loads(json.dumps(signed_by(body, signer())))
+    proven = verify(whole, BUNDLE, utcnow())
+    assert proven.identity == STORE
+    assert proven.body == json.loads(json.dumps(body))
+
+
+def _flip(text: str) -> str:
+    return ("B" if text[20] == "A" else "A").join((text[:20], text[21:]))
+
+
+FORGERIES: dict[str, Callable[[Json], Any]] = {
+    "another number": lambda s: s["report"]["record"]["coverage"].update(plaintext_links=0),
+    "a denial left out": lambda s: s["report"]["record"]["denied"]["rows"].pop(),
+    "another time": lambda s: s["report"].update({"from": "2001-01-01T00:00:00Z"}),
+    "a pod left out": lambda s: s["report"]["cluster"]["not_injected"].clear(),
+    "another digest": lambda s: s.update(
+        statement=s["statement"].replace('"sha256":"', '"sha256":"0')
+    ),
+    "another signature": lambda s: s.update(signature=_flip(s["signature"])),
+    "no signature": lambda s: s.pop("signature"),
+    "no certificates": lambda s: s.update(certificates=""),
+    "another kind": lambda s: s.update(
+        statement=s["statement"].replace("podlink report", "something")
+    ),
+    "a later time": lambda s: s.update(statement=s["statement"].replace('_ns":"1', '_ns":"9')),
+    "no statement": lambda s: s.pop("statement"),
+    "no report": lambda s: s.pop("report"),
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+def test_a_changed_report_is_refused(body: Json, what: str) -> None:
+    whole = signed_by(body, signer())
+    verify(whole, BUNDLE, utcnow())
+    FORGERIES[what](whole)
+    with pytest.raises(ReportRefused):
+        verify(whole, BUNDLE, utcnow())
+
+
+def test_a_signer_that_no_root_vouches_for_is_refused(body: Json) -> None:
+    with pytest.raises(ReportRefused, match="no root of the bundle"):
+        verify(signed_by(body, signer(forge=Forge())), BUNDLE, utcnow())
+
+
+def check(file: Path, roots: Path) -> tuple[int, str]:
+    done = CliRunner().invoke(command, ["verify", str(file), "--bundle", str(roots)])
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Path:
+    path = tmp_path / "root.pem"
+    path.write_bytes(FORGE.root_pem)
+    return path
+
+
+def test_the_command_takes_the_stores_signature_and_no_other_workloads(
+    body: Json, tmp_path: Path, roots: Path
+) -> None:
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(signed_by(body, signer())))
+    assert check(file, roots) == (0, check(file, roots)[1])
+    assert f"signed by {STORE}" in check(file, roots)[1]
+    file.write_text(json.dumps(signed_by(body, signer("spiffe://cluster.local/ns/shop/sa/api"))))
+    status, said = check(file, roots)
+    assert status == 1 and "which is not" in said
+
+
+def test_a_page_whose_text_was_changed_is_refused_though_its_data_was_not(
+    body: Json, tmp_path: Path, roots: Path
+) -> None:
+    file = tmp_path / "report.html"
+    page = render_html(signed_by(body, signer()))
+    file.write_text(page)
+    assert check(file, roots)[0] == 0
+    file.write_text(page.replace("policy_denied", "all is well", 1))
+    status, said = check(file, roots)
+    assert status == 1 and "trust the JSON only" in said
+    file.write_text("<p>hello")
+    assert check(file, roots)[0] == 1
+
+
+@pytest.mark.attack_row(43)
+def test_names_in_a_page_stay_text(body: Json) -> None:
+    changed = copy.deepcopy(body)
+    changed["cluster"]["not_injected"] = [{"pod": shop.EVIL, "why": "</script><script>x()"}]
+    page = render_html(signed_by(changed, signer()))
+    assert "<script>x()" not in page and "<img src=x" not in page
+    assert page.count("<script") == 1 and "\u202e" not in page
+
+
+# --- what the API says ---------------------------------------------------------------------
+
+
+def obj(name: str, namespace: str = "", **metadata: Any) -> Json:
+    return {
+        "metadata": {"name": name, "namespace": namespace, **metadata},
+        "spec": {"containers": []},
+    }
+
+
+ENROLLED = obj("shop", labels={"podlink.dev/inject": "enabled"})
+PROXY = {"name": "podlink-proxy"}
+
+
+def test_a_pod_of_an_enrolled_namespace_without_our_proxy_in_its_spec_is_told() -> None:
+    meshed = replace_spec(obj("good", "shop", labels={}), initContainers=[PROXY])
+    liar = obj("liar", "shop", labels={"podlink.dev/injected": "true"})
+    out = obj("out", "shop", labels={"podlink.dev/inject": "disabled"})
+    other = obj("other", "elsewhere", labels={})
+    done = {**obj("job", "shop", labels={}), "status": {"phase": "Succeeded"}}
+    found = not_injected([ENROLLED, obj("elsewhere")], [meshed, liar, out, other, done])
+    assert [one["pod"] for one in found] == ["shop/liar", "shop/out"]
+    assert "disabled" in found[1]["why"]
+
+
+def replace_spec(one: Json, **spec: Any) -> Json:
+    return {**one, "spec": {**one["spec"], **spec}}
+
+
+def test_annotations_that_open_a_way_around_are_told_and_others_are_not() -> None:
+    pod = obj(
+        "a", "shop",
+        annotations={
+            "config.podlink.dev/skip-inbound-ports": "22",
+            "config.podlink.dev/plaintext": "deny",
+            "config.podlink.dev/workers": "2",
+        },
+    )  # fmt: skip
+    namespace = obj("shop", annotations={"config.podlink.dev/plaintext": "allow"})
+    found = bypasses([namespace], [pod])
+    assert [(b["name"], b["annotation"]) for b in found] == [
+        ("shop", "plaintext"),
+        ("shop/a", "skip-inbound-ports"),
+    ]
+
+
+def test_a_policy_that_was_changed_in_this_time_is_told() -> None:
+    old = obj("old", "prod", creationTimestamp="2026-01-01T00:00:00Z")
+    changed = obj(
+        "new", "prod",
+        creationTimestamp="2026-01-01T00:00:00Z",
+        managedFields=[
+            {"time": "2026-03-01T00:00:00Z"},
+            {"time": "2026-09-01T00:00:00Z", "subresource": "status"},
+        ],
+    )  # fmt: skip
+    found = policies_of([old, changed], "2026-02-01T00:00:00Z")
+    assert [(p["policy"], p["changed_in_this_time"]) for p in found] == [
+        ("prod/new", True),
+        ("prod/old", False),
+    ]
+    assert not policies_of([changed], "2026-04-01T00:00:00Z")[0]["changed_in_this_time"]
+
+
+def as_request(items: list[Json]) -> ExportTraceServiceRequest:
+    """Spans as the store gives them back, as a sidecar would have sent them."""
+    request = ExportTraceServiceRequest()
+    spans = request.resource_spans.add().scope_spans.add().spans
+    for item in items:
+        span = spans.add()
+        span.trace_id = bytes.fromhex(item.get("trace_id", "ab" * 16))
+        span.span_id, span.name = bytes.fromhex(item["span_id"]), item["name"]
+        span.start_time_unix_nano = int(item.get("start_unix_ns", "10"))
+        span.end_time_unix_nano = int(item.get("end_unix_ns", "10"))
+        for key, value in item["attributes"].items():
+            said = span.attributes.add()
+            said.key = key
+            if isinstance(value, bool):
+                said.value.bool_value = value
+            elif isinstance(value, int):
+                said.value.int_value = value
+            else:
+                said.value.string_value = value
+    return request
+
+
+def test_a_record_missing_from_a_chain_is_counted(tmp_path: Path) -> None:
+    config = TracesConfig(db_path=tmp_path / "t.db", token_path=tmp_path / "token")
+
+    async def keep() -> None:
+        writer = Writer(config)
+        writer.start()
+        await writer.write(as_request(test_chain.written(20, 5)))
+        await writer.stop()
+
+    asyncio.run(keep())
+    now_s = int(time.time())
+
+    def chains() -> Json:
+        found: Json = record(db, now_s - 3600, now_s + 60, now_s * 10**9, test_chain.BUNDLE)[
+            "chains"
+        ]
+        return found
+
+    with closing(sqlite3.connect(config.db_path)) as db:
+        db.row_factory = sqlite3.Row
+        whole = chains()
+        assert (whole["missing"], whole["judged"]["proven"]) == (0, 20)
+        db.execute("DELETE FROM spans WHERE sequence = 7")
+        holed = chains()
+    assert holed["missing"] == 1 and holed["gaps"][0]["missing"] == 1
+    assert holed["judged"]["proven"] < 20

@@ -1,0 +1,237 @@
+"""The evidence report: what the record says of a time, signed by the store that kept it.
+
+The store signs with the key of its own leaf, as every workload may: the CA signs certificates and
+nothing else. What the record cannot know (pods without a sidecar, annotations, policies in force) the
+operator's command reads from the API and hands in; it stands apart, under `cluster`, and the signature
+says of it only that it was handed in then.
+docs/design/2026-11-24-report.md says why.
+"""
+
+import datetime as dt
+import hashlib
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from certs.evidence.chain import CHECKPOINT, EvidenceMalformed, Signed
+from certs.evidence.signed import StatementRefused, WorkloadSigner, check_statement
+from certs.evidence.verify import verify_spans
+from certs.trust.bundle import TrustBundle
+from traces import views
+from traces.edges import Edge, coverage
+from traces.page.asked import stamp
+from traces.page.render import edge_row, iso_second, way_row
+from traces.query import chain_items
+
+VERSION: Final = 1
+KIND: Final = "podlink report"
+MAX_CLUSTER_BYTES: Final = 1 << 20
+_LISTED: Final = 2000
+"""Rows of one kind; beyond it the report says how many were left out."""
+_JUDGED: Final = 20_000
+"""Spans whose chains are judged by hash and signature, the newest; gaps are counted over all."""
+
+Json = dict[str, Any]
+
+
+class ReportRefused(Exception):
+    """This is no report, or not one that proves anything; the text says what does not hold."""
+
+
+def record(
+    db: sqlite3.Connection, since_s: int, until_s: int, now_ns: int, bundle: TrustBundle | None
+) -> Json:
+    """What the record says of [since, until)."""
+    edges = views.edges(db, since_s, until_s)
+    c = coverage(edges)
+    since_ns, until_ns = since_s * 10**9, until_s * 10**9
+    seen = views.first_seen(db, since_ns, until_ns)
+    began_ns = views.recorded_since(db)
+    new = [e for e in edges if (e.source, e.destination, e.port) in seen]
+    leaves = views.newest_leaves(db, now_ns - 24 * 3600 * 10**9)
+    refused = views.certificate_events(db, ("refused", "banned"), since_ns, until_ns)
+    return {
+        "recorded_since": iso_second(began_ns) if began_ns else None,
+        "coverage": {
+            "links_percent": c.links_percent,
+            "bytes_percent": c.bytes_percent,
+            "mtls_links": c.mtls_links,
+            "plaintext_links": c.plaintext_links,
+            "mtls_bytes": c.mtls_bytes,
+            "plaintext_bytes": c.plaintext_bytes,
+            "denied_links": c.denied_links,
+            "failed_links": c.failed_links,
+            "edges": len(edges),
+        },
+        "plaintext": _bounded(
+            [way_row(e, w) for e in edges for w in e.ways if w.state == "plaintext"]
+        ),
+        "denied": _bounded([way_row(e, w) for e in edges for w in e.ways if w.state == "denied"]),
+        "first_seen": _bounded([edge_row(e) for e in new]),
+        "policies": _policies(edges),
+        "certificates": {
+            "leaves": _bounded([_leaf(leaf, now_ns) for leaf in leaves]),
+            "refused": _bounded([_leaf(leaf, now_ns) for leaf in refused]),
+            "oldest_age_s": max(
+                ((now_ns - x.not_before_ns) // 10**9 for x in leaves), default=None
+            ),
+        },
+        "chains": _chains(db, since_ns, until_ns, bundle),
+    }
+
+
+def _bounded(rows: list[dict[str, object]]) -> Json:
+    return {"count": len(rows), "left_out": max(0, len(rows) - _LISTED), "rows": rows[:_LISTED]}
+
+
+def _policies(edges: list[Edge]) -> list[Json]:
+    """Each policy and rule that decided, with what it let in and what it refused."""
+    found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for edge in edges:
+        for way in edge.ways:
+            for name in way.policies:
+                found[name][way.state == "denied"] += way.count
+    return [
+        {"rule": name, "allowed": counts[0], "denied": counts[1]}
+        for name, counts in sorted(found.items())
+    ]
+
+
+def _leaf(leaf: views.Leaf, now_ns: int) -> dict[str, object]:
+    return {
+        "event": leaf.event,
+        "state": leaf.state(now_ns) if leaf.event == "issued" else leaf.event,
+        "identity": leaf.identity,
+        "pod": leaf.pod,
+        "serial": leaf.serial,
+        "issuer": leaf.issuer,
+        "at": iso_second(leaf.at_ns),
+        "not_after": iso_second(leaf.not_after_ns),
+        "age_s": max(0, (now_ns - leaf.not_before_ns) // 10**9),
+        "reason": leaf.reason,
+    }
+
+
+def _chains(
+    db: sqlite3.Connection, since_ns: int, until_ns: int, bundle: TrustBundle | None
+) -> Json:
+    """Numbers missing in any chain of this time, and the newest records judged one by one."""
+    time = "FROM spans WHERE received_ns >= ? AND received_ns < ?"
+    first, last = db.execute(f"SELECT min(id), max(id) {time}", (since_ns, until_ns)).fetchone()
+    if first is None:
+        return {"chains": 0, "records": 0, "missing": 0, "gaps": [], "judged": None}
+    gaps, chains, records, missing = [], 0, 0, 0
+    rows = db.execute(
+        "SELECT chains.name, count(DISTINCT sequence), min(sequence), max(sequence) FROM spans "
+        "JOIN chains ON chains.id = spans.chain "
+        "WHERE spans.chain IS NOT NULL AND spans.name != ? AND spans.id BETWEEN ? AND ? "
+        "GROUP BY spans.chain",
+        (CHECKPOINT, first, last),
+    )
+    for name, have, low, high in rows:
+        chains, records = chains + 1, records + have
+        lacking = high - low + 1 - have
+        missing += lacking
+        if lacking:
+            gaps.append({"chain": name, "from": low, "to": high, "missing": lacking})
+    gaps.sort(key=lambda gap: -int(gap["missing"]))
+    judged: Json | None = None
+    if bundle is not None:
+        verified = verify_spans(chain_items(db, max(first, last - _JUDGED), last), bundle)
+        judged = {
+            "proven": sum(chain.proven for chain in verified.chains),
+            "unproven": sum(chain.unproven for chain in verified.chains),
+            "altered": sum(len(chain.altered) for chain in verified.chains),
+            "refused": list(verified.refused),
+        }
+    return {
+        "chains": chains,
+        "records": records,
+        "missing": missing,
+        "gaps": gaps[:_LISTED],
+        "judged": judged,
+    }
+
+
+def report(
+    found: Json, cluster: Json | None, since_s: int, until_s: int, now_ns: int, by: str
+) -> Json:
+    """The whole, before it is signed."""
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        "from": stamp(since_s) + "Z",
+        "to": stamp(until_s) + "Z",
+        "made_at": iso_second(now_ns),
+        "made_by": by,
+        "record": found,
+        "cluster": cluster,
+    }
+
+
+def canonical(body: Json) -> bytes:
+    """The bytes whose digest is signed: keys sorted, no spaces, ASCII."""
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def sign(body: Json, signer: WorkloadSigner, now_ns: int) -> Json:
+    """The report with its statement, signature and the signer's certificates."""
+    statement = json.dumps(
+        {
+            "kind": KIND,
+            "version": VERSION,
+            "sha256": hashlib.sha256(canonical(body)).hexdigest(),
+            "at_unix_ns": str(now_ns),
+        },
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    signed = signer.sign(statement)
+    return {
+        "report": body,
+        "statement": statement,
+        "signature": signed.signature,
+        "certificates": signed.certificates,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A report that somebody signed: who, and when."""
+
+    body: Json
+    identity: str
+    serial: str
+    at: dt.datetime
+
+
+def verify(raw: object, bundle: TrustBundle, now: dt.datetime) -> Proven:
+    """Check a signed report, offline. Raises ReportRefused. Whose signature is wanted is for the
+    caller to say."""
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("report"), dict):
+        raise ReportRefused("not a signed report: it has no `report`")
+    body: Json = raw["report"]
+    text = raw.get("statement")
+    if not isinstance(text, str):
+        raise ReportRefused("not a signed report: it has no `statement`")
+    try:
+        said = json.loads(text)
+        at = dt.datetime.fromtimestamp(int(said["at_unix_ns"]) // 10**9, dt.UTC)
+        kind, version, digest = said["kind"], said["version"], said["sha256"]
+    except (ValueError, KeyError, TypeError, OverflowError, OSError) as e:
+        raise ReportRefused("its statement is malformed") from e
+    if kind != KIND or version != VERSION:
+        raise ReportRefused(f"its statement is of {kind!r} version {version!r}, not of a report")
+    signed = Signed(str(raw.get("signature", "")), str(raw.get("certificates", "")))
+    try:
+        facts = check_statement(text, signed, bundle, at)
+    except (StatementRefused, EvidenceMalformed) as e:
+        raise ReportRefused(str(e)) from e
+    if digest != hashlib.sha256(canonical(body)).hexdigest():
+        raise ReportRefused("the report is not the one that was signed: its digest differs")
+    if at > now + dt.timedelta(minutes=5):
+        raise ReportRefused(f"it was signed in the future, at {at:%Y-%m-%dT%H:%M:%SZ}")
+    return Proven(body, str(facts.identity), facts.serial, at)
