@@ -8,6 +8,11 @@ import click
 from sidecar.contract import VERSION
 
 COMMANDS = {
+    "install": ("cli.install:install", "Print podlink's objects for kubectl apply."),
+    "check": ("cli.check:check", "Is all well? What to do where it is not."),
+    "inject": ("cli.inject:inject", "Put the sidecar into manifests."),
+    "upgrade": ("cli.upgrade:upgrade", "Print this version's objects for kubectl apply."),
+    "uninstall": ("cli.uninstall:uninstall", "Print all that is podlink's for kubectl delete."),
     "authz": ("cli.authz:authz", "Who may reach a pod, and by which rule."),
     "explain": ("cli.explain:explain", "What becomes of a link, step by step, and why."),
     "policy": ("cli.policy:policy", "Check, replay and suggest LinkPolicies."),
