@@ -13,7 +13,7 @@ from kit.kube import JSON_PATCH, Kube, KubeError, Object
 
 NAME = "podlink-injector"
 PATH = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{NAME}"
-_RECHECK_S = 60.0
+_RECHECK_S = 10.0
 _log = logging.getLogger(__name__)
 
 
