@@ -88,13 +88,17 @@ def test_whom_a_policy_allows_gets_in_and_all_others_are_refused_by_name(mesh: M
     since = now()
     assert refused(mesh, "thief")
     assert reaches(mesh, "clerk")
-    denied = mesh.link(since, source="mesh/thief", destination="mesh/vault", verdict="denied")
+    denied = mesh.link(
+        since, sides=2, source="mesh/thief", destination="mesh/vault", verdict="denied"
+    )
     assert (denied["reason"], denied["policy"], denied["rule"]) == (
         "policy_denied",
         "mesh/vault",
         "no-rule",
     )
-    allowed = mesh.link(since, source="mesh/clerk", destination="mesh/vault", verdict="allowed")
+    allowed = mesh.link(
+        since, sides=2, source="mesh/clerk", destination="mesh/vault", verdict="allowed"
+    )
     assert (allowed["policy"], allowed["rule"]) == ("mesh/vault", "allow[0]")
     assert condition(mesh, "Accepted")["status"] == "True"
     status = mesh.cluster.get("LinkPolicy", "mesh/vault", API_VERSION)["status"]
@@ -110,7 +114,9 @@ def test_an_open_link_that_a_new_policy_denies_is_cut_and_the_record_names_it(me
         deny = [{"from": [{"namespace": MESH, "serviceAccount": "thief"}]}]
         mesh.apply(link_policy(allow=[{"from": [{"namespace": MESH}]}], deny=deny))
         assert json.loads(cut.line())["ended"] == "ConnectionResetError"
-        link = mesh.link(since, source="mesh/thief", destination="mesh/vault", close="policy")
+        link = mesh.link(
+            since, sides=2, source="mesh/thief", destination="mesh/vault", close="policy"
+        )
         assert (link["verdict"], link["policy"], link["rule"]) == (
             "denied",
             "mesh/vault",
