@@ -13,7 +13,7 @@ from typing import Final
 
 from certs.client.rpc import RenewingChannel
 from certs.client.source import SvidSource
-from kit.clock import monotonic
+from kit.clock import monotonic, unix_ns
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from sidecar.admin import pages
@@ -22,6 +22,7 @@ from sidecar.admin.tap import Tap
 from sidecar.canary import CaptureWatch
 from sidecar.config import SidecarConfig
 from sidecar.contract import HEALTH_PORT, PROBE_PATH
+from sidecar.dataplane.context import Plane
 from sidecar.denials import Denials
 from sidecar.discovery.client import RegistryClient
 from sidecar.health import HealthServer, check
@@ -71,6 +72,14 @@ class Sidecar:
         self._admin = AdminServer(config.admin_socket)
         self._add_routes()
 
+    def _watch_requests(self, plane: Plane) -> None:
+        # Loaded only where it is asked for: HPACK's tables are not for every sidecar.
+        from sidecar.telemetry.requests import RequestWatcher
+
+        report = self._exporter.report_request
+        plane.http_ports = self._config.http_ports
+        plane.watch = lambda link: RequestWatcher(link, report, unix_ns)
+
     def _add_routes(self) -> None:
         routes = self._health.routes
         routes.add("/startup", check(self._started))
@@ -94,7 +103,12 @@ class Sidecar:
     def _make_carriers(self) -> Carriers:
         registry, report = self._registry, self._tap.report
         if self._config.workers == 1:
-            return Alone(self._loop, self._config, registry, report)
+            alone = Alone(self._loop, self._config, registry, report)
+            if self._config.http_ports:
+                self._watch_requests(alone.carrier.plane)
+            return alone
+        if self._config.http_ports:
+            _log.warning("no request spans: they need one worker")
         from sidecar.workers.crew import Crew  # only where it is used: it costs memory
 
         return Crew(self._config, registry, registry.all, report)

@@ -8,6 +8,7 @@ from typing import Self
 
 from certs.client.choose import SourceConfig
 from certs.trust.identity import IdentityMalformed, WorkloadIdentity, check_trust_domain
+from kit.ports import PortSet
 from kit.settings import ConfigInvalid, Settings
 from sidecar.contract import (
     ADMIN_SOCKET,
@@ -58,6 +59,8 @@ class SidecarConfig:
     """Insecure. What the pod asks for; who is let in is known once the registry has spoken."""
     allow_external: bool
     cluster_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+    http_ports: PortSet
+    """Ports of the app that leave request spans."""
     mark: int
     """SO_MARK on our own connections; 0 where capture exempts us by UID."""
     probes: AppProbes
@@ -94,6 +97,7 @@ class SidecarConfig:
             allow_plaintext=settings.choice("PODLINK_PLAINTEXT", "deny", _ALLOW_DENY) == "allow",
             allow_external=settings.choice("PODLINK_EXTERNAL", "allow", _ALLOW_DENY) == "allow",
             cluster_networks=_networks(settings),
+            http_ports=_http_ports(settings),
             mark=PROXY_MARK
             if settings.choice("PODLINK_EXEMPT_BY", "uid", frozenset({"uid", "mark"})) == "mark"
             else 0,
@@ -103,6 +107,14 @@ class SidecarConfig:
             memory_limit=settings.integer("PODLINK_MEMORY_LIMIT", 0, low=0, high=1 << 50),
             drain_s=settings.seconds("PODLINK_SHUTDOWN_GRACE_PERIOD", 25.0),
         )
+
+
+def _http_ports(settings: Settings) -> PortSet:
+    raw = settings.optional("PODLINK_HTTP_PORTS") or ""
+    try:
+        return PortSet.parse(raw)
+    except ValueError as e:
+        raise ConfigInvalid(f"PODLINK_HTTP_PORTS: {e}") from e
 
 
 def _trust_domain(settings: Settings) -> str:

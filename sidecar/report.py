@@ -6,7 +6,8 @@ block nor raise.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 Security = Literal["mtls", "plaintext", "self", "none"]
 """How the bytes travelled. `none`: the link was refused before any could."""
@@ -123,3 +124,33 @@ class LinkRecord:
 
 
 Report = Callable[[LinkRecord], None]
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One HTTP request inside a link, seen in passing on its destination's side. What the app and its
+    caller said of it is claimed; whose link it travelled on is checked."""
+
+    link: LinkRecord
+    method: str
+    path: str
+    status: int
+    """0: no answer was seen before the link ended."""
+    grpc_status: str
+    version: str
+    start_ns: int
+    end_ns: int
+    claimed_traceparent: str
+
+
+class Watcher(Protocol):
+    """Looks on while a link's bytes pass. Raises nothing, keeps no view."""
+
+    def request(self, view: memoryview) -> None:
+        """Bytes that went to the near socket."""
+
+    def answer(self, view: memoryview) -> None:
+        """Bytes that came from it."""
+
+    def end(self) -> None:
+        """There will be no more."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from certs.trust.facts import LeafFacts
 from kit.clock import monotonic, unix_ns, unix_s
+from kit.ports import NO_PORTS, PortSet
 from policy.rules import PolicySet
 from sidecar.contract import INBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.choose import Memory
@@ -21,7 +22,7 @@ from sidecar.dataplane.pool import Pool
 from sidecar.directory import Directory, Own
 from sidecar.errors import SidecarError
 from sidecar.metrics.handshakes import HandshakeMeter
-from sidecar.report import LinkRecord, Report
+from sidecar.report import LinkRecord, Report, Watcher
 from sidecar.sockets import reset
 
 
@@ -84,6 +85,10 @@ class Plane:
     declared_ports: frozenset[int] = frozenset()
     """Ports that the app's containers declare: only these are tried on loopback as well, since what
     else listens there alone (an admin page, a profiler) is not for peers."""
+    http_ports: PortSet = NO_PORTS
+    """Ports of the app whose links are watched for requests."""
+    watch: Callable[[LinkRecord], Watcher] | None = None
+    """Makes the watcher of one link; None watches nothing."""
     mark: int = 0
     """SO_MARK for our own connections; 0 where capture exempts us by UID."""
     tunnel_port: int = INBOUND_PORT

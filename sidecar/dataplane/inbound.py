@@ -16,6 +16,7 @@ from sidecar.dataplane.dial import APP_TIMEOUT_S, Connect
 from sidecar.dataplane.kept import Kept
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
+from sidecar.dataplane.watched import WatchedSplice
 from sidecar.directory import Workload
 from sidecar.errors import (
     AppUnreachable,
@@ -262,7 +263,13 @@ class InboundLink:
         permitted(record, self._permit)
         # Before the app sees a byte: a dialler that reads our close without it may try elsewhere.
         tunnel.send(ACCEPT, encode_accept(record.trace_id, record.span_id))
-        self._splice = splice = TunnelSplice(plane.poller, app, tunnel, self._ended)
+        watch = plane.watch if self._permit.port in plane.http_ports else None
+        splice = (
+            TunnelSplice(plane.poller, app, tunnel, self._ended)
+            if watch is None
+            else WatchedSplice(plane.poller, app, tunnel, self._ended, watch(record))
+        )
+        self._splice = splice
         tunnel.user = splice
         splice.start()
         if held is not None:

@@ -15,14 +15,23 @@ SPANS_DROPPED: Final = "spans dropped"
 CHAIN_CHECKPOINT: Final = chain.CHECKPOINT
 SCOPE: Final = "podlink"
 
+HTTP_REQUEST: Final = "HTTP"
+"""Name of a request's span whose method is none of HTTP's; else the method is."""
+
 CLIENT_ADDRESS: Final = "client.address"
 CLIENT_PORT: Final = "client.port"
 ERROR_MESSAGE: Final = "error.message"
 ERROR_TYPE: Final = "error.type"
+HTTP_METHOD: Final = "http.request.method"
+HTTP_METHOD_ORIGINAL: Final = "http.request.method_original"
+HTTP_STATUS: Final = "http.response.status_code"
 NETWORK_PEER_ADDRESS: Final = "network.peer.address"
 NETWORK_PEER_PORT: Final = "network.peer.port"
+NETWORK_PROTOCOL_NAME: Final = "network.protocol.name"
+NETWORK_PROTOCOL_VERSION: Final = "network.protocol.version"
 NETWORK_TRANSPORT: Final = "network.transport"
 NETWORK_TYPE: Final = "network.type"
+RPC_GRPC_STATUS: Final = "rpc.grpc.status_code"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 TLS_CIPHER: Final = "tls.cipher"
@@ -34,6 +43,7 @@ TLS_PROTOCOL_NAME: Final = "tls.protocol.name"
 TLS_PROTOCOL_VERSION: Final = "tls.protocol.version"
 TLS_SERVER_NOT_AFTER: Final = "tls.server.not_after"
 TLS_SERVER_SHA256: Final = "tls.server.hash.sha256"
+URL_PATH: Final = "url.path"
 
 ATTEMPTS: Final = "podlink.attempts"
 BYTES_RECEIVED: Final = "podlink.bytes.received"
@@ -70,6 +80,7 @@ DROPPED_ALLOWED: Final = "podlink.dropped.allowed"
 DROPPED_DENIED: Final = "podlink.dropped.denied"
 DROPPED_EXPORT: Final = "podlink.dropped.export"
 DROPPED_NOTABLE: Final = "podlink.dropped.notable"
+DROPPED_REQUESTS: Final = "podlink.dropped.requests"
 
 K8S_NAMESPACE: Final = "k8s.namespace.name"
 K8S_NODE: Final = "k8s.node.name"
@@ -130,6 +141,22 @@ OF_LINKS: Final[dict[str, Type]] = {
 }
 """Attributes of the spans `link` and `link opened`."""
 
+OF_REQUESTS: Final[dict[str, Type]] = {
+    ERROR_TYPE: "string",
+    HTTP_METHOD: "string",
+    HTTP_METHOD_ORIGINAL: "string",
+    HTTP_STATUS: "int",
+    NETWORK_PROTOCOL_NAME: "string",
+    NETWORK_PROTOCOL_VERSION: "string",
+    RPC_GRPC_STATUS: "string",
+    SERVER_PORT: "int",
+    URL_PATH: "string",
+    DESTINATION_IDENTITY: "string",
+    SERVICE: "string",
+    SOURCE_IDENTITY: "string",
+}
+"""Attributes of a request's span."""
+
 OF_SPAN_LINKS: Final[dict[str, Type]] = {CLAIMED: "boolean"}
 """Attributes of the span link to a claimed traceparent."""
 
@@ -138,6 +165,7 @@ OF_DROPS: Final[dict[str, Type]] = {
     DROPPED_DENIED: "int",
     DROPPED_EXPORT: "int",
     DROPPED_NOTABLE: "int",
+    DROPPED_REQUESTS: "int",
 }
 """Attributes of the span `spans dropped`."""
 

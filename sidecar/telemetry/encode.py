@@ -120,7 +120,7 @@ class SpanEncoder:
         own += _number_attribute(received_key, record.bytes_received)
         claimed = b""
         if record.claimed_traceparent:
-            claimed, link = _claimed_link(record.claimed_traceparent)
+            claimed, link = claimed_link(record.claimed_traceparent)
             own += link
         if self._chain is not None:
             numbers = (record.source_port, record.bytes_sent, record.bytes_received)
@@ -200,7 +200,7 @@ def _identify(record: LinkRecord) -> tuple[_Ids, bytes]:
     )
 
 
-def _claimed_link(raw_header: str) -> tuple[bytes, bytes]:
+def claimed_link(raw_header: str) -> tuple[bytes, bytes]:
     """The claimed ids, and the span link that tells of them; both empty if there are none."""
     claimed = parse_claimed(raw_header)
     if claimed is None:
@@ -212,6 +212,27 @@ def _claimed_link(raw_header: str) -> tuple[bytes, bytes]:
         + wire.fixed32(6, claimed.flags | _PARENT_KNOWN | _PARENT_REMOTE)
     )
     return claimed.trace_id + claimed.span_id, wire.length_delimited(_LINKS, link)
+
+
+def span_head(
+    trace_id: bytes, span_id: bytes, parent: bytes, name: str, start_ns: int, end_ns: int
+) -> bytes:
+    """Ids, name, kind, flags and times of a SERVER span below another one of ours."""
+    return b"".join(
+        (
+            _ID16,
+            trace_id,
+            _ID8,
+            span_id,
+            _PARENT8,
+            parent,
+            wire.text(_NAME, name),
+            wire.integer(_KIND, _KIND_SERVER),
+            wire.fixed64(_START, start_ns),
+            wire.fixed64(_END, end_ns),
+            _FLAGS_ROOT,
+        )
+    )
 
 
 def _attributes(r: LinkRecord) -> dict[str, str | int | bool | None]:

@@ -10,6 +10,7 @@ import asyncio
 import copy
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +21,7 @@ from certs.evidence.signed import WorkloadSigner
 from kit.backoff import Backoff
 from kit.clock import unix_ns
 from kit.tasks import spawn, stop
-from sidecar.report import LinkRecord
+from sidecar.report import LinkRecord, RequestRecord
 from sidecar.telemetry import attributes as a
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.encode import (
@@ -30,6 +31,7 @@ from sidecar.telemetry.encode import (
     export_request,
     framed,
 )
+from sidecar.telemetry.encode_request import encode_request
 from sidecar.telemetry.queues import RecordQueues, is_ordinary
 from sidecar.telemetry.senders import SendFailed, sender_for
 
@@ -87,6 +89,8 @@ class LinkExporter:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sender = sender_for(config, source)
+        self._requests: deque[RequestRecord] = deque()
+        self._dropped_requests = 0
         self._spans: list[bytes] = []
         self._pending: _Batch | None = None
         self._timeouts = 0
@@ -114,6 +118,24 @@ class LinkExporter:
         except Exception:  # whatever is wrong with a record, the link that ended is not to blame
             self._unencodable += 1
 
+    def report_request(self, request: RequestRecord) -> None:
+        """Take one request of a link. Never blocks, never raises; sampled with its link."""
+        self.reported += 1
+        if not self._enabled:
+            return
+        if self._samples and self._sampled_away(request.link):
+            self._sampled_out += 1
+            return
+        if len(self._requests) >= self._config.allowed_room:
+            self._requests.popleft()
+            self._dropped_requests += 1
+        self._requests.append(request)
+        if len(self._requests) >= self._config.batch_size:
+            self._wake.set()
+
+    def _sampled_away(self, record: LinkRecord) -> bool:
+        return int.from_bytes(record.trace_id[8:], "big") >= self._threshold
+
     def _take(self, record: LinkRecord) -> None:
         if record.still_open:
             record = copy.copy(record)
@@ -121,7 +143,7 @@ class LinkExporter:
         queues = self._queues
         if not is_ordinary(record):
             queues.put_reserved(record)
-        elif self._samples and int.from_bytes(record.trace_id[8:], "big") >= self._threshold:
+        elif self._samples and self._sampled_away(record):
             self._sampled_out += 1
             return
         else:
@@ -162,6 +184,8 @@ class LinkExporter:
             self._dropped_export += len(self._spans)
             self._spans = []
             self._queues.drop_all()
+            self._dropped_requests += len(self._requests)
+            self._requests.clear()
             await self._sender.close()
 
     @property
@@ -174,13 +198,17 @@ class LinkExporter:
         queues = self._queues
         return {
             "reported": self.reported,
-            "queued": len(queues) + self.encoding + (self._pending.spans if self._pending else 0),
+            "queued": len(queues)
+            + len(self._requests)
+            + self.encoding
+            + (self._pending.spans if self._pending else 0),
             "sampled_out": self._sampled_out,
             "exported": self._exported,
             "export_failures": self._export_failures,
             "dropped_allowed": queues.dropped_allowed,
             "dropped_notable": queues.dropped_notable,
             "dropped_denied": queues.dropped_denied,
+            "dropped_requests": self._dropped_requests,
             "dropped_export": self._dropped_export,
             "rejected_by_collector": self._rejected,
             "unencodable": self._unencodable,
@@ -208,11 +236,14 @@ class LinkExporter:
         spans = self._spans  # what was encoded before a cancellation is here still
         size_bytes = sum(map(len, spans))
         while len(spans) < self._config.batch_size and size_bytes < _MAX_REQUEST_BYTES:
-            record = self._queues.pop()
+            record = self._queues.pop() or (self._requests.popleft() if self._requests else None)
             if record is None:
                 break
             try:
-                spans.append(framed(self._encoder.encode(record)))
+                if isinstance(record, RequestRecord):
+                    spans.append(framed(encode_request(record)))
+                else:
+                    spans.append(framed(self._encoder.encode(record)))
                 size_bytes += len(spans[-1])
             except Exception:
                 self._unencodable += 1
@@ -263,6 +294,7 @@ class LinkExporter:
             a.DROPPED_ALLOWED: self._queues.dropped_allowed,
             a.DROPPED_NOTABLE: self._queues.dropped_notable,
             a.DROPPED_DENIED: self._queues.dropped_denied,
+            a.DROPPED_REQUESTS: self._dropped_requests,
             a.DROPPED_EXPORT: self._dropped_export,
         }
 

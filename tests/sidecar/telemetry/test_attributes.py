@@ -23,6 +23,7 @@ def table_under(heading: str) -> dict[str, str]:
     ("heading", "constants"),
     [
         ("Attributes of links", a.OF_LINKS),
+        ("Attributes of requests", a.OF_REQUESTS),
         ("Attributes of a span link", a.OF_SPAN_LINKS),
         ("Attributes of `spans dropped`", a.OF_DROPS),
         ("Attributes of `chain checkpoint`", a.OF_CHECKPOINTS),

@@ -1,0 +1,147 @@
+"""Links to ports that ask for request spans: the same bytes as ever, and the requests told."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kit.clock import unix_ns
+from kit.ports import PortSet
+from sidecar.dataplane import watched
+from sidecar.report import LinkRecord, RequestRecord
+from sidecar.telemetry.requests import RequestWatcher
+from sidecar.wire.http2 import PREFACE
+from tests.sidecar.dataplane.conftest import Pair, StartPair
+
+GET = b"GET /orders HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def watching(pair: Pair) -> list[RequestRecord]:
+    found: list[RequestRecord] = []
+    plane = pair.far.plane
+    plane.http_ports = PortSet.parse(str(pair.app_port))
+    plane.watch = lambda link: RequestWatcher(link, found.append, unix_ns)
+    return found
+
+
+async def http_app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers each request with its own size, and closes after the third: data and FIN together."""
+    for number in range(3):
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            break
+        body = b"x" * (number * 100_000)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    writer.close()
+
+
+async def test_requests_of_a_link_are_told_with_the_link_that_carried_them(
+    start_pair: StartPair, serve: Callable[..., Any]
+) -> None:
+    pair = start_pair(await serve(http_app))
+    found = watching(pair)
+    reader, writer = await pair.client()
+    for number in range(3):
+        writer.write(GET)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert len(await reader.readexactly(number * 100_000)) == number * 100_000
+    assert await reader.read() == b""
+    writer.close()
+    link = await pair.far.record()
+    assert [(one.method, one.path, one.status) for one in found] == [("GET", "/orders", 200)] * 3
+    assert all(one.link is link for one in found)
+    assert link.verdict == "allowed"
+
+
+async def test_ports_that_do_not_ask_are_not_watched(
+    start_pair: StartPair, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("watched")
+
+    monkeypatch.setattr(watched.WatchedSplice, "__init__", never)
+    pair = start_pair(await serve(http_app))
+    found = watching(pair)
+    pair.far.plane.http_ports = PortSet.parse("1")
+    reader, writer = await pair.client()
+    writer.write(GET)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    writer.close()
+    await pair.far.record()
+    assert found == []
+
+
+@pytest.mark.attack_row(42)
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_is_sent_arrives_byte_for_byte_while_somebody_looks_on(
+    start_pair: StartPair, serve: Callable[..., Any], seed: int
+) -> None:
+    draw = random.Random(seed)
+    parts = [
+        GET,
+        PREFACE,
+        b"\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 101 X\r\n\r\n",
+    ]
+
+    def stream() -> bytes:
+        made = bytearray()
+        while len(made) < 300_000:
+            made += (
+                draw.choice(parts) if draw.random() < 0.5 else draw.randbytes(draw.randrange(9999))
+            )
+        return bytes(made)
+
+    asked, answered = stream(), stream()
+    got: list[bytes] = []
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def answer() -> None:
+            for at in range(0, len(answered), 7_777):
+                writer.write(answered[at : at + 7_777])
+                await writer.drain()
+            writer.write_eof()
+
+        _, said = await asyncio.gather(answer(), reader.read())
+        got.append(said)
+        writer.close()
+
+    pair = start_pair(await serve(app))
+    watching(pair)
+    reader, writer = await pair.client()
+
+    async def ask() -> None:
+        for at in range(0, len(asked), 5_555):
+            writer.write(asked[at : at + 5_555])
+            await writer.drain()
+        writer.write_eof()
+
+    async with asyncio.timeout(20):
+        _, said = await asyncio.gather(ask(), reader.read())
+    writer.close()
+    link = await pair.far.record()
+    assert got == [asked]
+    assert said == answered
+    assert (link.bytes_sent, link.bytes_received) == (len(asked), len(answered))
+
+
+async def test_a_watcher_that_fails_costs_its_spans_and_not_the_link(
+    start_pair: StartPair, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object, link: LinkRecord) -> None:
+        raise RuntimeError("a bug")
+
+    pair = start_pair(await serve(http_app))
+    found = watching(pair)
+    monkeypatch.setattr("sidecar.wire.http1.Http1._request_head", fail)
+    reader, writer = await pair.client()
+    writer.write(GET)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    writer.close()
+    assert (await pair.far.record()).verdict == "allowed"
+    assert found == []
