@@ -136,6 +136,43 @@ def _hold(host: str, port: int) -> None:
     print(json.dumps({"ended": ended}), flush=True)
 
 
+def _trickle(host: str, port: int) -> None:
+    """Send a little now and then, so that data is always under way, until the connection ends."""
+    with socket.create_connection((host, port), timeout=10) as sock:
+        sock.sendall(b"hello")
+        sock.recv(5, socket.MSG_WAITALL)
+        print(json.dumps({"open": True}), flush=True)
+        began = time.monotonic()
+        try:
+            while time.monotonic() - began < 40:
+                sock.sendall(b"x" * 100)
+                time.sleep(0.1)
+            ended = "never"
+        except OSError as e:
+            ended = type(e).__name__
+    print(json.dumps({"ended": ended}), flush=True)
+
+
+def _drip(host: str, port: int, count: int) -> None:
+    """Talk to an echo server for a while, piece by piece, and check every piece."""
+    with socket.create_connection((host, port), timeout=10) as sock:
+        good = 0
+        try:
+            for number in range(count):
+                piece = f"{number:>10}".encode() * 50
+                sock.sendall(piece)
+                if sock.recv(len(piece), socket.MSG_WAITALL) != piece:
+                    break
+                good += 1
+                if number == 0:
+                    print(json.dumps({"open": True}), flush=True)
+                time.sleep(0.1)
+        except OSError as e:
+            print(json.dumps({"good": good, "ended": type(e).__name__}), flush=True)
+            return
+    print(json.dumps({"good": good, "ended": "end"}), flush=True)
+
+
 def _half_close(host: str, port: int, amount: int) -> dict[str, object]:
     """Send `amount` bytes, end this direction, then read to the end."""
     digest, size = hashlib.sha256(), 0
@@ -220,6 +257,10 @@ def main(argv: list[str]) -> None:
             _knock(rest[0], int(rest[1]), rest[2].encode())
         case "hold":
             _hold(rest[0], int(rest[1]))
+        case "trickle":
+            _trickle(rest[0], int(rest[1]))
+        case "drip":
+            _drip(rest[0], int(rest[1]), int(rest[2]))
         case "half-close":
             print(json.dumps(_half_close(rest[0], int(rest[1]), int(rest[2]))))
         case "burst":
