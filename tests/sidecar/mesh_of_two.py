@@ -60,7 +60,7 @@ async def two_sidecars(ca: RunningCa) -> AsyncIterator[Two]:
             carrier = Carrier(
                 loop, config, FakeDirectory(), records.append if name == "web" else _nobody
             )
-            carrier.plane.policy = PolicySet()
+            carrier.plane.policy, carrier.plane.unsettled = PolicySet(), False
             client.subscribe(carrier.svid_came)
             client.subscribe_bans(carrier.bans_came)
             running = spawn(client.run(), name=f"certificates of {name}")

@@ -2,12 +2,10 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from certs.rotation import Phase
 from kit.tasks import spawn, stop
@@ -17,10 +15,6 @@ from tests.certs.server.test_rotate import answered, give, phase, status
 from tests.sidecar.mesh_of_two import Load, Two, two_sidecars
 
 PER_SECOND = 200
-
-
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"uvloop": uvloop.new_event_loop}
 
 
 async def rotate(ca: RunningCa, number: int, *, wait_for_clocks: bool) -> None:
