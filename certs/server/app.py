@@ -243,6 +243,7 @@ class CaServer:
             self.feed.publish(authority.bundle)
             self.publisher.bundle_changed()
         self._writer.hurry()
+        self.exporter.redial()
 
     def _bans_changed(self, bans: Bans) -> None:
         self.feed.ban(bans)

@@ -70,6 +70,11 @@ class SpanExporter:
             name, attributes = describe(item)
             sender.emit(name, attributes, int(item.at.timestamp() * 1e6) * 1000)
 
+    def redial(self) -> None:
+        """Roots or signer have changed: ask for new credentials before the next request."""
+        if self._dialling is not None:
+            self._redial_at = 0.0
+
     async def run(self) -> None:
         """Send until cancelled; what is left then gets two seconds."""
         if not self._endpoint:
