@@ -5,6 +5,7 @@ in-cluster tokens and their renewal. The typed models are left alone: they cost 
 for 2,000 pods (docs/performance.md).
 """
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -23,6 +24,7 @@ Object = dict[str, Any]
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 _CONNECT_TIMEOUT_S = 5.0
+_TLS_END_S = 0.1
 SILENCE_S = 90.0
 """A watch without a word for so long is opened anew: an API server sends each a bookmark about once
 a minute, so the silence is more likely a dead path than a quiet cluster."""
@@ -58,6 +60,7 @@ class Kube:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._api = ApiClient(configuration)
+        self._had_websocket = False
 
     @classmethod
     def in_cluster(cls) -> Self:
@@ -77,6 +80,9 @@ class Kube:
 
     async def close(self) -> None:
         await self._api.close()
+        if self._had_websocket:
+            # aiohttp lets its TLS end in the background: a loop that stops now would leave it open.
+            await asyncio.sleep(_TLS_END_S)
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,6 +174,7 @@ class Kube:
         headers: dict[str, str] = {}
         url = self._configuration.host + path + ("?" + urlencode(query) if query else "")
         rest = self._api.rest_client
+        self._had_websocket = True
         try:
             await self._authorise(headers)
             if rest.pool_manager is None:

@@ -122,8 +122,12 @@ def test_an_open_link_that_a_new_policy_denies_is_cut_and_the_record_names_it(me
             "mesh/vault",
             "deny[0]",
         )
-        kept.end_input()
-        assert json.loads(kept.line())["ended"] != "ConnectionResetError", "the clerk was let be"
+        # The clerk was let be: its link lives until a rule of its own comes.
+        both = [*deny, {"from": [{"namespace": MESH, "serviceAccount": "clerk"}]}]
+        mesh.apply(link_policy(allow=[{"from": [{"namespace": MESH}]}], deny=both))
+        assert json.loads(kept.line())["ended"] == "ConnectionResetError"
+        link = mesh.link(since, source="mesh/clerk", destination="mesh/vault", close="policy")
+        assert link["rule"] == "deny[1]"
 
 
 def test_an_auditing_policy_lets_all_in_and_says_whom_it_would_refuse(mesh: Mesh) -> None:
@@ -151,6 +155,34 @@ def test_a_slip_leaves_the_last_good_policy_in_force_and_is_told(mesh: Mesh) -> 
     assert accepted["message"].startswith("spec.allow[0].port: is not known here")
     assert condition(mesh, "InForce")["reason"] == "LastGood"
     assert refused(mesh, "thief") and reaches(mesh, "clerk")
+
+
+@pytest.mark.attack_row(17)
+@pytest.mark.fault_row("control-plane-down")
+def test_a_registry_that_is_killed_leaves_policies_in_force_and_comes_back_with_the_last_good(
+    mesh: Mesh,
+) -> None:
+    mesh.apply(link_policy(allow=[FROM_CLERK]))
+    until(lambda: refused(mesh, "thief"), "the thief is refused")
+    assert condition(mesh, "InForce")["reason"] == "Current"
+    mesh.apply(link_policy(allow=[{"from": [{"namespace": MESH}], "port": [7001]}]))
+    assert condition(mesh, "InForce")["reason"] == "LastGood"
+
+    (registry,) = [
+        f"podlink-system/{one['metadata']['name']}"
+        for one in mesh.cluster.select("Pod", "podlink-system")
+        if one["metadata"]["name"].startswith("podlink-registry")
+    ]
+    mesh.node("kill", "-9", mesh.system_pid("registry"))
+    assert refused(mesh, "thief") and reaches(mesh, "clerk"), "while it is away"
+    mesh.cluster.wait_ready(registry, timeout_s=60.0)
+    slip = link_policy(allow=[{"from": [{"namespace": MESH}], "port": [7001], "x": 1}])
+    mesh.apply(slip)  # so that the new registry has something to say
+    told = condition(mesh, "InForce")
+    assert (told["reason"], told["status"]) == ("LastGood", "True")
+    assert refused(mesh, "thief") and reaches(mesh, "clerk")
+    mesh.apply(link_policy(allow=[{"from": [{"namespace": MESH}]}]))
+    until(lambda: reaches(mesh, "thief"), "the sidecar hears of what is lawful again")
 
 
 @pytest.mark.attack_row(18)
