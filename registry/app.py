@@ -66,7 +66,10 @@ class RegistryServer:
 
     @property
     def ready(self) -> bool:
-        return self.watch.synced and self.port != 0 and self._source.current is not None
+        watching = self._watching is not None and not self._watching.done()
+        return (
+            watching and self.watch.synced and self.port != 0 and self._source.current is not None
+        )
 
     async def start(self) -> None:
         """List the cluster, then listen: an early answer could call a pod external.
@@ -82,6 +85,12 @@ class RegistryServer:
         await self._server.start()
         self.port = port
         _log.info("listening", extra={"port": port})
+
+    async def watch_ended(self) -> None:
+        """Wait for the end of the watch, which comes only by a failure: then nobody would hear of
+        changes any more, and it is better to start anew."""
+        assert self._watching is not None
+        await self._watching
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
         await self._server.stop(grace_s)
@@ -129,4 +138,4 @@ async def _serve(server: RegistryServer, source: SvidSource) -> None:
     await source.wait_ready()
     await server.start()
     settle()
-    await asyncio.Event().wait()
+    await server.watch_ended()

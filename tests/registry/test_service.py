@@ -23,6 +23,7 @@ from registry.config import RegistryConfig
 from registry.facts import PodFacts
 from registry.hub import COALESCE_S, MAX_KEYS, WINDOW
 from registry.keys import Key
+from registry.model import Topics
 from registry.service import caller_ip
 from registry.watch import NAMESPACES, PODS, SERVICES, SLICES
 from tests.certs.forge import Forge, Pair
@@ -469,3 +470,20 @@ async def eventually(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(3):
         while not holds():
             await asyncio.sleep(0.01)
+
+
+async def test_a_registry_whose_watch_has_failed_is_not_ready_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Serving on would tell nobody of changes for ever."""
+    async with registry(WEB_POD) as it:
+        assert it.server.ready
+
+        def broken(*_: object) -> Topics:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(it.server.model, "change_pod", broken)
+        it.api.put(PODS, pod("a", "10.0.0.9"))
+        with pytest.raises(RuntimeError, match="a bug"):
+            await asyncio.wait_for(it.server.watch_ended(), 3)
+        assert not it.server.ready
