@@ -15,7 +15,7 @@
 PY := .venv/bin/python
 READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
-SOURCES := kit certs proto policy registry sidecar injector traces local cli
+SOURCES := kit certs proto policy registry sidecar injector traces cni local cli
 
 .PHONY: demo test check bench bench-registry fuzz soak gen docs render threats lock clean
 

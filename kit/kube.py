@@ -7,6 +7,7 @@ for 2,000 pods (docs/performance.md).
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,8 @@ import aiohttp
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import ApiClient, Configuration
 from yarl import URL
+
+from kit.settings import Settings
 
 Object = dict[str, Any]
 """One Kubernetes object or status as the API sends it."""
@@ -37,6 +40,10 @@ _KEEPALIVE = (
 )
 """A watch only reads, so nothing but probes tells it that the machine at the other end has gone: they
 do so within 25 s."""
+_EVERYWHERE = re.compile(
+    r"(?P<base>/api/v1|/apis/discovery\.k8s\.io/v1|/apis/podlink\.dev/[a-z0-9]+)"
+    r"/(?P<plural>pods|services|configmaps|events|endpointslices|linkpolicies)"
+)
 _MAX_MESSAGE = 256  # bodies of errors may hold what the caller sent, secrets included
 
 
@@ -54,11 +61,27 @@ class KubeError(Exception):
         self.status, self.reason, self.retry_after_s = status, reason, retry_after_s
 
 
+def within(
+    namespace: str, method: str, path: str, query: Mapping[str, str]
+) -> tuple[str, Mapping[str, str]]:
+    """The same question of one namespace, for lists and watches of all; "" leaves it as it is. Pure."""
+    if not namespace or method != "GET":
+        return path, query
+    if path == "/api/v1/namespaces":
+        return path, {**query, "fieldSelector": f"metadata.name={namespace}"}
+    found = _EVERYWHERE.fullmatch(path)
+    if found is None:
+        return path, query
+    return f"{found['base']}/namespaces/{namespace}/{found['plural']}", query
+
+
 class Kube:
     """A connection to one API server. Close it with `await kube.close()`."""
 
-    def __init__(self, configuration: Configuration) -> None:
-        self._configuration = configuration
+    def __init__(self, configuration: Configuration, only_namespace: str = "") -> None:
+        """With `only_namespace`, lists and watches of all namespaces are asked of this one: a podlink
+        that serves a single namespace has no right to more."""
+        self._configuration, self._only = configuration, only_namespace
         self._api = ApiClient(configuration)
         self._had_websocket = False
 
@@ -67,7 +90,7 @@ class Kube:
         """As the pod's own service account; raises ConfigException outside a pod."""
         configuration = Configuration()
         kubernetes_config.load_incluster_config(client_configuration=configuration)
-        return cls(configuration)
+        return cls(configuration, Settings().optional("PODLINK_ONLY_NAMESPACE") or "")
 
     @classmethod
     async def from_kubeconfig(cls, path: str | None = None, context: str | None = None) -> Self:
@@ -215,6 +238,7 @@ class Kube:
         silence_s: float | None = None,
     ) -> AsyncIterator[Any]:
         sent = {"Accept": "application/json", "Content-Type": content_type, **(headers or {})}
+        path, query = within(self._only, method, path, query or {})
         url = self._configuration.host + path + ("?" + urlencode(query) if query else "")
         response = None
         try:

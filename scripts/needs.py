@@ -20,6 +20,7 @@ _TEST = _LOCAL | {
     "pgbench": "postgresql-contrib",
     "tcpdump": "tcpdump",
     "nc": "netcat-openbsd",
+    "iptables-legacy": "iptables",
     "chromium": "chromium",
 }
 NEEDS = {"demo": _LOCAL, "test": _TEST, "bench": {"haproxy": "haproxy"}}

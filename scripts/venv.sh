@@ -31,4 +31,4 @@ else
     "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 fi
 # Start-up time counts in every pod of a local cluster.
-"$venv/bin/python" -m compileall -q kit certs proto policy registry sidecar injector traces local cli
+"$venv/bin/python" -m compileall -q kit certs proto policy registry sidecar injector traces cni local cli

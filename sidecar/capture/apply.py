@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from sidecar.capture.canary import NotCaptured, has_route, prove_captured
 from sidecar.capture.plan import TABLE, CapturePlan
@@ -16,10 +17,7 @@ def apply(plan: CapturePlan) -> list[str]:
 
     Raises CaptureFailed. On failure nothing of ours is left in the kernel.
     """
-    nft = shutil.which("nft")
-    if nft is None:
-        raise CaptureFailed("nft is missing: install the package nftables in the image")
-    _load(nft, plan.ruleset())
+    load(plan.ruleset())
     proven: list[str] = []
     try:
         for version in (4, 6):
@@ -29,13 +27,22 @@ def apply(plan: CapturePlan) -> list[str]:
             else:
                 proven.append(f"no IPv{version} route, rules in place")
     except NotCaptured as e:
-        _load(nft, f"table inet {TABLE}\ndelete table inet {TABLE}\n")
+        load(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
         raise CaptureFailed(str(e)) from e
     return proven
 
 
-def _load(nft: str, ruleset: str) -> None:
-    done = subprocess.run([nft, "-f", "-"], input=ruleset, capture_output=True, text=True)
+def load(ruleset: str, nft: Sequence[str] = ()) -> None:
+    """Give the ruleset to nft, in one transaction. `nft` is how to run it, if not by PATH.
+
+    Raises CaptureFailed.
+    """
+    if not nft:
+        found = shutil.which("nft")
+        if found is None:
+            raise CaptureFailed("nft is missing: install the package nftables in the image")
+        nft = [found]
+    done = subprocess.run([*nft, "-f", "-"], input=ruleset, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[0]
         hint = ""
