@@ -119,6 +119,7 @@ class StatusWriter:
             await asyncio.sleep(random.uniform(*self._soon_s))  # noqa: S311 - only spreads replicas
             for one in list(self._current().values()):
                 await self._write(one)
+                await asyncio.sleep(0)  # thousands of policies must not hold up a push
 
     async def _write(self, one: PolicyObject) -> None:
         standing = self._model.policies.standing(one.namespace, one.name)
