@@ -39,22 +39,29 @@ _U64: Final = (1 << 64) - 1
 
 def repeating_digest(name: str, attributes: Mapping[str, Value | None]) -> bytes:
     """Of a span's name and of the attributes that repeat; those without a value are left out."""
-    parts = [name.encode("utf-8", "replace")]
-    for key in sorted(attributes):
-        value = attributes[key]
-        if value is None or value == "" or key in _VARYING:
-            continue
-        if isinstance(value, bool):
-            text, kind = ("true" if value else "false"), "b"
-        elif isinstance(value, int):
-            text, kind = str(value), "i"
-        else:
-            text, kind = value, "s"
-        raw_key, raw_text = key.encode("utf-8", "replace"), text.encode("utf-8", "replace")
-        parts.append(
-            b"%d:%b%b%d:%b" % (len(raw_key), raw_key, kind.encode(), len(raw_text), raw_text)
-        )
-    return hashlib.sha256(b"\0".join(parts)).digest()
+    parts = [
+        canonical(key, value)
+        for key, value in sorted(attributes.items())
+        if value is not None and value != "" and key not in _VARYING
+    ]
+    return digest_of(name, parts)
+
+
+def canonical(key: str, value: Value) -> bytes:
+    """One attribute as it is hashed: both lengths are told, so that no two lists read alike."""
+    if isinstance(value, bool):
+        text, kind = ("true" if value else "false"), b"b"
+    elif isinstance(value, int):
+        text, kind = str(value), b"i"
+    else:
+        text, kind = value, b"s"
+    raw_key, raw_text = key.encode("utf-8", "replace"), text.encode("utf-8", "replace")
+    return b"\0%d:%b%b%d:%b" % (len(raw_key), raw_key, kind, len(raw_text), raw_text)
+
+
+def digest_of(name: str, parts: Iterable[bytes]) -> bytes:
+    """As repeating_digest, from attributes already in canonical form and in the order of their keys."""
+    return hashlib.sha256(name.encode("utf-8", "replace") + b"".join(parts)).digest()
 
 
 def record_hash(

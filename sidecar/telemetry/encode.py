@@ -96,7 +96,7 @@ class SpanEncoder:
 
     def __init__(self, chain: Chain | None = None) -> None:
         self._links: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
-        self._attributes: dict[tuple[str, str | int | bool], bytes] = {}
+        self._attributes: dict[tuple[str, str | int | bool], tuple[bytes, bytes]] = {}
         self._chain = chain
         self._chain_id = span_attribute(a.CHAIN_ID, chain.id.hex()) if chain is not None else b""
 
@@ -137,30 +137,29 @@ class SpanEncoder:
         known = self._attributes
         if len(known) >= _REMEMBERED_ATTRIBUTES:
             known.clear()
-        parts = []
+        parts, hashed = [], []
         attributes = _attributes(record)
         for item in attributes.items():
-            part = known.get(item)  # type: ignore[arg-type]  # None is never a key: a plain miss
+            value = item[1]
+            if value is None or value == "":
+                continue
+            part = known.get(item)  # type: ignore[arg-type]  # its value is not None
             if part is None:
-                name, value = item
-                if value is None or value == "":
-                    continue
-                part = span_attribute(name, value)
-                if isinstance(value, str) and len(value) > wire.MAX_TEXT:
-                    short = False
-                else:
-                    known[item] = part  # type: ignore[index]  # its value is not None
-            parts.append(part)
+                name = item[0]
+                long = isinstance(value, str) and len(value) > wire.MAX_TEXT
+                if long:
+                    short, value = False, str(value)[: wire.MAX_TEXT]
+                part = span_attribute(name, value), evidence.canonical(name, value)
+                if not long:
+                    known[name, value] = part
+            parts.append(part[0])
+            hashed.append(part[1])
         if record.verdict in ("denied", "failed"):
             message = wire.text(2, record.error or record.reason) + wire.integer(3, _STATUS_ERROR)
             parts.append(wire.length_delimited(_STATUS, message))
         digest = b""
         if self._chain is not None:
-            said = {
-                k: v[: wire.MAX_TEXT] if isinstance(v, str) else v for k, v in attributes.items()
-            }
-            name = a.LINK_OPENED if record.still_open else a.LINK
-            digest = evidence.repeating_digest(name, said)
+            digest = evidence.digest_of(a.LINK_OPENED if record.still_open else a.LINK, hashed)
         return (b"".join(parts), digest), short
 
 
@@ -236,57 +235,54 @@ def span_head(
 
 
 def _attributes(r: LinkRecord) -> dict[str, str | int | bool | None]:
-    """The attributes that repeat from link to link; None and empty text are left out."""
+    """The attributes that repeat from link to link, in the order of their names, as the chain hashes
+    them; None and empty text are left out."""
     outbound = r.direction == "outbound"
     failed = r.verdict in ("denied", "failed")
-    found: dict[str, str | int | bool | None] = {
-        a.DIRECTION: r.direction,
-        a.SECURITY: r.security,
-        a.VERDICT: r.verdict,
-        a.REASON: r.reason,
-        a.ERROR_TYPE: (r.reason or "unknown") if failed else None,
-        a.ERROR_MESSAGE: r.error,
-        a.POLICY: r.policy,
-        a.RULE: r.rule,
-        a.NEAREST_RULE: r.nearest_rule,
+    mtls = r.security == "mtls"
+    peer = r.destination_ip if outbound else r.source_ip
+    sha256 = r.peer_sha256.upper()  # semantic conventions: hashes in upper case
+    not_after = _utc(r.peer_not_after) if r.peer_not_after else None
+    return {
         a.CLIENT_ADDRESS: r.source_ip,
-        a.SOURCE_POD: r.source_pod,
+        a.ERROR_MESSAGE: r.error,
+        a.ERROR_TYPE: (r.reason or "unknown") if failed else None,
+        a.NETWORK_PEER_ADDRESS: peer,
+        a.NETWORK_PEER_PORT: (r.destination_port or None) if outbound else None,
+        a.NETWORK_TRANSPORT: "tcp",
+        a.NETWORK_TYPE: ("ipv6" if ":" in peer else "ipv4") if peer else None,
+        a.ATTEMPTS: r.attempts if outbound else None,
+        a.CERTIFICATE_SERIAL: r.peer_serial,
+        a.CLOSE: r.close,
+        a.DESTINATION_ADDRESS: r.destination_ip,
+        a.DESTINATION_IDENTITY: r.destination_identity,
+        a.DESTINATION_POD: r.destination_pod,
+        a.DESTINATION_PORT: r.destination_port or None,
+        a.DIRECT: r.direct,
+        a.DIRECTION: r.direction,
+        a.ENDPOINT_CHOICE: r.endpoint_choice,
+        a.NEAREST_RULE: r.nearest_rule,
+        a.POLICY: r.policy,
+        a.POOLED: r.pooled if outbound else None,
+        a.REASON: r.reason,
+        a.RULE: r.rule,
+        a.SECURITY: r.security,
+        a.SERVICE: r.service,
         a.SOURCE_IDENTITY: r.source_identity,
+        a.SOURCE_POD: r.source_pod,
+        a.VERDICT: r.verdict,
         a.SERVER_ADDRESS: r.original_ip,
         a.SERVER_PORT: r.original_port or None,
-        a.SERVICE: r.service,
-        a.DESTINATION_ADDRESS: r.destination_ip,
-        a.DESTINATION_PORT: r.destination_port or None,
-        a.DESTINATION_POD: r.destination_pod,
-        a.DESTINATION_IDENTITY: r.destination_identity,
-        a.ENDPOINT_CHOICE: r.endpoint_choice,
-        a.ATTEMPTS: r.attempts if outbound else None,
-        a.POOLED: r.pooled if outbound else None,
-        a.DIRECT: r.direct,
-        a.CLOSE: r.close,
-        a.NETWORK_TRANSPORT: "tcp",
+        a.TLS_CIPHER: r.tls_cipher,
+        a.TLS_CLIENT_SHA256: None if outbound else sha256,
+        a.TLS_CLIENT_NOT_AFTER: None if outbound else not_after,
+        a.TLS_ESTABLISHED: True if mtls else None,
+        a.TLS_NEXT_PROTOCOL: ALPN if r.alpn_ok else None,
+        a.TLS_PROTOCOL_NAME: "tls" if mtls else None,
+        a.TLS_PROTOCOL_VERSION: "1.3" if mtls else None,
+        a.TLS_SERVER_SHA256: sha256 if outbound else None,
+        a.TLS_SERVER_NOT_AFTER: not_after if outbound else None,
     }
-    peer = r.destination_ip if outbound else r.source_ip
-    if peer:
-        found[a.NETWORK_PEER_ADDRESS] = peer
-        found[a.NETWORK_TYPE] = "ipv6" if ":" in peer else "ipv4"
-    if outbound:
-        found[a.NETWORK_PEER_PORT] = r.destination_port or None
-    if r.security == "mtls":
-        found[a.TLS_ESTABLISHED] = True
-        found[a.TLS_PROTOCOL_NAME] = "tls"
-        found[a.TLS_PROTOCOL_VERSION] = "1.3"
-    found[a.TLS_CIPHER] = r.tls_cipher
-    found[a.TLS_NEXT_PROTOCOL] = ALPN if r.alpn_ok else None
-    found[a.CERTIFICATE_SERIAL] = r.peer_serial
-    sha256, not_after = (
-        (a.TLS_SERVER_SHA256, a.TLS_SERVER_NOT_AFTER)
-        if outbound
-        else (a.TLS_CLIENT_SHA256, a.TLS_CLIENT_NOT_AFTER)
-    )
-    found[sha256] = r.peer_sha256.upper()  # semantic conventions: hashes in upper case
-    found[not_after] = _utc(r.peer_not_after) if r.peer_not_after else None
-    return found
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from sidecar.report import LinkRecord
 from sidecar.telemetry import attributes as a
-from sidecar.telemetry.encode import SpanEncoder, encode_drops, export_request, framed
+from sidecar.telemetry.encode import SpanEncoder, _attributes, encode_drops, export_request, framed
 from sidecar.telemetry.resource import PodResource
 from sidecar.telemetry.wire import MAX_TEXT
 from tests.sidecar.telemetry.records import API, DB, denied, inbound_of, outbound
@@ -236,3 +236,9 @@ def test_a_request_carries_the_resource_and_every_span() -> None:
     assert names["service.name"] == "api"
     assert names["k8s.pod.name"] == "api-1"
     assert names["service.instance.id"] == "shop.api-1.podlink-proxy"
+
+
+def test_attributes_stand_in_the_order_in_which_the_chain_hashes_them() -> None:
+    for record in (outbound(), denied()):
+        names = list(_attributes(record))
+        assert names == sorted(names)
