@@ -106,8 +106,9 @@ async def test_a_deadline_that_fires_late_looks_again_before_it_blames(
             heard.set_result(None)
 
         poller.add_reader(near.fileno(), readable)
-        far.send(b"in time")
         time.sleep(0.8)  # noqa: ASYNC251 - the standstill
+        # The other side waited for us; its answer comes once we have gone on.
+        asyncio.get_running_loop().call_later(0.05, far.send, b"in time")
         await asyncio.wait_for(heard, 2)
         await asyncio.sleep(0.3)
         assert late == []
@@ -206,6 +207,7 @@ async def test_new_links_are_shed_while_memory_is_short_and_open_ones_live_on(
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await asyncio.wait_for(late.readexactly(6), 3)
     assert pair.far.plane.turned_away == {"memory": 1}
+    assert pair.far.plane.handshakes._results == {("destination", "ok"): 1}, "none was paid for it"
     writer.write(b"still")
     assert await asyncio.wait_for(reader.readexactly(5), 3) == b"still"
     pair.far.plane.shedding = False
