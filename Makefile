@@ -10,6 +10,7 @@
 #   make gen      code from proto/*.proto
 #   make docs     the pictures of the demo and the page, drawn anew; and whether pages and code agree
 #   make render   the plain manifests, from the chart by Helm itself
+#   make image-dry  the image's own folder, assembled without Docker, and its size
 #   make lock     requirements/*.lock from pyproject.toml
 
 PY := .venv/bin/python
@@ -17,7 +18,7 @@ READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 SOURCES := kit certs proto policy registry sidecar injector traces cni local cli
 
-.PHONY: demo test check bench bench-registry fuzz soak gen docs render threats lock clean
+.PHONY: demo test check bench bench-registry fuzz soak gen docs render image-dry threats lock clean
 
 $(READY): requirements/dev.lock pyproject.toml scripts/venv.sh
 	@sh scripts/venv.sh .venv requirements/dev.lock
@@ -75,13 +76,20 @@ docs: $(READY)
 render: $(READY) $(HELM_READY)
 	$(PY) -m scripts.render
 
+image-dry: $(READY)
+	@rm -rf .image
+	@.venv/bin/uv pip install --quiet --target .image/lib --require-hashes --only-binary :all: -r requirements/image.lock
+	@$(PY) scripts/assemble.py .image
+
 threats: $(READY)
 	@$(PY) -m tests.threats
 
 lock: $(READY)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements/dev.lock
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -c requirements/dev.lock pyproject.toml -o requirements/sidecar.lock
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra control -c requirements/dev.lock pyproject.toml -o requirements/image.lock
 	.venv/bin/uv pip compile --quiet --python-version 3.13 --no-deps --generate-hashes --no-header --no-emit-index-url --no-emit-find-links requirements/helm.in -o requirements/helm.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra bench -c requirements/dev.lock pyproject.toml -o requirements/bench.lock
 
 clean:
-	rm -rf .venv .venv-bench .helm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-bench .helm .image .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
