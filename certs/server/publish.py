@@ -37,6 +37,8 @@ class BundlePublisher:
         self._written: dict[str, str] = {}
         """Namespace -> the text that its ConfigMap held when we last looked."""
         self._changed = asyncio.Event()
+        self._sees_pods = True
+        """Whether RBAC lets us; an install for single namespaces does not."""
 
     def bundle_changed(self) -> None:
         """Write everywhere now."""
@@ -56,7 +58,7 @@ class BundlePublisher:
         """
         listed = await self._kube.get(_NAMESPACES, **_ENROLLED)
         names = {item["metadata"]["name"] for item in listed.get("items") or ()}
-        self._wanted = names | await self._with_own_label() | {self._system_namespace}
+        self._wanted = names | await self._labelled() | {self._system_namespace}
         self._written = {n: text for n, text in self._written.items() if n in self._wanted}
         for name in sorted(self._wanted):
             await self._publish_or_log(name)
@@ -68,9 +70,10 @@ class BundlePublisher:
         self._changed.clear()
         watching = [
             spawn(self._follow(_NAMESPACES, resource_version), name="watch enrolled namespaces"),
-            spawn(self._follow(_PODS, ""), name="watch enrolled pods"),
             spawn(_wait(self._changed), name="wait for another bundle"),
         ]
+        if self._sees_pods:
+            watching.append(spawn(self._follow(_PODS, ""), name="watch enrolled pods"))
         try:
             done, _ = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -114,6 +117,19 @@ class BundlePublisher:
                 if path == _NAMESPACES or name not in self._wanted:
                     self._wanted.add(name)
                     await self._publish_or_log(name)
+
+    async def _labelled(self) -> set[str]:
+        try:
+            found = await self._with_own_label()
+        except KubeError as e:
+            if e.status != 403:
+                raise
+            if self._sees_pods:
+                _log.warning("pods enrolled by their own label are not looked for: not allowed")
+            self._sees_pods = False
+            return set()
+        self._sees_pods = True
+        return found
 
     async def _with_own_label(self) -> set[str]:
         """The namespaces of pods that carry the label themselves; names only, whatever their specs."""

@@ -137,3 +137,18 @@ async def test_another_bundle_is_written_everywhere_at_once_and_who_lacks_it_is_
         publisher.bundle_changed()
         await until(lambda: publisher.unpublished() == ())
         await stop(publishing)
+
+
+async def test_where_pods_may_not_be_listed_enrolled_namespaces_are_still_served() -> None:
+    fake = FakeKube()
+    fake.add_namespace("shop")
+    fake.answers["GET", "/api/v1/pods"] = (403, {"reason": "Forbidden", "message": "no"})
+    async with fake.running() as kube:
+        publishing = spawn(
+            keep_published(BundlePublisher(kube, SYSTEM, PEM.encode)), name="publish"
+        )
+        await until(lambda: fake.bundle_in("shop") == PEM)
+        fake.add_namespace("late")
+        await until(lambda: fake.bundle_in("late") == PEM)
+        assert fake.seen.count(("GET", "/api/v1/pods")) == 1, "asked once, not in a loop"
+        await stop(publishing)
