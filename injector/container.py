@@ -61,6 +61,10 @@ class Injected:
     containers: list[Spec]
 
 
+_LINGER = "5s"
+"""A plain container gets its SIGTERM together with the app, whose last calls are still to come."""
+
+
 def sidecar_containers(mesh: MeshSettings, pod: PodSettings, probes: str = "") -> Injected:
     """`probes` is what the proxy is to run instead of the kubelet (`injector.probes`)."""
     capture = []
@@ -71,6 +75,7 @@ def sidecar_containers(mesh: MeshSettings, pod: PodSettings, probes: str = "") -
         return Injected([*capture, proxy], [])
     del proxy["restartPolicy"]
     # Containers start in order, and the next one waits for this hook: the app meets a working proxy.
+    proxy["env"].append({"name": "PODLINK_DRAIN_LINGER", "value": _LINGER})
     proxy["lifecycle"] = {"postStart": {"exec": {"command": list(contract.WAIT_COMMAND)}}}
     return Injected(capture, [proxy])
 

@@ -188,13 +188,22 @@ class Carrier:
     # --- the end ----------------------------------------------------------------------------
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Let running links end by themselves; `hurry` or the grace period ends the wait."""
+        """Let running links end by themselves; `hurry` or the grace period ends the wait.
+
+        Where the proxy is told to stop together with the app, the app's last calls are still to come:
+        then no link at all for `drain_linger_s` is what says that it has gone.
+        """
         _log.info("draining", extra={"links": len(self.plane.live)})
         self.plane.draining = True
         self.arrivals.go_away()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_s):
-                while self.plane.live and not hurry.is_set():
+                quiet_until = monotonic() + self._config.drain_linger_s
+                while not hurry.is_set():
+                    if self.plane.live:
+                        quiet_until = monotonic() + self._config.drain_linger_s
+                    elif monotonic() >= quiet_until:
+                        break
                     await asyncio.sleep(_DRAIN_POLL_S)
 
     def close(self) -> None:

@@ -70,6 +70,9 @@ class SidecarConfig:
     """Processes that carry links."""
     memory_limit: int
     """Bytes; 0: what the cgroup says, if it says anything."""
+    drain_linger_s: float
+    """How long there must have been no link before we end; 0 where our SIGTERM comes after the app's
+    end (native sidecars, KEP-753)."""
     drain_s: float
     """How long running links may go on after SIGTERM."""
 
@@ -105,6 +108,7 @@ class SidecarConfig:
             log_level=settings.choice("PODLINK_LOG_LEVEL", "info", _LOG_LEVELS),
             workers=settings.integer("PODLINK_WORKERS", 1, low=1, high=MAX_WORKERS),
             memory_limit=settings.integer("PODLINK_MEMORY_LIMIT", 0, low=0, high=1 << 50),
+            drain_linger_s=settings.seconds("PODLINK_DRAIN_LINGER", 0.0),
             drain_s=settings.seconds("PODLINK_SHUTDOWN_GRACE_PERIOD", 25.0),
         )
 
