@@ -135,7 +135,8 @@ def _restarts(mesh: Mesh, name: str) -> int:
 
 BLACKHOLE = (
     "add table inet hole; "
-    "add chain inet hole in { type filter hook prerouting priority -400; policy drop; }"
+    "add chain inet hole in { type filter hook prerouting priority -400; policy drop; }; "
+    "add chain inet hole out { type filter hook output priority -400; policy drop; }"
 )
 
 
