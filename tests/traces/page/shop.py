@@ -55,6 +55,7 @@ TALKS = (
     Talk("shop/web", "prod/cache", 6379, 2, 2.0),
     Talk("shop/web", "203.0.113.9", 443, 1, 8.0, "external"),
     Talk("shop/catalog", "prod/cache", 6379, 3, 30.0, "mixed"),
+    Talk("prod/cache", "prod/cache", 16379, 2),
     Talk("shop/cart", "prod/mail", 25, 1, 10.0, "failed"),
 )
 

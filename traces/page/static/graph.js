@@ -35,7 +35,9 @@
       { selector: "node[kind='service']", style: { shape: "round-tag" } },
       { selector: "node[kind='namespace']", style: { shape: "round-rectangle", height: 52, "border-width": 3, "border-style": "double", "background-color": c.ground } },
       { selector: "node[kind='box']", style: { label: "data(label)", "text-valign": "top", "text-halign": "center", "text-margin-y": -6, "background-color": c.ground, "background-opacity": 0.6, "border-style": "dashed", "border-width": 1, "border-color": c.strong, color: c.quiet, "font-size": 17, padding: 26, shape: "round-rectangle" } },
-      { selector: "edge", style: { width: 2.4, "curve-style": (e) => (e.isLoop() ? "bezier" : "unbundled-bezier"), "control-point-weights": 0.5, "control-point-distances": bend, "target-arrow-shape": "triangle", "arrow-scale": 1.15, label: "data(label)", "font-size": 15, "font-family": "system-ui, DejaVu Sans, sans-serif", "text-background-color": c.paper, "text-background-opacity": 0.92, "text-background-padding": 2, "min-zoomed-font-size": 7, "loop-direction": "-45deg" } },
+      { selector: "edge", style: { width: 2.4, "curve-style": "unbundled-bezier", "control-point-weights": 0.5, "control-point-distances": bend, "target-arrow-shape": "triangle", "arrow-scale": 1.15, label: "data(label)", "font-size": 15, "font-family": "system-ui, DejaVu Sans, sans-serif", "text-background-color": c.paper, "text-background-opacity": 0.92, "text-background-padding": 2, "min-zoomed-font-size": 7, "loop-direction": "-45deg" } },
+      // Pods of one identity that talk to each other: out of the node's right side and back in.
+      { selector: "edge:loop", style: { "curve-style": "bezier", "control-point-step-size": 118, "loop-direction": "90deg", "loop-sweep": "-24deg" } },
       line("mtls", {}),
       line("self", { "line-style": "dotted" }),
       line("plaintext", { "line-style": "dashed", "line-dash-pattern": [7, 5] }),
