@@ -37,6 +37,7 @@ _KINDS = {
     "deployments": ("apps/v1", "Deployment"),
     "replicasets": ("apps/v1", "ReplicaSet"),
     "statefulsets": ("apps/v1", "StatefulSet"),
+    "linkpolicies": ("podlink.dev/v1alpha1", "LinkPolicy"),
     "mutatingwebhookconfigurations": (
         "admissionregistration.k8s.io/v1",
         "MutatingWebhookConfiguration",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from local.apiserver import resources
 from local.apiserver.resources import Resource
 from local.objects import Object, dig, name_of
+from policy.linkpolicy import GROUP, PLURAL
 
 Cells = Callable[[Object, dt.datetime], list[object]]
 
@@ -132,12 +133,27 @@ def _event(obj: Object, now: dt.datetime) -> list[object]:
     ]
 
 
+def _link_policy(obj: Object, now: dt.datetime) -> list[object]:
+    """As the CRD's additionalPrinterColumns say."""
+    conditions = {one["type"]: one for one in dig(obj, "status", "conditions", default=[])}
+    return [
+        name_of(obj),
+        dig(obj, "spec", "mode", default=""),
+        dig(obj, "status", "selectedPods", default=""),
+        conditions.get("Accepted", {}).get("status", ""),
+        conditions.get("InForce", {}).get("reason", ""),
+        age(obj, now),
+        conditions.get("Accepted", {}).get("message", ""),
+    ]
+
+
 _COLUMNS: dict[tuple[str, str], tuple[str, Cells]] = {
     resources.PODS.key: ("Name Ready Status Restarts Age IP* Node*", _pod),
     resources.SERVICES.key: ("Name Type Cluster-IP External-IP Port(s) Age", _service),
     resources.DEPLOYMENTS.key: ("Name Ready Up-to-date Available Age", _deployment),
     resources.REPLICA_SETS.key: ("Name Desired Current Ready Age", _replica_set),
     resources.STATEFUL_SETS.key: ("Name Ready Age", _stateful_set),
+    (GROUP, PLURAL): ("Name Mode Pods Accepted InForce Age Message*", _link_policy),
     resources.SLICES.key: ("Name AddressType Ports Endpoints Age", _slice),
     resources.EVENTS.key: ("LastSeen Type Reason Object Message", _event),
     resources.NAMESPACES.key: (

@@ -103,6 +103,10 @@ def test_whom_a_policy_allows_gets_in_and_all_others_are_refused_by_name(mesh: M
     assert condition(mesh, "Accepted")["status"] == "True"
     status = mesh.cluster.get("LinkPolicy", "mesh/vault", API_VERSION)["status"]
     assert status["selectedPods"] == 1
+    client = mesh.cluster.client
+    shown = client.table(client.path(API_VERSION, "LinkPolicy", MESH))
+    cells = [row["cells"][:5] for row in shown["rows"]]
+    assert cells == [["vault", "Enforce", 1, "True", "Current"]]
 
 
 @pytest.mark.attack_row(16)

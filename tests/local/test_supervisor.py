@@ -209,7 +209,7 @@ with Cluster.up(name="as-nobody") as cluster:
 
 def _for_nobody(home: Path) -> Path:
     """A copy of the packages and an interpreter that an ordinary user can read."""
-    for package in ("local", "kit", "sidecar", "tests"):
+    for package in ("local", "kit", "sidecar", "policy", "certs", "tests"):
         shutil.copytree(
             SOURCE_ROOT / package,
             home / "src" / package,
