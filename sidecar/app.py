@@ -107,11 +107,10 @@ class Sidecar:
             if self._config.http_ports:
                 self._watch_requests(alone.carrier.plane)
             return alone
-        if self._config.http_ports:
-            _log.warning("no request spans: they need one worker")
         from sidecar.workers.crew import Crew  # only where it is used: it costs memory
 
-        return Crew(self._config, registry, registry.all, report)
+        requests = self._exporter.report_request
+        return Crew(self._config, registry, registry.all, report, requests)
 
     async def run_until_signalled(self) -> None:
         """Start, serve until SIGTERM or SIGINT, drain and end."""

@@ -26,7 +26,7 @@ from sidecar.discovery.translate import policy_set
 from sidecar.metrics import process
 from sidecar.metrics.catalogue import BY_NAME
 from sidecar.metrics.families import Family, from_wire, merged
-from sidecar.report import Report
+from sidecar.report import Report, RequestRecord
 from sidecar.workers import wire as w
 
 _ANSWER_WITHIN_S: Final = 2.0
@@ -44,9 +44,10 @@ class Crew:
         directory: Directory,
         known: Callable[[], Mapping[str, Found]],
         report: Report,
+        report_request: Callable[[RequestRecord], None],
     ) -> None:
         self._config, self._directory, self._known = config, directory, known
-        self._report = report
+        self._report, self._report_request = report, report_request
         self._svid: Svid | None = None
         self._bans: Bans | None = None
         self._settings: bytes | None = None
@@ -142,6 +143,8 @@ class Crew:
         """What a worker says. Raises ValueError for nonsense."""
         if kind == w.RECORD:
             self._report(w.unpack_record(json.loads(body)))
+        elif kind == w.REQUEST:
+            self._report_request(w.unpack_request(json.loads(body)))
         elif kind == w.LOOKUP or kind == w.LOOKUP_ANEW:
             key = body.decode()
             ask = self._directory.ask if kind == w.LOOKUP else self._directory.ask_anew

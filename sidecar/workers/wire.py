@@ -13,12 +13,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from sidecar.report import LinkRecord
+from sidecar.report import LinkRecord, RequestRecord
 
 # parent to worker
 SVID, BANS, SETTINGS, FOUND, ANSWER, ASK, DRAIN, HURRY = range(1, 9)
 # worker to parent
-LISTENING, LOOKUP, LOOKUP_ANEW, RECORD, SAID = range(65, 70)
+LISTENING, LOOKUP, LOOKUP_ANEW, RECORD, SAID, REQUEST = range(65, 71)
 
 _HEAD: Final = struct.Struct("!IB")
 _FLUSH_S: Final = 2.0
@@ -68,10 +68,18 @@ class Wire:
 
     def send_record(self, record: LinkRecord) -> None:
         """A record, unless the parent is so far behind that it must be dropped."""
-        if self._transport is None or self._transport.get_write_buffer_size() > _MAX_WAITING:
-            self.dropped += 1
-            return
-        self.send_json(RECORD, pack_record(record))
+        if not self._is_behind():
+            self.send_json(RECORD, pack_record(record))
+
+    def send_request(self, request: RequestRecord) -> None:
+        """The record of an HTTP request, on the same terms."""
+        if not self._is_behind():
+            self.send_json(REQUEST, pack_request(request))
+
+    def _is_behind(self) -> bool:
+        behind = self._transport is None or (self._transport.get_write_buffer_size() > _MAX_WAITING)
+        self.dropped += behind
+        return behind
 
     def _take(self, data: bytes) -> None:
         buffer = self._buffer
@@ -137,3 +145,25 @@ def unpack_record(raw: object) -> LinkRecord:
             raise ValueError(f"{name} is no {type(getattr(record, name)).__name__}")
         setattr(record, name, value)
     return record
+
+
+_TEXTS: Final = ("method", "path", "grpc_status", "version", "claimed_traceparent")
+_NUMBERS: Final = ("status", "start_ns", "end_ns")
+
+
+def pack_request(request: RequestRecord) -> dict[str, object]:
+    """The record of an HTTP request as JSON, its link with it."""
+    packed: dict[str, object] = {name: getattr(request, name) for name in (*_TEXTS, *_NUMBERS)}
+    return {**packed, "link": pack_record(request.link)}
+
+
+def unpack_request(raw: object) -> RequestRecord:
+    """Raises ValueError for what is none."""
+    if not isinstance(raw, dict) or set(raw) != {"link", *_TEXTS, *_NUMBERS}:
+        raise ValueError("no record of a request")
+    if not all(type(raw[name]) is str for name in _TEXTS):
+        raise ValueError("a text of a request is none")
+    if not all(type(raw[name]) is int for name in _NUMBERS):
+        raise ValueError("a number of a request is none")
+    link = unpack_record(raw["link"])
+    return RequestRecord(link, **{name: raw[name] for name in (*_TEXTS, *_NUMBERS)})

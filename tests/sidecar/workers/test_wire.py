@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.admin.views import merge
-from sidecar.report import LinkRecord
+from sidecar.report import LinkRecord, RequestRecord
 from sidecar.workers import wire as w
 from sidecar.workers.directory import WorkerDirectory
 from sidecar.workers.wire import Wire, pack_record, unpack_record
@@ -33,6 +33,19 @@ def test_a_record_comes_out_as_it_went_in(data: st.DataObject) -> None:
     came = unpack_record(json.loads(json.dumps(pack_record(record))))
     for name in LinkRecord.__slots__:
         assert getattr(came, name) == getattr(record, name), name
+
+
+def test_a_request_comes_out_as_it_went_in_and_nonsense_is_none() -> None:
+    link = LinkRecord("inbound")
+    link.trace_id, link.source_identity = bytes(range(16)), "spiffe://cluster.local/ns/a/sa/b"
+    request = RequestRecord(link, "GET", "/ä", 200, "", "1.1", 5, 9, "00-aa-bb-01")
+    packed = json.loads(json.dumps(w.pack_request(request)))
+    came = w.unpack_request(packed)
+    assert (came.link.trace_id, came.link.source_identity) == (link.trace_id, link.source_identity)
+    assert came.path == "/ä" and (came.status, came.end_ns) == (200, 9)
+    for wrong in ({}, {**packed, "status": "200"}, {**packed, "path": 1}, {**packed, "more": 1}):
+        with pytest.raises(ValueError):
+            w.unpack_request(wrong)
 
 
 @pytest.mark.parametrize(
