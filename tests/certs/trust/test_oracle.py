@@ -161,3 +161,15 @@ def test_they_agree_about_every_forged_leaf_and_the_good_one(
     assert believed == as_opinion(ours(GOOD))
     for name, bad in bad_leaves.items():
         assert isinstance(theirs(bad.der), str), name
+
+
+def test_a_signature_algorithm_said_differently_inside_and_outside_is_refused() -> None:
+    """OpenSSL refuses it in the handshake (RFC 5280, 4.1.1.2); so do both of us."""
+    ecdsa_sha256, ecdsa_sha384 = (
+        bytes.fromhex("2a8648ce3d040302"),
+        bytes.fromhex("2a8648ce3d040303"),
+    )
+    assert GOOD.count(ecdsa_sha256) == 2
+    inside = GOOD.replace(ecdsa_sha256, ecdsa_sha384, 1)
+    assert ours(inside) == "leaf_malformed"
+    assert theirs(inside) == "two signature algorithms"
