@@ -245,6 +245,8 @@ class CaClient:
         )
 
     def _adopt_bans(self, message: ca_pb2.Bundle) -> None:
+        if not message.HasField("bans"):
+            return  # a CA that could not read them yet must not lift them
         bans = judge_bans(message)
         if bans == self._bans:
             return

@@ -162,14 +162,11 @@ class CaServer:
         """Learn the bans, then listen. Raises RuntimeError if the port is taken."""
         demand_tls13()
         self._spawn(self.cluster.run(), "what the CAs tell each other")
-        try:
-            async with asyncio.timeout(BANS_WAIT_S):
-                await self.cluster.wait_synced()
-        except TimeoutError:
-            _log.error("the bans cannot be read; going on without them")
-        for book in self.cluster.books.values():
-            if book.replica == self._config.replica:
-                self.ledger.adopt(book.entries)  # an earlier life of ours
+        learning = spawn(self._learn(), name="learn the bans")
+        self._tasks.append(learning)
+        await asyncio.wait([learning], timeout=BANS_WAIT_S)
+        if not learning.done():
+            _log.error("the bans cannot be read; going on with what each sidecar knows")
         add_CertificateAuthorityServicer_to_server(self._service, self._server)
         self.port = self._server.add_secure_port(self._config.listen, self._own.credentials())
         await self._server.start()
@@ -228,6 +225,14 @@ class CaServer:
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]", name: str) -> None:
         self._tasks.append(spawn(work, name=name))  # type: ignore[arg-type]
+
+    async def _learn(self) -> None:
+        """Once the ConfigMaps could be read: the bans, be there any or none, and our own book."""
+        await self.cluster.wait_synced()
+        self.feed.ban(self.cluster.bans)
+        for book in self.cluster.books.values():
+            if book.replica == self._config.replica:
+                self.ledger.adopt(book.entries)  # an earlier life of ours
 
     def _authority(self) -> Authority:
         return self.keeper.authority

@@ -24,6 +24,8 @@ class News:
     bundle: TrustBundle
     bans: Bans
     revision: int
+    bans_known: bool = False
+    """False until the ban list could be read: then nobody is told that there are none."""
 
 
 class Watcher:
@@ -67,11 +69,12 @@ class BundleFeed:
         """Make `bundle` the present one; its generation must be higher."""
         if bundle.generation <= self.current.generation:
             raise ValueError("a bundle's generation only grows")
-        self._tell(News(bundle, self.news.bans, self.news.revision + 1))
+        news = self.news
+        self._tell(News(bundle, news.bans, news.revision + 1, news.bans_known))
 
     def ban(self, bans: Bans) -> None:
         """Make these the bans in force."""
-        self._tell(News(self.news.bundle, bans, self.news.revision + 1))
+        self._tell(News(self.news.bundle, bans, self.news.revision + 1, True))
 
     def _tell(self, news: News) -> None:
         self.news = news

@@ -223,12 +223,13 @@ class CaService(CertificateAuthorityServicer):
 
 def to_message(news: News) -> ca_pb2.Bundle:
     bundle, bans = news.bundle, news.bans
+    known = ca_pb2.Bans(
+        identity=sorted(bans.identities), pod_uid=sorted(bans.pods), serial=sorted(bans.serials)
+    )
     return ca_pb2.Bundle(
         trust_domain=bundle.trust_domain,
         generation=bundle.generation,
         root_der=bundle.roots,
-        bans=ca_pb2.Bans(
-            identity=sorted(bans.identities), pod_uid=sorted(bans.pods), serial=sorted(bans.serials)
-        ),
+        bans=known if news.bans_known else None,
         revision=news.revision,
     )

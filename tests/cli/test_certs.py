@@ -169,3 +169,29 @@ async def test_who_may_not_is_told_what_it_takes(tmp_path: Path) -> None:
         done = await cli(ca, "certs", "ban", "identity", API)
         assert done.exit_code == 1
         assert "it takes `get`, `create` and `patch` on ConfigMap podlink-bans" in done.output
+
+
+@pytest.mark.attack_row(45)
+@pytest.mark.timeout(30)
+async def test_a_ca_that_cannot_read_the_bans_lifts_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("certs.server.app.BANS_WAIT_S", 0.2)
+    fake = FakeKube()
+    token, maps = fake.add_pod("prod", "db-0", "db"), "/api/v1/namespaces/podlink-system/configmaps"
+    async with running_ca(tmp_path, fake) as first:
+        client, address = first.client(token, "db"), first.address
+        running = asyncio.ensure_future(client.run())
+        await ready(client)
+        assert (await cli(first, "certs", "ban", "identity", API)).exit_code == 0
+        await until(lambda: len(client.bans) == 1)
+    fake.answers["GET", maps] = (403, {"reason": "Forbidden", "message": "no"})
+    async with running_ca(tmp_path, fake, listen=address) as second:
+        await until(lambda: second.server.feed.using(1) != (), 20)
+        assert len(client.bans) == 1, "it says nothing of bans, so they stay"
+        fake.answers.clear()
+        await until(lambda: second.server.feed.news.bans_known, 20)
+        fake.put(f"{maps}/podlink-bans", None)
+        await until(lambda: len(client.bans) == 0)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
