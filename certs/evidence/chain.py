@@ -3,10 +3,10 @@
     hash(n) = SHA-256("podlink-record-1" || chain id || n || hash(n-1) || ids || times || source port
               || bytes each way || claimed context || SHA-256(name and the other attributes, sorted))
 
-Nothing depends on how a store writes a span down: names, values, ids and times are enough. A span
-carries hash(n-1); a checkpoint, signed, carries hash(n). So what a checkpoint reaches going back is
-proven, whoever kept the spans; behind a missing or altered record nothing is, until the checkpoint
-before that.
+Nothing depends on how a store writes a span down: names, values, ids and times in microseconds are
+enough. A span carries hash(n-1); a checkpoint, signed, carries hash(n). So what a checkpoint reaches
+going back is proven, whoever kept the spans; behind a missing or altered record nothing is, until the
+checkpoint before that.
 """
 
 import hashlib
@@ -84,8 +84,8 @@ def record_hash(
         trace_id,
         span_id,
         parent,
-        times_ns[0] & _U64,
-        times_ns[1] & _U64,
+        (times_ns[0] + 500) // 1000 & _U64,  # some stores keep microseconds, or pass them by float
+        (times_ns[1] + 500) // 1000 & _U64,
         numbers[0] & 0xFFFFFFFF,
         numbers[1] & _U64,
         numbers[2] & _U64,

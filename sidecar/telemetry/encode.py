@@ -112,7 +112,9 @@ class SpanEncoder:
                 self._links[values] = repeated
         port_key, sent_key, received_key = _LEN_KEY
         ids, head = _identify(record)
-        start_ns, end_ns = record.start_ns, max(record.end_ns, record.start_ns)
+        # Whole microseconds: some stores keep no more, and the chain must read the same from them.
+        start_ns = record.start_ns // 1000 * 1000
+        end_ns = max(record.end_ns // 1000 * 1000, start_ns)
         own = head + wire.fixed64(_START, start_ns) + wire.fixed64(_END, end_ns) + repeated[0]
         if record.source_port:
             own += _number_attribute(port_key, record.source_port)
