@@ -23,6 +23,8 @@ _TEST = _LOCAL | {
     "iptables-legacy": "iptables",
     "chromium": "chromium",
 }
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+"""Any of them can try the review page."""
 NEEDS = {"demo": _LOCAL, "test": _TEST, "bench": {"haproxy": "haproxy"}}
 
 
@@ -32,6 +34,8 @@ def missing(word: str) -> list[str]:
     lacking = {p for command, p in NEEDS[word].items() if shutil.which(command, path=path) is None}
     if word == "test" and "postgresql" not in lacking and not _postgres_server():
         lacking.add("postgresql")
+    if any(shutil.which(browser, path=path) for browser in BROWSERS):
+        lacking.discard("chromium")
     return sorted(lacking)
 
 

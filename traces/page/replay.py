@@ -23,6 +23,14 @@ Fate = Literal["cut", "opened", "still", "kept"]
 ORDER: Final[tuple[Fate, ...]] = ("cut", "opened", "still", "kept")
 MAX_CHARACTERS: Final = 64 * 1024
 _MAX_DOCUMENTS: Final = 20
+_DEEPEST: Final = 24
+_OPENING: Final = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSING: Final = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ def read_policies(text: str) -> tuple[LinkPolicy, ...]:
         raise PolicyInvalid("the text", f"longer than {MAX_CHARACTERS} characters")
     try:
         found: list[Any] = []
-        for document in yaml.safe_load_all(_without_aliases(text)):
+        for document in yaml.safe_load_all(_bounded(text)):
             if document is not None:
                 found += document["items"] if _is_list(document) else [document]
             if len(found) > _MAX_DOCUMENTS:
@@ -73,11 +81,19 @@ def _is_list(document: object) -> bool:
     return isinstance(document, dict) and isinstance(document.get("items"), list)
 
 
-def _without_aliases(text: str) -> str:
-    """A few aliases of aliases would grow into gigabytes; a policy needs none."""
+def _bounded(text: str) -> str:
+    """A few aliases of aliases would grow into gigabytes, and the reader's time grows with the square
+    of the depth; a policy needs neither."""
+    depth = 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
             raise PolicyInvalid("the text", "anchors and aliases are not taken")
+        if isinstance(token, _OPENING):
+            depth += 1
+        elif isinstance(token, _CLOSING):
+            depth -= 1
+        if depth > _DEEPEST:
+            raise PolicyInvalid("the text", f"nested deeper than {_DEEPEST}")
     return text
 
 
