@@ -53,6 +53,7 @@ class KeyKeeper:
         self._authority = stored.keyring.authority(trust_domain, clock())
         prove(self._authority, clock())
         self._read_at = monotonic()
+        self._lock = asyncio.Lock()
 
     @property
     def keyring(self) -> Keyring:
@@ -71,6 +72,11 @@ class KeyKeeper:
 
     async def refresh(self) -> None:
         """Read the store once. Raises KubeError or OSError; a bad keyring is told of and not used."""
+        # One at a time: an answer that was on its way must not undo a newer one.
+        async with self._lock:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         try:
             stored = await self._store.load()
             if stored is None:
@@ -88,8 +94,9 @@ class KeyKeeper:
     async def replace(self, keyring: Keyring) -> bool:
         """Put `keyring` in the place of the one in force, if that is still what is stored."""
         keyring.authority(self._trust_domain, self._clock())
-        done = await self._store.replace(keyring, self._stored.version)
-        await self.refresh()
+        async with self._lock:
+            done = await self._store.replace(keyring, self._stored.version)
+            await self._refresh()
         return done
 
     async def run(self) -> None:

@@ -38,6 +38,21 @@ class TokenBuckets:
     def take(self, key: str) -> None:
         """Take one token of `key`'s bucket; raises TooMany, with when the next is due, if it is
         empty."""
+        self.demand(key)
+        self.spend(key)
+
+    def demand(self, key: str) -> None:
+        """Raise as `take` does, but take nothing."""
+        bucket = self._filled(key)
+        if bucket.tokens < 1.0:
+            raise TooMany(self._reason, key, (1.0 - bucket.tokens) / self._rate)
+
+    def spend(self, key: str) -> None:
+        """Take one token, whether there is one or not."""
+        bucket = self._filled(key)
+        bucket.tokens = max(0.0, bucket.tokens - 1.0)
+
+    def _filled(self, key: str) -> _Bucket:
         now = self._monotonic()
         bucket = self._buckets.setdefault(key, _Bucket(float(self._burst), now))
         self._buckets.move_to_end(key)
@@ -45,9 +60,7 @@ class TokenBuckets:
             self._buckets.popitem(last=False)
         grown = bucket.tokens + (now - bucket.filled_at) * self._rate
         bucket.tokens, bucket.filled_at = min(float(self._burst), grown), now
-        if bucket.tokens < 1.0:
-            raise TooMany(self._reason, key, (1.0 - bucket.tokens) / self._rate)
-        bucket.tokens -= 1.0
+        return bucket
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -92,7 +105,10 @@ class Limits:
     """Calls in admission: each costs the API server two questions."""
     per_source: TokenBuckets
     """Before anything is asked of the API server: one address may hold no token at all."""
+    bad_tokens: TokenBuckets
+    """Reviews that an address may have refused: each cost the API server a question."""
     in_all: TokenBuckets
+    """Of callers that are known: strangers cannot use it up."""
     per_identity: TokenBuckets
     per_pod: TokenBuckets
     identities_in_flight: InFlight
@@ -103,6 +119,7 @@ class Limits:
         return cls(
             in_flight=InFlight(64, 16),
             per_source=TokenBuckets(100.0, 200, monotonic, reason="rate_per_source"),
+            bad_tokens=TokenBuckets(1.0, 50, monotonic, reason="rate_bad_tokens"),
             in_all=TokenBuckets(300.0, 600, monotonic, size=1, reason="rate"),
             per_identity=TokenBuckets(100.0, 300, monotonic, reason="rate_per_identity"),
             per_pod=TokenBuckets(1.0, 10, monotonic, reason="rate_per_pod"),

@@ -37,6 +37,7 @@ class BundlePublisher:
         self._written: dict[str, str] = {}
         """Namespace -> the text that its ConfigMap held when we last looked."""
         self._changed = asyncio.Event()
+        self._pods_version = ""
         self._sees_pods = True
         """Whether RBAC lets us; an install for single namespaces does not."""
 
@@ -73,7 +74,9 @@ class BundlePublisher:
             spawn(_wait(self._changed), name="wait for another bundle"),
         ]
         if self._sees_pods:
-            watching.append(spawn(self._follow(_PODS, ""), name="watch enrolled pods"))
+            watching.append(
+                spawn(self._follow(_PODS, self._pods_version), name="watch enrolled pods")
+            )
         try:
             done, _ = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -139,7 +142,9 @@ class BundlePublisher:
             raw = await self._kube.request_raw("GET", _PODS, {"Accept": _NAMES_ONLY}, **query)
             page: Any = json.loads(raw)
             found.update(item["metadata"]["namespace"] for item in page.get("items") or ())
-            if not (more := (page.get("metadata") or {}).get("continue")):
+            metadata = page.get("metadata") or {}
+            if not (more := metadata.get("continue")):
+                self._pods_version = str(metadata.get("resourceVersion", ""))
                 return found
             query["continue"] = more
 

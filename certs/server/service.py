@@ -33,6 +33,7 @@ from certs.server.refusals import (
     CallerForbidden,
     CallRefused,
     CannotAnswer,
+    TokenRefused,
 )
 from certs.server.report import Refusal, Sink
 from certs.server.review import Caller, read_bearer
@@ -141,8 +142,13 @@ class CaService(CertificateAuthorityServicer):
                 limits, source = self._limits, call.source_ip
                 limits.per_source.take(source)
                 token = read_bearer(list(call.context.invocation_metadata() or ()))
+                limits.bad_tokens.demand(source)
+                try:
+                    call.caller = caller = await self._desk.who(token)
+                except TokenRefused:
+                    limits.bad_tokens.spend(source)
+                    raise
                 limits.in_all.take("")
-                call.caller = caller = await self._desk.who(token)
                 self._check_bans(caller, self._feed.news)
                 limits.per_pod.take(caller.pod_uid)
                 limits.per_identity.take(str(caller.identity))

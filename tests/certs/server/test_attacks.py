@@ -134,6 +134,22 @@ async def test_every_rate_is_bounded_and_opens_again(
 
 
 @pytest.mark.attack_row(31)
+async def test_who_shows_bad_tokens_is_soon_not_reviewed_any_more(tmp_path: Path) -> None:
+    hand, limits = Hand(), Limits.usual(monotonic)
+    limits.bad_tokens = TokenBuckets(1.0, 3, hand, reason="rate_bad_tokens")
+    limits.in_all = TokenBuckets(1.0, 1, hand, reason="rate")
+    async with running_ca(tmp_path, limits=limits) as ca:
+        for _ in range(3):
+            assert_opaque(await ca.refusal("a.b.c"), Code.UNAUTHENTICATED)
+        asked = len(ca.fake.review_specs)
+        assert_opaque(await ca.refusal("a.b.c"), Code.RESOURCE_EXHAUSTED)
+        assert len(ca.fake.review_specs) == asked, "and costs the API server nothing"
+        hand.now += 1.0
+        good = ca.fake.add_pod()
+        assert (await ca.sign(good)).chain_der, "what strangers did used nothing up for the known"
+
+
+@pytest.mark.attack_row(31)
 async def test_calls_of_one_identity_leave_room_for_others(tmp_path: Path) -> None:
     limits = Limits.usual(monotonic)
     limits.in_flight = InFlight(64, 64)

@@ -55,7 +55,8 @@ def reasons() -> Iterator[str]:
                 if isinstance(first, ast.Constant):
                     yield str(first.value)
     limits = Limits.usual(monotonic)
-    for buckets in (limits.per_source, limits.in_all, limits.per_identity, limits.per_pod):
+    rates = (limits.per_source, limits.bad_tokens, limits.in_all, limits.per_identity)
+    for buckets in (*rates, limits.per_pod):
         yield buckets._reason
     for in_flight in (limits.in_flight, limits.identities_in_flight):
         yield in_flight._reason
