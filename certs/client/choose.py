@@ -10,7 +10,6 @@ from typing import Self
 
 from certs.client.ca import CaClient
 from certs.client.source import SvidSource
-from certs.client.workload_api import EndpointMalformed, WorkloadApiSource, read_endpoint
 from certs.trust.identity import WorkloadIdentity
 from kit.settings import ConfigInvalid, Settings
 
@@ -28,6 +27,9 @@ class SourceConfig:
         """Raises ConfigInvalid naming the setting."""
         if settings.choice("PODLINK_SVID_SOURCE", "ca", _KINDS) == "ca":
             return cls()
+        # Only who asks for an agent pays for the code that speaks to one.
+        from certs.client.workload_api import EndpointMalformed, read_endpoint
+
         name = "PODLINK_WORKLOAD_API"
         socket = settings.optional(name) or settings.text("SPIFFE_ENDPOINT_SOCKET", _SOCKET)
         try:
@@ -51,5 +53,7 @@ class SourceConfig:
     ) -> SvidSource:
         """The source; `wanted` is who we are to be, which our CA knows by the token."""
         if self.workload_api:
+            from certs.client.workload_api import WorkloadApiSource
+
             return WorkloadApiSource(self.workload_api, wanted)
         return CaClient(ca_address, token_path, bundle_path, wanted.trust_domain)
