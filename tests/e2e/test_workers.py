@@ -1,5 +1,6 @@
 """A pod whose links several processes carry: as one to its peers, its operator and its app."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.mesh import Mesh, now, until
-from tests.e2e.objects import MESH, account, pod, serving
+from tests.e2e.objects import MESH, account, container, pod, serving
 from tests.e2e.test_health import metrics, page
 
 WORKERS = 3
@@ -27,6 +28,11 @@ def servers(mesh: Mesh) -> Iterator[None]:
             terminationGracePeriodSeconds=20,
         ),
         pod("single", serving("echo", 7001)),
+        pod(
+            "asked",
+            container(["python", "-m", "http.server", "8080"], listens=8080),
+            config={"workers": "2", "http-ports": "8080"},
+        ),
     ]
     mesh.apply(*made)
     yield
@@ -63,6 +69,21 @@ def test_links_of_all_workers_are_carried_counted_and_recorded_as_of_one_proxy(m
     known = {one["pod"] for one in admin(mesh, "/endpoints")["pods"]}
     assert f"{MESH}/single" in known
     assert page(mesh, NAME, "/readyz") == (200, "ok\n")
+
+
+def test_requests_are_recorded_whichever_worker_saw_them(mesh: Mesh) -> None:
+    since, host = now(), mesh.ip(f"{MESH}/asked")
+    for number in range(6):
+        mesh.run(f"{MESH}/client", "curl", "-s", "-m", "5", f"http://{host}:8080/?{number}")
+    links = mesh.eventually_links(since, 6, destination=f"{MESH}/asked")
+
+    def seen() -> int:
+        spans = [
+            span for link in links for span in asyncio.run(mesh._traces.trace(link["trace_id"]))
+        ]
+        return sum("http.request.method" in json.dumps(span) for span in spans)
+
+    until(lambda: seen() >= 6, "each request has its span")
 
 
 @pytest.mark.fault_row("proxy-crash")
