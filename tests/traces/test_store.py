@@ -43,6 +43,10 @@ def test_killed_at_any_moment_it_keeps_every_span_it_said_yes_to(store: StorePro
     with contextlib.closing(sqlite3.connect(store.db)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         kept = {row[0] for row in db.execute("SELECT span_id FROM spans")}
+        sums = db.execute(
+            "SELECT step_s, sum(out_links) FROM rollups GROUP BY step_s ORDER BY step_s"
+        ).fetchall()
+    assert sums == [(step_s, len(kept)) for step_s in (60, 3600, 86400)]  # never apart from spans
     assert {record.span_id for record in acknowledged} <= kept
     store.start()
     assert len(store.links("limit=1000")) == min(1000, len(kept))
