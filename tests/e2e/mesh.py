@@ -122,6 +122,10 @@ class Mesh:
         """What `podlink links` would list, newest first."""
         return asyncio.run(self._traces.links(**{"since": "3600", "limit": "1000", **query}))
 
+    def trace(self, trace_id: str) -> list[Item]:
+        """Every span of a trace, oldest first."""
+        return asyncio.run(self._traces.trace(trace_id))
+
     def link(self, since: int, sides: int = 0, **wanted: Any) -> Item:
         """The newest link since then (Unix nanoseconds) that is as `wanted`; polls with a deadline.
 

@@ -1,6 +1,7 @@
 """curl against nginx, both in injected pods: neither knows of podlink."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -37,6 +38,7 @@ def web(mesh: Mesh) -> Iterator[str]:
         pod(
             "web",
             container(command, listens=8080, mounts={"config": "/config"}),
+            config={"http-ports": "8080"},
             serviceAccountName="web",
             volumes=[{"name": "config", "configMap": {"name": "nginx"}}],
         ),
@@ -59,6 +61,44 @@ def test_several_requests_on_one_connection_are_one_protected_link(mesh: Mesh, w
     assert link["direct"] is True
     assert link["disagreements"] == []
     assert len(mesh.eventually_links(since, 1, destination=web)) == 1
+
+
+@pytest.mark.attack_row(42)
+def test_each_request_leaves_a_span_below_its_link_and_claims_nothing_more(
+    mesh: Mesh, web: str
+) -> None:
+    since = now()
+    claimed = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    call = ("curl", "-sS", "-m", "20", "-H", f"traceparent: {claimed}")
+    mesh.run("mesh/client", *call, "http://web/hello?token=secret", "http://web/none")
+    link = mesh.link(since, sides=2, source="mesh/client", destination=web)
+    spans = mesh.trace(link["trace_id"])
+    inbound = next(s for s in spans if s["attributes"].get("podlink.direction") == "inbound")
+    requests = [span for span in spans if span["name"] == "GET"]
+    told = [
+        (s["attributes"]["url.path"], s["attributes"]["http.response.status_code"])
+        for s in requests
+    ]
+    assert told == [("/hello", 200), ("/none", 404)]
+    for span in requests:
+        assert span["parent_span_id"] == inbound["span_id"]
+        assert span["attributes"]["podlink.source.identity"] == identity("client")
+        assert span["sender"] == identity("web")
+        [claim] = span["links"]
+        assert claim["trace_id"] == claimed.split("-")[1]
+        assert claim["attributes"] == {"podlink.claimed": True}
+    assert "secret" not in str(spans)
+
+
+def test_each_link_leaves_a_line_in_the_proxys_access_log(mesh: Mesh, web: str) -> None:
+    since = now()
+    mesh.run("mesh/client", "curl", "-sS", "-m", "20", "http://web/hello")
+    link = mesh.link(since, sides=2, source="mesh/client", destination=web)
+    lines = mesh.cluster.logs(web, "podlink-proxy").splitlines()
+    said = [json.loads(line) for line in lines if '"scope":"access"' in line]
+    [line] = [one for one in said if one["trace_id"] == link["trace_id"]]
+    assert (line["direction"], line["verdict"]) == ("inbound", "allowed")
+    assert line["src.identity"] == identity("client")
 
 
 def test_a_hundred_megabytes_arrive_whole_in_both_directions(mesh: Mesh, web: str) -> None:
