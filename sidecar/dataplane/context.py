@@ -122,7 +122,7 @@ class Plane:
     """Connections and links closed unheard, by the limit that was reached (docs/limits.md)."""
     refused_opens: Buckets = field(default_factory=lambda: _buckets(Limits().refused_opens, 4))
     handshake_rate: Buckets = field(
-        default_factory=lambda: _buckets(Limits().handshakes_per_source, 2)
+        default_factory=lambda: _buckets(Limits().handshakes_per_source, 4)
     )
     handshakes: HandshakeMeter = field(default_factory=HandshakeMeter)
     draining: bool = False
