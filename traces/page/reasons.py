@@ -18,6 +18,7 @@ SAYS: Final[Mapping[str, str]] = {
     "identity_mismatch": "somebody else answered than was expected at that address",
     "no_certificate": "this side had no certificate in force",
     "no_endpoints": "the Service had nobody to answer",
+    "overloaded": "this side takes no more for now",
     "own_port": "aimed at podlink itself",
     "peer_lost": "the tunnel broke",
     "peer_untrusted": "a certificate that is no valid SVID",
