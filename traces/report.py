@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from certs.evidence.chain import CHECKPOINT, EvidenceMalformed, Signed
+from certs.evidence.chain import EvidenceMalformed, Signed
 from certs.evidence.signed import StatementRefused, WorkloadSigner, check_statement
 from certs.evidence.verify import verify_spans
 from certs.trust.bundle import TrustBundle
@@ -127,9 +127,9 @@ def _chains(
     rows = db.execute(
         "SELECT chains.name, count(DISTINCT sequence), min(sequence), max(sequence) FROM spans "
         "JOIN chains ON chains.id = spans.chain "
-        "WHERE spans.chain IS NOT NULL AND spans.name != ? AND spans.id BETWEEN ? AND ? "
+        "WHERE spans.chain IS NOT NULL AND sequence > 0 AND spans.id BETWEEN ? AND ? "
         "GROUP BY spans.chain",
-        (CHECKPOINT, first, last),
+        (first, last),
     )
     for name, have, low, high in rows:
         chains, records = chains + 1, records + have
