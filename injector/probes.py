@@ -8,10 +8,15 @@ so does a probe with a `host` of its own, since it leaves the pod's address alon
 On a second look the originals come from that setting. It is never trusted: what it says goes
 through the same reading as any pod's own probes, so a forged one can ask for nothing that the pod
 could not have asked for by itself.
+
+A probe asks whether the app lives, and anybody may have the proxy ask it. A hook makes the app do
+something, so its path ends in a secret that only the pod's spec holds: made once, kept after that.
 """
 
 import copy
 import json
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +32,7 @@ _OURS = frozenset(
     {contract.CAPTURE_CONTAINER, contract.VALIDATE_CONTAINER, contract.PROXY_CONTAINER}
 )
 _HOOK_TIMEOUT_S = 30
+_SECRET = re.compile(r"[0-9a-f]{32}")
 _ACTIONS = ("httpGet", "tcpSocket", "grpc")
 
 
@@ -62,14 +68,15 @@ def rewritten(spec: Raw) -> tuple[dict[str, Any], str, list[str]]:
     paths: list[str] = []
     for handler in _handlers(changed):
         points_at_us = _points_at_us(handler)
-        raw = _original(handler, known) if points_at_us else handler.raw
+        key = _key(handler, points_at_us)
+        raw = _original(handler, key, known) if points_at_us else handler.raw
         asked = _asked(handler, raw)
         if asked is None and points_at_us:
             raise _foreign(handler)
         if asked is None:
             continue
-        originals[handler.key] = asked
-        get = {"path": contract.PROBE_PATH + handler.key, "port": contract.HEALTH_PORT}
+        originals[key] = asked
+        get = {"path": contract.PROBE_PATH + key, "port": contract.HEALTH_PORT}
         kept = {name: value for name, value in raw.items() if name not in _ACTIONS}
         handler.parent[handler.name] = {**kept, "httpGet": {**get, "scheme": "HTTP"}}
         if not points_at_us:
@@ -133,11 +140,28 @@ def _points_at_us(handler: _Handler) -> bool:
     return action.get("port") == contract.HEALTH_PORT and path.startswith(contract.PROBE_PATH)
 
 
-def _original(handler: _Handler, known: Mapping[str, Any]) -> Raw:
+def new_secret() -> str:
+    """What a hook's path ends in: 32 hex digits that nobody guesses."""
+    return secrets.token_hex(16)
+
+
+def _key(handler: _Handler, points_at_us: bool) -> str:
+    """Its key in the setting, which is its path below `/probe/`: a hook's has a secret at its end."""
+    if not handler.is_hook:
+        return handler.key
+    if not points_at_us:
+        return f"{handler.key}/{new_secret()}"
+    secret = str(handler.raw["httpGet"]["path"]).rpartition("/")[2]
+    if not _SECRET.fullmatch(secret):
+        raise _foreign(handler)
+    return f"{handler.key}/{secret}"
+
+
+def _original(handler: _Handler, key: str, known: Mapping[str, Any]) -> Raw:
     """The probe as it was, from the proxy's setting."""
-    entry = known.get(handler.key)
+    entry = known.get(key)
     get = handler.raw["httpGet"]
-    exact = {"path": contract.PROBE_PATH + handler.key, "port": contract.HEALTH_PORT}
+    exact = {"path": contract.PROBE_PATH + key, "port": contract.HEALTH_PORT}
     if entry is None or {**get, "scheme": "HTTP"} != {**exact, "scheme": "HTTP"}:
         raise _foreign(handler)
     actions = {name: entry[name] for name in _ACTIONS if name in entry}

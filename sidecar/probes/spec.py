@@ -2,10 +2,13 @@
 
 The setting is a JSON object: `{"web/readiness": {"httpGet": {"path": "/healthz", "port": 8080,
 "scheme": "HTTP", "httpHeaders": [{"name": "X", "value": "y"}]}, "timeoutSeconds": 1}}`, or with
-`tcpSocket: {port}` or `grpc: {port, service}` instead (Kubernetes API, "Probe").
+`tcpSocket: {port}` or `grpc: {port, service}` instead (Kubernetes API, "Probe"). The key of a hook
+(`post-start`, `pre-stop`) ends in `/` and a secret of 32 hex digits: a hook makes the app do something,
+so who only reaches the health port must not be able to name one.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,7 +16,9 @@ from typing import Any, Self
 from kit.settings import ConfigInvalid, Settings
 from sidecar.contract import OWN_PORTS, PROBES_VARIABLE
 
-KINDS = frozenset({"startup", "liveness", "readiness", "post-start", "pre-stop"})
+KINDS = frozenset({"startup", "liveness", "readiness"})
+HOOKS = frozenset({"post-start", "pre-stop"})
+_SECRET = re.compile(r"[0-9a-f]{32}")
 _MAX_TIMEOUT_S = 3600.0
 
 
@@ -48,7 +53,7 @@ Probe = HttpProbe | TcpProbe | GrpcProbe
 
 @dataclass(frozen=True, slots=True)
 class AppProbes:
-    """`probes` by `<container>/<kind>`, and the address at which a kubelet would ask."""
+    """`probes` by `<container>/<kind>`, or with a hook's secret, and the address a kubelet would ask."""
 
     ip: str
     probes: Mapping[str, Probe]
@@ -69,8 +74,10 @@ def read_probes(text: str) -> dict[str, Probe]:
 
 
 def _key(key: str) -> str:
-    container, _, kind = key.partition("/")
-    if not container or kind not in KINDS:
+    container, _, rest = key.partition("/")
+    kind, _, secret = rest.partition("/")
+    well = _SECRET.fullmatch(secret) if kind in HOOKS else rest in KINDS
+    if not container or not well:
         raise ValueError(f"{key!r} names no probe")
     return key
 

@@ -23,7 +23,7 @@ from tests.injector.pods import (
     namespace,
     pod,
 )
-from tests.injector.write_golden import answered
+from tests.injector.write_golden import answered, one_secret
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(GOLDEN.glob("*.json"))
@@ -32,6 +32,7 @@ EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
 
 @pytest.mark.attack_row(34)
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+@one_secret()
 def test_the_patch_is_the_golden_one(path: Path) -> None:
     """Each file holds a pod, its namespace, and the patch or the refusal that it must get.
 

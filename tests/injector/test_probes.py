@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
@@ -27,13 +28,18 @@ def handed(raw: Raw) -> Any:
     return read_probes(env(raw, "podlink-proxy")[PROBES_VARIABLE])
 
 
+def hook(raw: Raw) -> Any:
+    return container(raw, "web")["lifecycle"]["preStop"]["httpGet"]
+
+
 def test_the_proxy_reads_what_the_injector_writes_for_every_kind() -> None:
-    assert handed(injected(pod(**copy.deepcopy(PROBED)))) == {
+    made = injected(pod(**copy.deepcopy(PROBED)))
+    assert handed(made) == {
         "cache/startup": TcpProbe(6379, 1.0),
         "web/startup": HttpProbe(8080, 1.0, "HTTP", "/start", ()),
         "web/liveness": HttpProbe(8080, 7.0, "HTTP", "/live?deep=$(NO)", (("Host", "shop"),)),
         "web/readiness": HttpProbe(8443, 1.0, "HTTPS", "/", ()),
-        "web/pre-stop": HttpProbe(8080, 30.0, "HTTP", "/bye", ()),
+        hook(made)["path"].removeprefix("/probe/"): HttpProbe(8080, 30.0, "HTTP", "/bye", ()),
         "rpc/readiness": GrpcProbe(50051, 1.0, "shop.Orders"),
     }
 
@@ -45,6 +51,35 @@ def test_the_kubelet_is_pointed_at_the_proxy_and_times_and_thresholds_stay() -> 
         "timeoutSeconds": 7,
         "periodSeconds": 3,
     }
+
+
+@pytest.mark.attack_row(32)
+def test_nobody_can_name_a_hook_who_does_not_read_the_pod() -> None:
+    """Else anybody who reaches the health port could stop the app, its policy notwithstanding."""
+    one, other = (hook(injected(pod(**copy.deepcopy(PROBED)))) for _ in range(2))
+    for get in (one, other):
+        assert re.fullmatch("/probe/web/pre-stop/[0-9a-f]{32}", get["path"])
+    assert one["path"] != other["path"]
+
+
+def test_a_hook_keeps_its_secret_when_the_pod_is_looked_at_again() -> None:
+    once = injected(pod(**copy.deepcopy(PROBED)))
+    assert changed(once).patch == []
+
+
+@pytest.mark.attack_row(34)
+@pytest.mark.parametrize(
+    "path", ["web/pre-stop", "web/pre-stop/", "web/pre-stop/1", "x/" + "0" * 32]
+)
+def test_a_hook_is_not_let_in_without_a_secret(path: str) -> None:
+    made = injected(pod(**copy.deepcopy(PROBED)))
+    for one in container(made, "podlink-proxy")["env"]:
+        if one["name"] == PROBES_VARIABLE:
+            one["value"] = one["value"].replace(hook(made)["path"].removeprefix("/probe/"), path)
+    hook(made)["path"] = f"/probe/{path}"
+    with pytest.raises(PodRefused, match=r"lifecycle\.preStop") as caught:
+        changed(made)
+    assert caught.value.reason == "probe_foreign"
 
 
 def test_exec_probes_and_probes_of_other_hosts_stay_with_the_kubelet() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import json
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -20,7 +21,14 @@ from kit.settings import ConfigInvalid, Settings
 from kit.tasks import spawn
 from sidecar.health import HealthServer
 from sidecar.pages import Answer, Request
-from sidecar.probes.spec import AppProbes, GrpcProbe, HttpProbe, Probe, TcpProbe
+from sidecar.probes.spec import (
+    AppProbes,
+    GrpcProbe,
+    HttpProbe,
+    Probe,
+    TcpProbe,
+    read_probes,
+)
 from sidecar.probes.table import ProbeTable
 
 
@@ -251,6 +259,20 @@ async def test_on_the_health_port_only_known_probes_are_run(
     await table.close()
 
 
+@pytest.mark.attack_row(32)
+async def test_a_hook_is_run_for_whoever_knows_its_secret_alone(app: App) -> None:
+    text = json.dumps({"web/pre-stop/" + "5" * 32: {
+        "httpGet": {"port": app.port, "path": "/204", "scheme": "HTTP"}, "timeoutSeconds": 3,
+    }})  # fmt: skip
+    table = ProbeTable(AppProbes("127.0.0.1", read_probes(text)))
+    for guess in ("", "/", "/" + "0" * 32, "/" + "5" * 31):
+        assert plain(await table.answer(Request(f"/probe/web/pre-stop{guess}")))[0] == 404
+    assert app.seen == []
+    assert plain(await table.answer(Request("/probe/web/pre-stop/" + "5" * 32)))[0] == 200
+    assert len(app.seen) == 1
+    await table.close()
+
+
 async def ask(port: int, path: str) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -266,6 +288,7 @@ async def ask(port: int, path: str) -> bytes:
         '{"web/liveness": {"tcpSocket": {"port": 80}, "timeoutSeconds": 0}}',
         '{"web/liveness": {"tcpSocket": {"port": "80"}, "timeoutSeconds": 1}}',
         '{"web/liveness": {"exec": {"port": 80}, "timeoutSeconds": 1}}',
+        '{"web/pre-stop": {"tcpSocket": {"port": 80}, "timeoutSeconds": 1}}',
         '{"web/odd": {"tcpSocket": {"port": 80}, "timeoutSeconds": 1}}',
     ],
 )  # fmt: skip
