@@ -57,6 +57,7 @@ class BundlePublisher:
         Raises KubeError if a list fails; a single namespace that refuses is logged and left for the
         next round.
         """
+        self._changed.clear()  # before the first write: a change in the midst begins another round
         listed = await self._kube.get(_NAMESPACES, **_ENROLLED)
         names = {item["metadata"]["name"] for item in listed.get("items") or ()}
         self._wanted = names | await self._labelled() | {self._system_namespace}
@@ -68,7 +69,6 @@ class BundlePublisher:
     async def follow(self, resource_version: str) -> None:
         """Watch for enrolled namespaces and pods until the bundle changes, for one resync period at
         most. Raises KubeError (410 included)."""
-        self._changed.clear()
         watching = [
             spawn(self._follow(_NAMESPACES, resource_version), name="watch enrolled namespaces"),
             spawn(_wait(self._changed), name="wait for another bundle"),

@@ -152,3 +152,23 @@ async def test_where_pods_may_not_be_listed_enrolled_namespaces_are_still_served
         await until(lambda: fake.bundle_in("late") == PEM)
         assert fake.seen.count(("GET", "/api/v1/pods")) == 1, "asked once, not in a loop"
         await stop(publishing)
+
+
+async def test_a_bundle_that_changes_in_the_midst_of_a_round_is_not_missed() -> None:
+    fake = FakeKube()
+    for name in ("a", "b"):
+        fake.add_namespace(name)
+    pem = "one"
+    async with fake.running() as kube:
+        publisher = BundlePublisher(kube, SYSTEM, lambda: pem.encode())
+
+        def change(method: str, path: str) -> None:
+            nonlocal pem
+            if method == "POST" and "/namespaces/b/" in path and pem == "one":
+                pem = "two"
+                publisher.bundle_changed()
+
+        fake.before = change
+        publishing = spawn(keep_published(publisher), name="publish")
+        await until(lambda: publisher.unpublished() == () and fake.bundle_in("a") == "two")
+        await stop(publishing)

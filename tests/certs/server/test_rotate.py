@@ -216,7 +216,13 @@ def cut_down(ca: RunningCa, after_write: bool) -> asyncio.Event:
 @pytest.mark.fault_row("root-rotation")
 @pytest.mark.fault_row("ca-restart")
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("after_write", [False, True], ids=["before the write", "after the write"])
+@pytest.mark.parametrize(
+    "after_write",
+    [
+        pytest.param(False, id="before the write", marks=pytest.mark.soak),
+        pytest.param(True, id="after the write"),
+    ],
+)
 async def test_a_ca_that_is_killed_at_any_step_goes_on_where_it_was(
     tmp_path: Path, after_write: bool
 ) -> None:
