@@ -32,6 +32,7 @@ import asyncio
 import gc
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 from bench.certificates import FAR_IDENTITY, NEAR_IDENTITY
@@ -47,6 +48,7 @@ from sidecar.__main__ import main as pod_main  # noqa: F401 - all that a pod's s
 from sidecar.contract import ALPN
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
+from sidecar.dataplane.limits import Buckets
 from sidecar.dataplane.listener import Listener
 from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.poller import DataLoop, poller_of
@@ -74,6 +76,9 @@ def arguments() -> argparse.Namespace:
         role.add_argument("--certs", required=True)
         role.add_argument("--otlp", required=True)
         role.add_argument("--app", required=True)
+        role.add_argument(
+            "--tunnels", type=int, default=0, help="from one peer, if not the default"
+        )
     outbound.add_argument("--target", required=True)
     return parser.parse_args()
 
@@ -157,6 +162,11 @@ async def run(args: argparse.Namespace) -> None:
         policy=POLICIES,
         tunnel_only=True,
     )
+    if args.tunnels:
+        plane.limits = replace(
+            plane.limits, tunnels_per_peer=args.tunnels, idle_tunnels_per_peer=args.tunnels
+        )
+        plane.handshake_rate = Buckets(args.tunnels, args.tunnels)
     arrivals = Arrivals(plane)
     watch = Watch(plane, arrivals)
     app_port = address(args.app)[1]
