@@ -76,7 +76,7 @@ def _start(pair: PodlinkPair) -> None:
     for child, address in ((near, pair.client_address), (far, pair.tunnel_address)):
         wait_until(lambda a=address: mutual.listens(a), "podlink", timeout_s=10, child=child)  # type: ignore[misc]
     wait_until(lambda: mutual.answers(pair.client_address), "an answer", timeout_s=10, child=near)
-    time.sleep(1.5)
+    time.sleep(4.0)
 
 
 def _tell(what: str, side: str, before: Memory, after: Memory, count: int) -> None:

@@ -63,7 +63,7 @@ from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.telemetry.resource import PodResource
 
-SETTLED_AFTER_S = 0.5
+SETTLED_AFTER_S = 2.0
 
 
 def arguments() -> argparse.Namespace:
@@ -134,7 +134,7 @@ def trust(folder: Path, own: str, identity: str) -> Trust:
 
 
 async def settle() -> None:
-    """As `sidecar.app` does, with less patience: the bench looks at the memory after a second."""
+    """As `sidecar.app` does, once the first connections are made."""
     await asyncio.sleep(SETTLED_AFTER_S)
     let_go_of_the_start()
 

@@ -21,6 +21,8 @@ from bench.processes import Cpus, cpu_seconds, memory, on, wait_until
 from bench.proxies import Proxy, text
 
 _SETTLE_S = 0.1
+_IDLE_S = 4.0
+"""Before the memory of an idle proxy is looked at: start-up is over for everybody."""
 _READY_S = 20.0
 
 
@@ -101,7 +103,7 @@ class Bench:
             )
             mutual.check_far_refuses_strangers(proxy)
             self._note("seconds_to_ready", proxy, seconds)
-        time.sleep(1.0)
+        time.sleep(_IDLE_S)
         for proxy in self._proxies:
             if pids := proxy.pids():
                 idle = memory(pids)
