@@ -170,9 +170,10 @@ class Bench:
     def _idle(self, proxy: Proxy) -> None:
         if not (pids := proxy.pids()):
             return
-        before = memory(pids).resident
+        # Anonymous: pages of code that come back to whoever let go of them are no link's.
+        before = memory(pids).anonymous
         with self._load(proxy, "idle", "--connections", self._plan.idle_links):
-            grown = memory(pids).resident - before
+            grown = memory(pids).anonymous - before
         self._note("memory_per_link", proxy, max(0.0, grown * 1024 / self._plan.idle_links))
 
     def _add_latencies(self) -> None:

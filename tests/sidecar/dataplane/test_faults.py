@@ -73,7 +73,9 @@ async def test_a_storm_of_resets_leaves_no_descriptor_and_no_link(
     for _ in range(40):
         burst = [socket.create_connection(pair.upstream) for _ in range(50)]
         for sock in burst:
-            sock.send(b"x" * draw.choice([1, 1000, 60_000]))
+            # Each reset costs a tunnel: the far side's limit on handshakes may turn some away.
+            with contextlib.suppress(ConnectionError):
+                sock.send(b"x" * draw.choice([1, 1000, 60_000]))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             if draw.random() < 0.5:
                 await asyncio.sleep(0)
