@@ -6,7 +6,7 @@ and a span with impossible ids is refused, alone.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -307,8 +307,9 @@ def _read(attributes: Iterable[KeyValue], texts: dict[str, str], numbers: dict[s
             numbers[attribute.key] = value.int_value
 
 
-def _text_of(attributes: Iterable[KeyValue], name: str) -> str:
-    return next((a.value.string_value for a in attributes if a.key == name), "")
+def _text_of(attributes: Sequence[KeyValue], name: str) -> str:
+    """Of a name that comes twice the last counts, as it does where it is shown."""
+    return next((a.value.string_value for a in reversed(attributes) if a.key == name), "")
 
 
 def _namespace(pod: str | None, identity: str | None) -> str:

@@ -33,6 +33,8 @@ class Voucher:
             kind, name, namespace = row.edge[:3]
         else:
             kind, name, namespace = row.edge[3:6]
-        if kind == "identity":
-            return name == sender
-        return namespace in ("", who.namespace)  # the link of a pod that had no certificate yet
+        if kind == "identity" and name != sender:
+            return False
+        # Of a link without identity (its pod had no certificate yet) this is all that is known; of one
+        # with it, it keeps the link from being filed under another namespace by a pod's name.
+        return namespace in ("", who.namespace)

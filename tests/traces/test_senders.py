@@ -35,7 +35,7 @@ from tests.traces.spans import EXPORT, payload_of, request_of
 from traces.app import TraceStore
 from traces.config import MeshConfig, TracesConfig
 from traces.query import LinkFilter, Reader
-from traces.rows import rows_of
+from traces.rows import SpanRow, plain_attributes, rows_of
 from traces.vouch import Voucher
 
 STORE = "spiffe://cluster.local/ns/podlink-system/sa/podlink-traces"
@@ -274,3 +274,32 @@ def test_a_sender_is_believed_of_itself_alone(sender: str, namespace: str) -> No
     assert voucher.believes(sender, "", second) is (sender == DB)
     if namespace not in ("", "shop"):
         assert not voucher.believes(API, namespace, first)
+
+
+@pytest.mark.attack_row(44)
+def test_a_pods_name_files_no_link_under_another_namespace() -> None:
+    """Its own identity, but a pod elsewhere: who looks at one namespace would not see it there."""
+    voucher = Voucher(WorkloadIdentity.parse(CA))
+    out = outbound(source_pod="prod/api-1")
+    [of] = rows_of(request_of(out, inbound_of(out, destination_pod="shop/db-0"))).resources
+    first, second = of.rows
+    assert first.edge is not None and first.edge.source_namespace == "prod"
+    assert not voucher.believes(API, "", first)
+    assert not voucher.believes(DB, "", second)
+
+
+@pytest.mark.attack_row(43)
+def test_a_resource_that_names_two_namespaces_is_believed_of_the_one_that_is_shown() -> None:
+    asked: list[str] = []
+    request = request_of(outbound())
+    resource = request.resource_spans[0].resource
+    del resource.attributes[:]
+    for namespace in ("shop", "prod"):
+        resource.attributes.add(key="k8s.namespace.name").value.string_value = namespace
+
+    def believes(_sender: str, namespace: str, _row: SpanRow) -> bool:
+        asked.append(namespace)
+        return True
+
+    rows_of(request, API, believes)
+    assert asked == [plain_attributes(resource.attributes)["k8s.namespace.name"]]
