@@ -228,6 +228,8 @@ class Arrival:
         except Denied as e:
             return self._turn_away(e)
         self._arrivals.no_stranger_any_more(self._ip)
+        if limit := plane.full_for_plaintext():
+            return plane.turn_away(self._sock, limit)
         return PlaintextLink(plane, self._sock, self._to, permit, record).start(self._head)
 
     # --- the end ----------------------------------------------------------------------------

@@ -113,6 +113,8 @@ class Plane:
     """How many of our links go to each endpoint now."""
     live: "set[LiveLink]" = field(default_factory=set)
     """Every link that has begun and not ended; `sidecar.dataplane.watch` looks at them."""
+    plaintext: int = 0
+    """How many of those are plaintext links of peers without identity."""
     limits: Limits = field(default_factory=Limits)
     shedding: bool = False
     """Memory is short: no new links until it is not."""
@@ -138,6 +140,12 @@ class Plane:
         if self.shedding:
             return "memory"
         return "links" if len(self.live) >= self.limits.links else ""
+
+    def full_for_plaintext(self) -> str:
+        """The same for a link of a peer without identity."""
+        if limit := self.full():
+            return limit
+        return "plaintext_links" if self.plaintext >= self.limits.plaintext_links else ""
 
     def turn_away(self, sock: socket.socket, limit: str) -> None:
         """Close a connection unheard; the other side sees a reset."""

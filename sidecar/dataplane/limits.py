@@ -17,6 +17,8 @@ class Limits:
 
     links: int = 20_000
     """Open links, both directions together."""
+    plaintext_links: int = 10_000
+    """Of those, plaintext ones from peers without identity: they must not keep out the others."""
     strangers: int = 1024
     """Connections that have not shown who they are yet, in all."""
     strangers_per_source: int = 128
@@ -38,8 +40,10 @@ class Limits:
         CA, the registry and the collector want some as well."""
         spare = max(descriptors - 64, 24)
         base = cls()
+        links = max(8, min(base.links // workers, spare // 3))
         return cls(
-            links=max(8, min(base.links // workers, spare // 3)),
+            links=links,
+            plaintext_links=links // 2,
             strangers=max(8, min(base.strangers // workers, spare // 4)),
             strangers_per_source=max(4, min(base.strangers_per_source, spare // 8)),
         )

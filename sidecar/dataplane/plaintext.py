@@ -53,6 +53,7 @@ class PlaintextLink:
         record.policy, record.rule = permit.policy, permit.rule
         record.security, record.reason = "plaintext", "permissive"
         plane.live.add(self)
+        plane.plaintext += 1
 
     def start(self, head: bytes) -> None:
         self._head = head
@@ -133,4 +134,5 @@ class PlaintextLink:
         self.cut(CUT_BY_POLICY, "policy")
 
     def _report(self, sent: int, received: int, close: str) -> None:
+        self._plane.plaintext -= 1
         self._plane.link_over(self, sent, received, close)

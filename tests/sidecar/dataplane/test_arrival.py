@@ -19,6 +19,7 @@ from sidecar import sockets
 from sidecar.contract import ALPN, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.handshake import Handshake
+from sidecar.dataplane.limits import Limits
 from sidecar.dataplane.listener import Listener
 from sidecar.directory import Gone, Workload
 from tests.certs.forge import Forge
@@ -99,6 +100,33 @@ async def test_a_port_may_take_plaintext_where_the_pod_does_not(
     assert await ends(reader) == b""
     writer.close()
     assert (await gate.side.record(2)).reason == "plaintext_denied"
+
+
+@pytest.mark.attack_row(24)
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [(Limits(links=1), "links"), (Limits(plaintext_links=1), "plaintext_links")],
+)
+async def test_strangers_that_are_let_in_do_not_use_up_the_links_of_all(
+    limits: Limits, said: str, gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_to(await serve(echo), monkeypatch)
+    plane = gate.side.plane
+    plane.limits = limits
+    reader, writer = await connected(gate.address, b"hello")
+    assert await reader.readexactly(5) == b"hello"
+    late, refused = await connected(gate.address, b"hello")
+    assert await ends(late) == b""
+    assert plane.turned_away == {said: 1} and len(plane.live) == 1
+    for each in (writer, refused):
+        each.close()
+    await gate.side.record()
+    assert plane.plaintext == 0
+    again, writer = await connected(gate.address, b"hello")
+    assert await again.readexactly(5) == b"hello"
+    writer.close()
+    await gate.side.record(2)
+    assert plane.plaintext == 0
 
 
 NODE = Workload("", "", "", None, (LOOPBACK,), host_network=True)
