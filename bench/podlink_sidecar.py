@@ -40,6 +40,7 @@ from certs.trust.bans import Guard
 from certs.trust.contexts import TlsMaterial
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidChecker
+from kit.buckets import Buckets
 from kit.clock import monotonic
 from kit.tasks import spawn, stop
 from policy.rules import Policy, PolicySet, Rule, Source
@@ -48,7 +49,6 @@ from sidecar.__main__ import main as pod_main  # noqa: F401 - all that a pod's s
 from sidecar.contract import ALPN
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.context import Plane, Trust
-from sidecar.dataplane.limits import Buckets
 from sidecar.dataplane.listener import Listener
 from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.poller import DataLoop, poller_of

@@ -9,6 +9,7 @@ from random import Random, SystemRandom
 from typing import Protocol
 
 from certs.trust.facts import LeafFacts
+from kit.buckets import Buckets
 from kit.clock import monotonic, unix_ns, unix_s
 from kit.ports import NO_PORTS, PortSet
 from policy.rules import PolicySet
@@ -16,7 +17,7 @@ from sidecar.contract import INBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.choose import Memory
 from sidecar.dataplane.ejections import Ejections
 from sidecar.dataplane.handshake import Verify
-from sidecar.dataplane.limits import Buckets, Limits
+from sidecar.dataplane.limits import Limits
 from sidecar.dataplane.poller import Poller
 from sidecar.dataplane.pool import Pool
 from sidecar.directory import Directory, Own

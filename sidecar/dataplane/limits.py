@@ -4,11 +4,7 @@ What goes over a limit is closed unheard and counted under the limit's name
 (`podlink_connections_turned_away_total`): a record of each would be the flood's next victim.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
-
-KEPT_SOURCES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +43,3 @@ class Limits:
             strangers=max(8, min(base.strangers // workers, spare // 4)),
             strangers_per_source=max(4, min(base.strangers_per_source, spare // 8)),
         )
-
-
-class Buckets:
-    """A token bucket per source. The sources asked longest ago are forgotten, full again."""
-
-    __slots__ = ("_burst", "_kept", "_rate")
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._kept: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Tokens left, and when that was so."""
-
-    def take(self, source: str, now: float) -> bool:
-        """Whether `source` may do it once more; `now` is monotonic."""
-        left, at = self._kept.get(source, (self._burst, now))
-        left = min(self._burst, left + (now - at) * self._rate)
-        if left < 1.0:
-            return False
-        self._kept[source] = (left - 1.0, now)
-        self._kept.move_to_end(source)
-        if len(self._kept) > KEPT_SOURCES:
-            self._kept.popitem(last=False)
-        return True

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sidecar import pages
+from kit.buckets import Buckets
+from sidecar import health, pages
 from sidecar.health import HealthServer, check
 
 
@@ -84,3 +85,31 @@ async def test_a_head_in_pieces_is_one_request(port: int) -> None:
         await writer.drain()
     assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
     writer.close()
+
+
+@pytest.mark.attack_row(24)
+async def test_one_address_can_neither_fill_the_port_nor_ask_without_end(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "PER_SOURCE", 3)
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+    assert (await answer(port, get("/livez"), "::1")).startswith(b"HTTP/1.1 200 "), "another one"
+    assert await answer(port, get("/livez")) == b""
+    for _, writer in silent:
+        writer.close()
+    async with asyncio.timeout(3):
+        while not (await answer(port, get("/livez"))).startswith(b"HTTP/1.1 200 "):
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(health, "IN_ALL", 0)
+    assert await answer(port, get("/livez")) == b""
+
+
+@pytest.mark.attack_row(24)
+async def test_questions_of_one_address_have_a_rate(unused_tcp_port: int) -> None:
+    server = HealthServer(Buckets(0.0, 2.0))
+    server.routes.add("/livez", check(lambda: (True, "ok\n")))
+    await server.start(unused_tcp_port)
+    for host in ("127.0.0.1", "::1"):
+        got = [await answer(unused_tcp_port, get("/livez"), host) for _ in range(3)]
+        assert [bool(each) for each in got] == [True, True, False]
+    await server.close()

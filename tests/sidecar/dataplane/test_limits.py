@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.buckets import KEPT_SOURCES, Buckets
 from sidecar import memory, sockets
 from sidecar.dataplane import deadline, listener
 from sidecar.dataplane.deadline import Deadline
 from sidecar.dataplane.kept import Kept
-from sidecar.dataplane.limits import KEPT_SOURCES, Buckets, Limits
+from sidecar.dataplane.limits import Limits
 from sidecar.dataplane.listener import Listener
 from sidecar.dataplane.poller import poller_of
 from sidecar.memory import MemoryWatch, limit_of_cgroup, used_bytes

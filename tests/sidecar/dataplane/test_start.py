@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from kit.buckets import Buckets
 from sidecar.dataplane import inbound, pool
-from sidecar.dataplane.limits import Buckets
 from tests.sidecar.dataplane.conftest import StartPair, connected
 
 Serve = Any

@@ -1,0 +1,29 @@
+"""Token buckets by source. Pure: the clock is an argument."""
+
+from collections import OrderedDict
+from typing import Final
+
+KEPT_SOURCES: Final = 4096
+
+
+class Buckets:
+    """A token bucket per source. The sources asked longest ago are forgotten, full again."""
+
+    __slots__ = ("_burst", "_kept", "_rate")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._kept: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Tokens left, and when that was so."""
+
+    def take(self, source: str, now: float) -> bool:
+        """Whether `source` may do it once more; `now` is monotonic."""
+        left, at = self._kept.get(source, (self._burst, now))
+        left = min(self._burst, left + (now - at) * self._rate)
+        if left < 1.0:
+            return False
+        self._kept[source] = (left - 1.0, now)
+        self._kept.move_to_end(source)
+        if len(self._kept) > KEPT_SOURCES:
+            self._kept.popitem(last=False)
+        return True
