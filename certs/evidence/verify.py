@@ -6,7 +6,7 @@ whatever store, and needs nothing but the roots.
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from certs.evidence.chain import (
@@ -30,7 +30,8 @@ from certs.trust.bundle import TrustBundle
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Every chain that the spans name, and what was no evidence at all."""
+    """Every chain that the spans name (once for each workload that tells of it), and what was no
+    evidence at all."""
 
     chains: tuple[ChainJudged, ...]
     refused: tuple[str, ...]
@@ -61,8 +62,9 @@ def verify_spans(items: Iterable[Mapping[str, object]], bundle: TrustBundle) -> 
         except (EvidenceMalformed, StatementRefused) as e:
             refused.append(f"span {str(item.get('span_id'))[:16]}: {e}")
     chains = [
-        _one_signer(name, records.get(name, []), anchors.get(name, []), refused)
+        judged
         for name in sorted({*records, *anchors})
+        for judged in _by_signer(name, records.get(name, []), anchors.get(name, []), refused)
     ]
     return Verified(tuple(chains), tuple(refused[:100]), outside)
 
@@ -85,15 +87,26 @@ def read_checkpoint(item: Mapping[str, object], bundle: TrustBundle) -> tuple[st
     return chain, replace(anchor, identity=str(facts.identity))
 
 
-def _one_signer(
+def _by_signer(
     name: str, records: list[Kept], anchors: list[Anchor], refused: list[str]
-) -> ChainJudged:
+) -> Iterator[ChainJudged]:
     """A chain belongs to the workload whose links its records tell of: no other workload's signature
-    on it is proof. Without records it belongs to whoever signed first."""
+    on it is proof. Without records it belongs to whoever signed first.
+
+    A sidecar has one identity for life, so records of several mean that somebody wrote under another's
+    chain. Each is judged with its own signatures alone, or a stranger's would prove what it altered.
+    """
     reporters = {record.reporter for record in records if record.reporter}
+    if len(reporters) > 1:
+        refused.append(f"chain {name}: records of {', '.join(sorted(reporters)[:4])} under one id")
     if anchors and not reporters:
         reporters = {min(anchors, key=lambda a: (a.at_ns, a.sequence)).identity}
     for anchor in anchors:
         if anchor.identity not in reporters:
             refused.append(f"chain {name}: {anchor.identity} signed what is not its own")
-    return judge(name, records, [anchor for anchor in anchors if anchor.identity in reporters])
+    for reporter in sorted(reporters) or [""]:
+        yield judge(
+            name,
+            [record for record in records if record.reporter in ("", reporter)],
+            [anchor for anchor in anchors if anchor.identity == reporter],
+        )

@@ -52,11 +52,11 @@ def written(count: int, every: int, signer: WorkloadSigner = SIGNER) -> list[Ite
     return items
 
 
-def record(chain: Chain, number: int) -> Item:
+def record(chain: Chain, number: int, reporter: str = DEFAULT) -> Item:
     ids = (secrets.token_bytes(16), secrets.token_bytes(8), b"")
     attributes = {
         "podlink.direction": "outbound",
-        "podlink.source.identity": DEFAULT,
+        "podlink.source.identity": reporter,
         "podlink.verdict": "denied" if number % 7 == 0 else "allowed",
         "server.port": 5432,
         "podlink.direct": True,
@@ -186,6 +186,33 @@ def test_a_forged_twin_beside_the_true_record_is_found_and_the_true_one_stays_pr
     [judged] = verify([twin, *items]).chains
     assert judged.altered == (7,)
     assert judged.proven == 20
+
+
+@pytest.mark.attack_row(44)
+def test_a_record_of_ones_own_under_anothers_chain_gives_no_right_to_sign_for_it() -> None:
+    """Whoever holds the spans and any workload's key: alter a record, go on to the end of the chain as
+    if it were so, and sign that."""
+    other = "spiffe://cluster.local/ns/evil/sa/x"
+    pair = FORGE.leaf(other)
+    evil = WorkloadSigner(TlsMaterial(pair.key_pem, pair.chain_pem, FORGE.root_pem))
+    chain, items = Chain(secrets.token_bytes(16)), list[Item]()
+    for number in range(1, 10):
+        items.append(record(chain, number))  # number 7, the denied one, may say what it likes
+    items.append(record(chain, 10, other))
+    items.append(checkpoint(chain, evil))
+    found = verify(items)
+    assert not found.sound and "under one id" in found.refused[0]
+    of = {judged.identities: judged for judged in found.chains}
+    assert of[()].proven == 0 and of[()].unproven == 9
+    assert of[other,].proven == 1
+    # Nor does it take anything from the one whose chain it is.
+    items = written(20, every=10)
+    stranger = Chain(bytes.fromhex(items[0]["attributes"][CHAIN_ID]))
+    stranger.sequence = 19
+    of = {each.identities: each for each in verify(
+        [*items, record(stranger, 20, other), checkpoint(stranger, evil)]
+    ).chains}  # fmt: skip
+    assert of[DEFAULT,].proven == 20 and of[DEFAULT,].sound
 
 
 def test_a_store_that_keeps_microseconds_can_still_prove_what_it_keeps() -> None:
