@@ -76,7 +76,9 @@ class Answers:
         if entry is None:
             found = self._find(key)
             entry = encode(_entry(key.text, found))
-            if found is not None:  # what is external is not kept: there may be any number of it
+            # What is external is not kept, nor an address that is not spelled as sidecars spell it:
+            # there may be any number of either, and whoever asks chooses them.
+            if found is not None and (not key.is_ip or key.text == key.topic):
                 self._entries.setdefault(key.topic, of_topic)[key.text] = entry
         return entry
 

@@ -3,6 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.answers import Answers
+from registry.keys import Key
 from registry.model import NodeView, ServiceView, settings_topic
 from tests.registry.cluster import Cluster, Raw
 from tests.registry.objects import endpoint, namespace_object, pod, service, slice_of
@@ -182,3 +184,16 @@ def test_any_history_ends_like_a_fresh_start_with_what_is_left(
     for ip in ("10.0.0.1", "10.0.0.2", "10.96.0.1", "192.0.2.1"):
         assert lived.model.at_ip(ip) == fresh.model.at_ip(ip)
     assert lived.reasons("db.shop").keys() >= fresh.reasons("db.shop").keys()
+
+
+def test_ever_new_spellings_of_one_address_cost_no_memory() -> None:
+    """A caller chooses how it spells an address, and there are thousands of ways."""
+    cluster = Cluster()
+    cluster.pods(pod("a", "10.0.0.1", "fd00::1"))
+    answers = Answers(cluster.model, "allow-meshed")
+    for text in ("fd00::1", "FD00::1", "fd00:0::1", "::ffff:10.0.0.1", "::FFFF:a00:1"):
+        found = answers.entry(Key.parse(text))
+        assert b"fd00::1" in found.framed
+        answers.entry(Key.parse(text))
+    assert [list(each) for each in answers._entries.values()] == [["fd00::1"]]
+    assert answers.entry(Key.parse("fd00::1")) is answers.entry(Key.parse("fd00::1"))
