@@ -265,7 +265,8 @@ def _nanoseconds(raw_time: str) -> int:
 
     try:
         at = dt.datetime.fromisoformat(raw_time)
-        return max(0, int(at.timestamp())) * 1_000_000_000 if at.tzinfo is not None else 0
+        ns = max(0, int(at.timestamp())) * 1_000_000_000 if at.tzinfo is not None else 0
+        return min(ns, _MAX_INT64)  # the year 9999 is beyond what SQLite keeps
     except (ValueError, OverflowError):
         return 0
 

@@ -130,6 +130,21 @@ def test_names_beyond_any_bound_share_one_edge(db: sqlite3.Connection) -> None:
     assert db.execute("SELECT count(*) FROM edges").fetchone()[0] == 11
 
 
+def test_a_certificate_of_the_year_9999_spoils_no_transaction(db: sqlite3.Connection) -> None:
+    """All senders of a moment share one: a number that SQLite cannot keep would lose it for all."""
+    request = request_of(outbound())
+    span = request.resource_spans[0].scope_spans[0].spans.add()
+    span.trace_id, span.span_id, span.name = b"t" * 16, b"s" * 8, "certificate issued"
+    span.end_time_unix_nano = NOW_NS
+    for name in ("not_before", "not_after"):
+        value = span.attributes.add(key=f"podlink.certificate.{name}").value
+        value.string_value = "9999-12-31T23:59:59Z"
+    keep(db, request)
+    [(began, ended)] = db.execute("SELECT not_before_ns, not_after_ns FROM certificates").fetchall()
+    assert began == ended == (1 << 63) - 1
+    assert db.execute("SELECT count(*) FROM spans").fetchone() == (2,)
+
+
 def test_the_ledger_of_certificates_is_kept_apart(db: sqlite3.Connection) -> None:
     request = ExportTraceServiceRequest()
     span = request.resource_spans.add().scope_spans.add().spans.add()
