@@ -107,11 +107,12 @@ class Crew:
                 await running.wait()
 
     def _brief(self, mate: "_Mate") -> None:
-        """Tell a new worker all that is in force."""
-        if self._svid is not None:
-            mate.wire.send_value(w.SVID, self._svid)
+        """Tell a new worker all that is in force. It listens already, and its first certificate is
+        what lets it make links: whoever is banned must be known before that."""
         if self._bans is not None:
             mate.wire.send_value(w.BANS, self._bans)
+        if self._svid is not None:
+            mate.wire.send_value(w.SVID, self._svid)
         for key, value in self._known().items():
             mate.wire.send_value(w.FOUND, (key, value))
         if self._settings is not None:
