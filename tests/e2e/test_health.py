@@ -9,14 +9,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from sidecar.contract import HEALTH_PORT
 from sidecar.metrics.catalogue import BY_NAME
 from tests.e2e.mesh import Mesh, until
-from tests.e2e.objects import MESH, PLAIN, pod, serving
+from tests.e2e.objects import MESH, PLAIN, account, pod, serving
 
 CLIENT = f"spiffe://cluster.local/ns/{MESH}/sa/client"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def servers(mesh: Mesh) -> Iterator[None]:
-    made = [pod("counted", serving("echo", 7001)), pod("bared", serving("echo", 7001))]
+    made = [
+        account("counted"),  # an identity of its own: counts are by identity, and others talk too
+        pod("counted", serving("echo", 7001), serviceAccountName="counted"),
+        pod("bared", serving("echo", 7001)),
+    ]
     mesh.apply(*made)
     yield
     mesh.delete(*made)
