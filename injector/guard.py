@@ -60,8 +60,16 @@ def check_pod(spec: Raw, mode: str) -> None:
 
 
 def check_ephemeral(spec: Raw) -> None:
-    """Raise PodRefused if a debug container added to a meshed pod could pass for its proxy."""
+    """Raise PodRefused if a debug container added to a meshed pod could pass for its proxy, or shares
+    its processes: with SYS_PTRACE, which common debug profiles add, it would read the key."""
     for number, container in enumerate(spec.get("ephemeralContainers") or ()):
+        target = container.get("targetContainerName")
+        if target in _OUR_CONTAINERS:
+            raise PodRefused(
+                "shared_processes",
+                f"spec.ephemeralContainers[{number}].targetContainerName {target} lets it reach into "
+                "the proxy, which holds the key",
+            )
         _check_container(f"spec.ephemeralContainers[{number}]", container, "redirect")
 
 

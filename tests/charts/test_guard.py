@@ -178,6 +178,18 @@ def test_a_debug_container_may_not_pass_for_the_proxy(judge: Judge) -> None:
     assert "NET_ADMIN" in judge(made, operation="UPDATE")
 
 
+@pytest.mark.attack_row(36)
+@pytest.mark.attack_row(41)
+@pytest.mark.parametrize("name", ["podlink-proxy", "podlink-capture", "podlink-validate"])
+def test_a_debug_container_may_not_share_the_proxys_processes(judge: Judge, name: str) -> None:
+    made = meshed()
+    debug = {"name": "d", "image": "busybox", "targetContainerName": "web"}
+    made["spec"]["ephemeralContainers"] = [debug]
+    assert judge(made, operation="UPDATE") == ""
+    debug["targetContainerName"] = name
+    assert "process namespace" in judge(made, operation="UPDATE")
+
+
 def test_an_old_pod_of_a_namespace_enrolled_later_may_still_be_debugged(judge: Judge) -> None:
     old = pod(ephemeralContainers=[{"name": "d", "image": "busybox"}])
     assert judge(old, operation="UPDATE") == ""

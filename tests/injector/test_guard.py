@@ -212,3 +212,15 @@ def test_every_reason_for_a_refusal_is_explained() -> None:
     assert {"proxy_id", "probe_port", "never_ends", "namespace_unknown"} <= used
     page = Path("docs/reasons.md").read_text()
     assert {reason for reason in used if f"`{reason}`" not in page} == set()
+
+
+@pytest.mark.attack_row(36)
+@pytest.mark.attack_row(41)
+@pytest.mark.parametrize("name", ["podlink-proxy", "podlink-capture", "podlink-validate"])
+def test_a_debug_container_may_not_share_the_proxys_processes(name: str) -> None:
+    debug = {"name": "d", "image": "busybox", "targetContainerName": "web"}
+    check_ephemeral({"ephemeralContainers": [debug]})
+    debug["targetContainerName"] = name
+    with pytest.raises(PodRefused, match=r"spec.ephemeralContainers\[0\]") as caught:
+        check_ephemeral({"ephemeralContainers": [debug]})
+    assert caught.value.reason == "shared_processes"
