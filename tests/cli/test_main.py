@@ -35,7 +35,7 @@ def test_help_imports_no_subcommand() -> None:
         (["local", "up", "-f", "/no/such.yaml"], "/no/such.yaml: No such file"),
         (["local", "apply", "--name", "absent"], "no cluster 'absent'"),
         (["local", "up", "--publish", "80:x"], "--publish must be"),
-        (["local", "get", "linkpolicies"], "unknown kind 'linkpolicies'"),
+        (["local", "get", "gadgets"], "unknown kind 'gadgets'"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(argv: list[str], message: str) -> None:

@@ -107,8 +107,9 @@ def test_sigterm_lets_the_links_of_every_worker_go_on_and_a_second_one_ends_them
     hold = ("python", "-m", "tests.e2e.apps", "hold", mesh.ip(NAME), 7001)
     pid, workers = mesh.proxy_pid(NAME), children(mesh)
     with ExitStack() as stack:
-        held = [stack.enter_context(mesh.in_pod(f"{MESH}/client", *hold)) for _ in range(6)]
-        assert [json.loads(each.line()) for each in held] == [{"open": True}] * 6
+        # So many that each worker has one of them: a worker without links ends at once.
+        held = [stack.enter_context(mesh.in_pod(f"{MESH}/client", *hold)) for _ in range(30)]
+        assert [json.loads(each.line()) for each in held] == [{"open": True}] * 30
         mesh.node("kill", "-TERM", str(pid))
         until(lambda: not _answers(mesh), "no new link comes in")
         assert all(_alive(mesh, each) for each in (pid, *workers))
