@@ -219,3 +219,32 @@ def test_an_expression_that_fails_refuses(judge: Judge) -> None:
     del broken["spec"]["containers"]
     with pytest.raises(policies.PolicyBroken):
         judge(broken)
+
+
+@pytest.mark.attack_row(35)
+def test_the_image_of_podlinks_own_containers_cannot_be_changed_later(rendered: Render) -> None:
+    made = rendered().objects
+    name = "podlink-guard-images"
+
+    def judged(old: Object, new: Object) -> str:
+        facts = {"object": new, "oldObject": old, "request": {"operation": "UPDATE"}}
+        return policies.judge(
+            find(made, "ValidatingAdmissionPolicy", name),
+            find(made, "ValidatingAdmissionPolicyBinding", name),
+            facts,
+        )
+
+    earlier = altered("podlink-proxy", image="podlink/podlink:0.0.9")
+    for own in ("podlink-capture", "podlink-proxy"):
+        assert "not to be changed" in judged(meshed(), altered(own, image="evil:1"))
+        assert "not to be changed" in judged(earlier, altered(own, image="evil:1"))
+    app = meshed()
+    app["spec"]["containers"][0]["image"] = "web:2"
+    renamed = pod(containers=[{**APP, "name": "podlink-proxy"}])
+    assert judged(meshed(), app) == "", "an app's own image is not podlink's business"
+    assert judged(earlier, copy.deepcopy(earlier)) == "", (
+        "a pod of an earlier version can be updated"
+    )
+    assert judged(earlier, meshed()) == "", "and take the mesh's image"
+    assert judged(pod(), pod()) == ""
+    assert "not to be changed" in judged(pod(), renamed)

@@ -60,3 +60,14 @@ def injectable(mesh: Mesh) -> bool:
 def test_the_guard_refuses_a_proxy_of_somebody_elses_making(mesh: Mesh) -> None:
     evil = {"name": "podlink-proxy", "image": "evil:1", "restartPolicy": "Always"}
     assert "container_foreign" in refused(mesh, "evil", initContainers=[evil])
+
+
+@pytest.mark.attack_row(35)
+def test_the_guard_refuses_another_image_for_the_proxy_of_a_running_pod(mesh: Mesh) -> None:
+    path = "/api/v1/namespaces/mesh/pods/client"
+    patch = {"spec": {"initContainers": [{"name": "podlink-proxy", "image": "evil:1"}]}}
+    kind = "application/strategic-merge-patch+json"
+    with pytest.raises(ApiError) as caught:
+        mesh.cluster.client.call("PATCH", path, patch, kind)
+    assert "podlink-guard-images" in str(caught.value)
+    mesh.cluster.client.call("PATCH", path, {"metadata": {"labels": {"seen": "yes"}}}, kind)
