@@ -4,6 +4,7 @@
 - `authority`: the code that holds the signing key. Only `server` may import it.
 - `server`: the CA as a program, `python -m certs.server`.
 - `client`: keeps one workload's certificate fresh, and makes gRPC credentials from it.
+- `settings`: what every program reads alike.
 - `names`: names shared with Kubernetes.
 """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from certs.trust.identity import IdentityMalformed, check_trust_domain
+from certs.settings import trust_domain
 from injector.annotations import check_default
 from injector.container import MeshSettings
 from kit.settings import ConfigInvalid, Settings
@@ -34,14 +34,9 @@ class InjectorConfig:
     def from_env(cls, settings: Settings) -> Self:
         """Raises ConfigInvalid naming the variable."""
         namespace = settings.text("PODLINK_SYSTEM_NAMESPACE", contract.SYSTEM_NAMESPACE)
-        domain = settings.text("PODLINK_TRUST_DOMAIN", contract.DEFAULT_TRUST_DOMAIN)
-        try:
-            check_trust_domain(domain)
-        except IdentityMalformed as error:
-            raise ConfigInvalid(f"PODLINK_TRUST_DOMAIN: {error}") from error
         mesh = MeshSettings(
             image=settings.text("PODLINK_IMAGE", f"podlink/podlink:{contract.VERSION}"),
-            trust_domain=domain,
+            trust_domain=trust_domain(settings),
             ca_address=settings.text(
                 "PODLINK_CA_ADDRESS", f"podlink-ca.{namespace}.svc:{contract.CA_PORT}"
             ),

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Self
 
 from certs.client.choose import SourceConfig
-from certs.trust.identity import IdentityMalformed, check_trust_domain
-from kit.settings import ConfigInvalid, Settings
+from certs.settings import trust_domain
+from kit.settings import Settings
 from sidecar import contract
 
 _MESH_DEFAULTS = frozenset({"allow-meshed", "deny", "allow-all"})
@@ -30,13 +30,8 @@ class RegistryConfig:
     def from_env(cls, settings: Settings) -> Self:
         """Raises ConfigInvalid naming the variable."""
         namespace = settings.text("PODLINK_SYSTEM_NAMESPACE", contract.SYSTEM_NAMESPACE)
-        domain = settings.text("PODLINK_TRUST_DOMAIN", contract.DEFAULT_TRUST_DOMAIN)
-        try:
-            check_trust_domain(domain)
-        except IdentityMalformed as error:
-            raise ConfigInvalid(f"PODLINK_TRUST_DOMAIN: {error}") from error
         return cls(
-            trust_domain=domain,
+            trust_domain=trust_domain(settings),
             system_namespace=namespace,
             svid_source=SourceConfig.from_settings(settings),
             ca_address=settings.text(

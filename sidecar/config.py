@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Self
 
 from certs.client.choose import SourceConfig
-from certs.trust.identity import IdentityMalformed, WorkloadIdentity, check_trust_domain
+from certs.settings import trust_domain
+from certs.trust.identity import IdentityMalformed, WorkloadIdentity
 from kit.ports import PortSet
 from kit.settings import ConfigInvalid, Settings
 from sidecar.contract import (
     ADMIN_SOCKET,
     BUNDLE_PATH,
-    DEFAULT_TRUST_DOMAIN,
     OWN_PORTS,
     PROXY_MARK,
     TOKEN_PATH,
@@ -87,7 +87,7 @@ class SidecarConfig:
                 ips=frozenset(_ips(settings)),
                 node=settings.text("NODE_NAME", " ").strip(),
             ),
-            trust_domain=_trust_domain(settings),
+            trust_domain=trust_domain(settings),
             svid_source=SourceConfig.from_settings(settings),
             identity=_identity(settings),
             ca_address=settings.text("PODLINK_CA_ADDRESS"),
@@ -121,15 +121,8 @@ def _http_ports(settings: Settings) -> PortSet:
         raise ConfigInvalid(f"PODLINK_HTTP_PORTS: {e}") from e
 
 
-def _trust_domain(settings: Settings) -> str:
-    try:
-        return check_trust_domain(settings.text("PODLINK_TRUST_DOMAIN", DEFAULT_TRUST_DOMAIN))
-    except IdentityMalformed as e:
-        raise ConfigInvalid(f"PODLINK_TRUST_DOMAIN: {e}") from e
-
-
 def _identity(settings: Settings) -> WorkloadIdentity:
-    domain, namespace = _trust_domain(settings), settings.text("POD_NAMESPACE")
+    domain, namespace = trust_domain(settings), settings.text("POD_NAMESPACE")
     account = settings.text("POD_SERVICE_ACCOUNT", "default")
     try:
         return WorkloadIdentity(domain, namespace, account)

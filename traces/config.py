@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from certs.names import CA_ACCOUNT
+from certs.settings import trust_domain
 from certs.trust.identity import IdentityMalformed, WorkloadIdentity
 from kit.settings import ConfigInvalid, Settings
 
@@ -29,7 +30,7 @@ class MeshConfig:
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         namespace = settings.text("PODLINK_SYSTEM_NAMESPACE", "podlink-system")
-        domain = settings.text("PODLINK_TRUST_DOMAIN", "cluster.local")
+        domain = trust_domain(settings)
         try:
             ca = WorkloadIdentity(domain, namespace, CA_ACCOUNT)
         except IdentityMalformed as e:

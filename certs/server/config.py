@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from certs.trust.identity import IdentityMalformed, WorkloadIdentity, check_trust_domain
+from certs.settings import trust_domain
+from certs.trust.identity import IdentityMalformed, WorkloadIdentity
 from kit.settings import ConfigInvalid, Settings
 
 _SHORTEST_TTL_S = 5.0
@@ -26,9 +27,9 @@ class CaConfig:
     replica: str = field(default_factory=lambda: _replica(socket.gethostname()))
     """This CA's name among its replicas: the pod's."""
     otlp_endpoint: str = ""
+    """`host:port` of an OTLP/gRPC receiver. Empty: no spans."""
     insecure_otlp: bool = False
     """Insecure. Send spans in plaintext to a collector that asks for no certificate."""
-    """`host:port` of an OTLP/gRPC receiver, without TLS. Empty: no spans."""
     bind_tokens: bool = True
     """A token counts only from its pod's own address, or its node's."""
     key_file: Path | None = None
@@ -44,16 +45,10 @@ class CaConfig:
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Raises ConfigInvalid naming the first wrong variable."""
-        trust_domain = settings.text("PODLINK_TRUST_DOMAIN", cls.trust_domain)
+        domain = trust_domain(settings)
         namespace = settings.text("PODLINK_SYSTEM_NAMESPACE", cls.system_namespace)
         try:
-            check_trust_domain(trust_domain)
-        except IdentityMalformed:
-            raise ConfigInvalid(
-                f"PODLINK_TRUST_DOMAIN must be a lower-case DNS name, not {trust_domain[:256]!r}"
-            ) from None
-        try:
-            WorkloadIdentity(trust_domain, namespace, "podlink-ca")
+            WorkloadIdentity(domain, namespace, "podlink-ca")
         except IdentityMalformed:
             raise ConfigInvalid(
                 f"PODLINK_SYSTEM_NAMESPACE must be a namespace, not {namespace[:256]!r}"
@@ -83,7 +78,7 @@ class CaConfig:
             import_secret=import_secret,
             rotate_every=dt.timedelta(seconds=every_s),
             rotation_settle=dt.timedelta(seconds=settle_s),
-            trust_domain=trust_domain,
+            trust_domain=domain,
             system_namespace=namespace,
             leaf_ttl=dt.timedelta(seconds=ttl_s),
             listen=settings.text("PODLINK_CA_LISTEN", cls.listen),
