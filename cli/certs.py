@@ -73,7 +73,9 @@ def certs(
         click.echo(printable_json({"leaves": [_plain(leaf, now) for leaf in leaves]}))
         return
     if not leaves:
-        click.echo("no living leaf is in the ledger", err=True)
+        click.echo(
+            "no living leaf is in the ledger; a new one is listed within 20 seconds", err=True
+        )
         return
     headers = ("POD", "IDENTITY", "SERIAL", "AGE", "EXPIRES IN", "ISSUER", "BUNDLE", "STATE")
     print_rows(headers, (_row(leaf, now) for leaf in leaves))

@@ -32,6 +32,7 @@ from local.supervisor import RELEASE, SOURCE_ROOT, Plan, launch_argument
 
 _START_S = 30.0
 _END_S = 20.0
+_STARTING_S = 20.0
 _POLL_S = 0.05
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -259,10 +260,23 @@ class Cluster:
             )
 
     def exec_attached(self, pod: str, argv: Sequence[str], container: str = "") -> int:
-        """Run a command in a pod on this process's own stdin, stdout and stderr."""
+        """Run a command in a pod on this process's own stdin, stdout and stderr.
+
+        A pod that is still starting is waited for. Raises ApiError if it does not come that far.
+        """
         namespace, _, name = pod.rpartition("/")
-        request = control.pod_request(namespace or "default", name, argv, container)
-        return control.execute(self._state, request, (0, 1, 2))
+        namespace = namespace or "default"
+        request = control.pod_request(namespace, name, argv, container)
+        deadline = monotonic() + _STARTING_S
+        while True:
+            try:
+                return control.execute(self._state, request, (0, 1, 2))
+            except ApiError as e:
+                if e.reason != "NotRunning" or monotonic() > deadline:
+                    raise
+                if dig(self.get("Pod", f"{namespace}/{name}"), "status", "phase") != "Pending":
+                    raise
+            time.sleep(_POLL_S)
 
     def node_exec_attached(self, argv: Sequence[str]) -> int:
         return control.execute(self._state, control.node_request(argv), (0, 1, 2))

@@ -293,6 +293,13 @@ def test_a_command_that_cannot_run_is_named_with_its_container(cluster: Cluster)
     assert "pass --name" in other.stderr
 
 
+def test_a_command_waits_for_a_pod_that_is_still_starting(cluster: Cluster) -> None:
+    slow = {"name": "slow", "command": ["sleep", "1"]}
+    cluster.apply(pod("starting", initContainers=[slow]))
+    done = _podlink_local("exec", "--name", cluster.name, "default/starting", "--", "echo", "there")
+    assert (done.returncode, done.stdout) == (0, "there\n")
+
+
 def _podlink_local(*argv: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "cli", "local", *argv],
