@@ -91,10 +91,19 @@ class KeyKeeper:
             await self._events.warn("CaKeysRefused", text)
         self._read_at = self._monotonic()
 
-    async def replace(self, keyring: Keyring) -> bool:
-        """Put `keyring` in the place of the one in force, if that is still what is stored."""
-        keyring.authority(self._trust_domain, self._clock())
+    async def replace(self, keyring: Keyring, of: Keyring) -> bool:
+        """Put `keyring` in the place of `of`, which it was made out of, if that is still what is
+        stored and in force; else False.
+
+        Raises AuthorityRefused for what no CA would use: stored all the same, it would be refused by
+        those that run, and one that restarts would not start.
+        """
+        now = self._clock()
+        check_successor(of, keyring, self._trust_domain)
+        prove(keyring.authority(self._trust_domain, now), now)
         async with self._lock:
+            if self.keyring != of:  # read anew since: a guarded write would pass for up to date
+                return False
             done = await self._store.replace(keyring, self._stored.version)
             await self._refresh()
         return done

@@ -2,7 +2,7 @@
 
 Every CA runs this. One of them acts at a time (the first by name of those that live), so that status
 and events have one voice; that two might act at once for a moment is harmless, since every step is one
-guarded write.
+write, guarded by the state that it was decided on.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from certs.rotation import (
 )
 from certs.server.cluster_state import ClusterState
 from certs.server.events import Events
-from certs.server.keeper import KeyKeeper
+from certs.server.keeper import KeyKeeper, prove
 from certs.server.ledger import Ledger
 from certs.server.publish import BundlePublisher
 from kit.backoff import Backoff
@@ -98,7 +98,7 @@ class Rotator:
         seen = await self._look(keyring)
         imported, due = await self._imported(keyring), ""
         if imported is not None:
-            if set(roots_of(imported, self._trust_domain)) <= self._roots_of(keyring.current):
+            if self._roots_of(imported) == self._roots_of(keyring.current):
                 await self._reissued(keyring, imported)
                 return
             due = f"Secret {self._import_secret}"
@@ -119,13 +119,13 @@ class Rotator:
     ) -> None:
         if self._import_secret and order is not None and order.action == "start":
             said = f"the signer comes from Secret {self._import_secret}: replace that"
-            await self._keeper.replace(keyring.answered(order.id, said))
+            await self._keeper.replace(keyring.answered(order.id, said), keyring)
             return
         try:
             move = decide(keyring.rotation, seen, self._timing, order, due)
         except RotationRefused as e:
             assert order is not None
-            await self._keeper.replace(keyring.answered(order.id, f"refused: {e}"))
+            await self._keeper.replace(keyring.answered(order.id, f"refused: {e}"), keyring)
             return
         coming = None
         if move.moves and move.to is Phase.PUBLISHING:
@@ -133,7 +133,7 @@ class Rotator:
         then = keyring.moved(move, coming)
         if order is not None:
             then = then.answered(order.id, move.said or "noted")
-        if then != keyring and await self._keeper.replace(then) and move.moves:
+        if then != keyring and await self._keeper.replace(then, keyring) and move.moves:
             await self._tell(move, then)
 
     async def _tell(self, move: Move, keyring: Keyring) -> None:
@@ -227,7 +227,8 @@ class Rotator:
             files = read_secret_files(secret, where)
             if issuer_of(files) == issuer_of(keyring.current):
                 return None
-            Keyring(files).authority(self._trust_domain, self._clock())
+            # Before it is stored: as a signer that comes it would only be tried when it is to sign.
+            prove(Keyring(files).authority(self._trust_domain, self._clock()), self._clock())
         except KubeError as e:
             if e.status != 404:
                 raise
@@ -239,8 +240,8 @@ class Rotator:
         return files
 
     async def _reissued(self, keyring: Keyring, files: KeyFiles) -> None:
-        """A new intermediate under roots that everybody knows: it may sign at once."""
-        if await self._keeper.replace(replace(keyring, current=files)):
+        """A new intermediate under the same roots, which everybody knows: it may sign at once."""
+        if await self._keeper.replace(replace(keyring, current=files), keyring):
             text = f"the signer of Secret {self._import_secret} was replaced under the same root"
             self._told("reissued", f"Secret {self._import_secret}", text)
             await self._events.tell("SignerReplaced", text)

@@ -1,10 +1,12 @@
 """A signer that somebody else renews: cert-manager, or anybody who writes a kubernetes.io/tls Secret."""
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from certs.authority.keys import KeyFiles
 from certs.authority.store import SecretStore, found_keyring, read_secret_files
@@ -18,6 +20,8 @@ from tests.certs.running_ca import RunningCa, running_ca
 from tests.certs.server.test_rotate import SECRET, believe_each_other, phase
 
 PATH = "/api/v1/namespaces/podlink-system/secrets/mesh-signer"
+ELSEWHERE = x509.NameConstraints([x509.UniformResourceIdentifier("example.org")], None)
+"""Everything about such an intermediate fits together, but no peer believes what it signs."""
 
 
 def secret(files: KeyFiles) -> dict[str, Any]:
@@ -73,7 +77,10 @@ async def test_a_new_root_behind_it_becomes_a_rotation_of_its_own(tmp_path: Path
 
 
 @pytest.mark.fault_row("corrupt-state")
-@pytest.mark.parametrize("kind", ["exchanged key", "cut", "no key", "gone", "leaf"])
+@pytest.mark.parametrize(
+    "kind",
+    ["exchanged key", "cut", "no key", "gone", "leaf", "believed by nobody", "new and believed by nobody"],
+)
 async def test_a_bad_replacement_is_refused_with_an_event_and_the_old_one_signs_on(
     tmp_path: Path, kind: str
 ) -> None:
@@ -90,6 +97,8 @@ async def test_a_bad_replacement_is_refused_with_an_event_and_the_old_one_signs_
             "no key": KeyFiles(b"", other.tls_crt, other.ca_crt),
             "gone": None,
             "leaf": leaf_files(ca),
+            "believed by nobody": parent.intermediate(extra=ELSEWHERE),
+            "new and believed by nobody": Parent().intermediate(extra=ELSEWHERE),
         }[kind]
         fake.put(PATH, secret(bad) if bad else None)
         await until(lambda: any(e["reason"] == "CaKeysRefused" for e in fake.of_kind("events")))
@@ -108,3 +117,25 @@ def leaf_files(ca: RunningCa) -> KeyFiles:
     forge = Forge()
     pair = forge.leaf()
     return KeyFiles(pair.key_pem, pair.chain_pem, forge.root_pem)
+
+
+@pytest.mark.fault_row("root-rotation")
+async def test_a_signer_that_brings_fewer_roots_drops_them_by_a_rotation_and_not_at_once(
+    tmp_path: Path,
+) -> None:
+    """Roots change only with the bundle's generation: else every CA would refuse what is stored."""
+    fake, parent, other = FakeKube(), Parent(), Parent()
+    first = parent.intermediate()
+    fake.put(PATH, secret(replace(first, ca_crt=first.ca_crt + other.intermediate().ca_crt)))
+    await founded(fake)
+    async with running_ca(tmp_path, fake, import_secret="mesh-signer") as ca:
+        client = ca.client(fake.add_pod())
+        async with run(client):
+            old = await ready(client)
+            assert len(ca.authority.bundle.roots) == 2
+            fake.put(PATH, secret(parent.intermediate("mesh signer 2")))
+            await until(lambda: phase(ca) is Phase.SIGNING)
+            assert not any(e["reason"] == "CaKeysRefused" for e in fake.of_kind("events"))
+            late = ca.client(fake.add_pod(name="late"), "late")
+            async with run(late):
+                believe_each_other(old, await ready(late))

@@ -4,16 +4,19 @@ import asyncio
 import datetime as dt
 import json
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from certs.authority.keys import AuthorityRefused, create_root
 from certs.client.ca import CaClient
 from certs.client.source import Svid
 from certs.names import ROTATION_CONFIG_MAP
-from certs.rotation import Phase, RotationOrder
+from certs.rotation import Move, Phase, RotationOrder, Seen, Timing, decide
 from certs.server.report import RotationStep
+from kit.clock import utcnow
 from kit.kube import KubeError
 from tests.certs.client.test_ca import ready, run, until
 from tests.certs.fake_kube import FakeKube
@@ -345,3 +348,36 @@ async def test_the_schedule_begins_a_rotation_and_carries_it_on_without_anybody(
     async with running_ca(tmp_path, rotate_every=dt.timedelta(days=1)) as ca:
         await asyncio.sleep(0.3)
         assert phase(ca) is None
+
+
+@pytest.mark.fault_row("root-rotation")
+async def test_two_cas_that_begin_at_once_make_one_new_root(tmp_path: Path) -> None:
+    """For a moment each may think that it leads. A step that was decided on an old state must not
+    take the place of a newer one, though the CA that decided has read that in the meantime."""
+    fake = FakeKube()
+    async with running_ca(tmp_path, fake) as ca:
+        keeper = ca.server.keeper
+        old = keeper.keyring
+        mine = old.moved(_begun(), create_root("cluster.local", utcnow()))
+        theirs = old.moved(_begun(), create_root("cluster.local", utcnow()))
+        assert await keeper.replace(theirs, old)
+        assert keeper.keyring == theirs
+        assert not await keeper.replace(mine, old)
+        await keeper.refresh()
+        assert keeper.keyring == theirs
+        assert not any(e["reason"] == "CaKeysRefused" for e in fake.of_kind("events"))
+
+
+def _begun() -> Move:
+    return decide(None, Seen(utcnow()), Timing(), due="a test")
+
+
+async def test_what_no_ca_would_use_is_never_stored(tmp_path: Path) -> None:
+    """Refused after the write it would stand in the Secret, and a CA that restarts would not."""
+    fake = FakeKube()
+    async with running_ca(tmp_path, fake) as ca:
+        keeper, stored = ca.server.keeper, dict(fake.objects[SECRET]["data"])
+        strange = replace(keeper.keyring, current=create_root("cluster.local", utcnow()))
+        with pytest.raises(AuthorityRefused, match="roots differ"):
+            await keeper.replace(strange, keeper.keyring)
+        assert fake.objects[SECRET]["data"] == stored
