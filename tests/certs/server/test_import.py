@@ -79,7 +79,15 @@ async def test_a_new_root_behind_it_becomes_a_rotation_of_its_own(tmp_path: Path
 @pytest.mark.fault_row("corrupt-state")
 @pytest.mark.parametrize(
     "kind",
-    ["exchanged key", "cut", "no key", "gone", "leaf", "believed by nobody", "new and believed by nobody"],
+    [
+        "exchanged key",
+        "cut",
+        "no key",
+        "gone",
+        "leaf",
+        "believed by nobody",
+        "new and believed by nobody",
+    ],
 )
 async def test_a_bad_replacement_is_refused_with_an_event_and_the_old_one_signs_on(
     tmp_path: Path, kind: str
