@@ -1,18 +1,23 @@
 """What is deleted, and in which order: by age, then by size.
 
 Spans go when they are too old, and before that, while the file is too large, the oldest allowed mTLS
-links first: denied, plaintext and failed ones go last, so that nobody can push them out with noise.
+links and requests first: denied, plaintext and failed links go last, so that nobody can push them out
+with noise. Of those the edges that hold most give way first, and the ledger of certificates counts as
+one of them: a million refusals of one caller leave the single refusal of another where it is.
 Roll-ups outlive their spans (days for as long as a year), and an edge is remembered for as long as
 any roll-up names it, so that "seen for the first time" means it.
 """
 
 import sqlite3
+from collections.abc import Iterable
 from typing import Final
 
 from traces.config import TracesConfig
 
 _ROWS: Final = 2000
 """Deleted in one transaction, so that senders wait a moment and no longer."""
+_LEDGER: Final = -1
+"""In the place of an edge's number: the table of certificates."""
 _DAY_S: Final = 86400
 KEEP_MINUTES_S: Final = 2 * _DAY_S
 KEEP_HOURS_S: Final = 31 * _DAY_S
@@ -59,16 +64,46 @@ class Retention:
             return 0
         return (
             self._spans("is_ordinary ORDER BY id")
-            or self._spans("true ORDER BY id")
+            or self._notable()
             or self._rollups(60, 1 << 60)
             or self._rollups(3600, 1 << 60)
         )
 
-    def _spans(self, which: str, *values: int) -> int:
+    def _spans(self, which: str, *values: int | None, limit: int = _ROWS) -> int:
         return self._db.execute(
             f"DELETE FROM spans WHERE id IN (SELECT id FROM spans WHERE {which} LIMIT ?)",  # noqa: S608 - fixed text
-            (*values, _ROWS),
+            (*values, limit),
         ).rowcount
+
+    def _notable(self) -> int:
+        """One portion of what is deleted last."""
+        counts = self._db.execute(
+            "SELECT edge, count(*) FROM spans INDEXED BY notable_by_edge "
+            "WHERE NOT is_ordinary GROUP BY edge"
+        ).fetchall()
+        (ledger,) = self._db.execute("SELECT count(*) FROM certificates").fetchone()
+        counts.append((_LEDGER, ledger))
+        # Never more than half: a portion must not reach down to the small ones where there is little.
+        wanted = min(_ROWS, -(-sum(count for _, count in counts) // 2))
+        deleted = 0
+        for edge, surplus in fair_cuts(counts, wanted):
+            if edge == _LEDGER:
+                deleted += self._certificates(surplus)
+            else:
+                which = "NOT is_ordinary AND edge IS ? ORDER BY id"
+                deleted += self._spans(which, edge, limit=surplus)
+        return deleted
+
+    def _certificates(self, limit: int) -> int:
+        """Refusals first: anybody who reaches the CA can cause them."""
+        deleted = 0
+        for which in ("event = 'refused'", "true"):
+            oldest = f"SELECT id FROM certificates WHERE {which} ORDER BY at_ns LIMIT ?"  # noqa: S608 - fixed text
+            deleted += self._db.execute(
+                f"DELETE FROM certificates WHERE id IN ({oldest})",  # noqa: S608 - fixed text
+                (limit - deleted,),
+            ).rowcount
+        return deleted
 
     def _rollups(self, step_s: int, before_s: int) -> int:
         row = self._db.execute(
@@ -96,3 +131,19 @@ class Retention:
             return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
 
         return (pragma("page_count") - pragma("freelist_count")) * pragma("page_size")
+
+
+def fair_cuts(
+    counts: Iterable[tuple[int | None, int]], wanted: int
+) -> list[tuple[int | None, int]]:
+    """How many of each group go, so that about `wanted` go in all and the largest are cut down to one
+    height, whatever is below it left alone. Pure."""
+    ordered = sorted(((count, group) for group, count in counts), key=lambda one: -one[0])
+    taken = level = 0
+    for number, (count, _) in enumerate(ordered, 1):
+        below = ordered[number][0] if number < len(ordered) else 0
+        if taken + number * (count - below) >= wanted:
+            level = count - -(-(wanted - taken) // number)
+            break
+        taken += number * (count - below)
+    return [(group, count - level) for count, group in ordered if count > level]

@@ -15,6 +15,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from certs.evidence.chain import CHECKPOINT
+from certs.ledger import NAMES, ROTATED
 
 MAX_TEXT = 1024
 """Characters kept of a text in a column."""
@@ -24,10 +25,11 @@ MAX_ATTRIBUTES = 128
 _MAX_INT64 = (1 << 63) - 1
 
 LINK, LINK_OPENED = "link", "link opened"
-ISSUED, REFUSED, BANNED = "certificate issued", "certificate refused", "certificate banned"
 LINK_NAMES = frozenset({LINK, LINK_OPENED})
-LEDGER = frozenset({ISSUED, REFUSED, BANNED})
+LEDGER = frozenset(NAMES)
 _READ = LINK_NAMES | LEDGER | {CHECKPOINT}
+_NOTABLE = LEDGER | {CHECKPOINT, ROTATED}
+"""Besides links that are not allowed mTLS: what is told of them is deleted last."""
 
 
 class EdgeKey(NamedTuple):
@@ -188,12 +190,20 @@ def _row(span: Span, resource_digest: bytes) -> SpanRow:
         texts.get("podlink.destination.pod", ""),
         max(0, numbers.get("podlink.bytes.sent", 0)),
         max(0, numbers.get("podlink.bytes.received", 0)),
-        way is not None and way.verdict == "allowed" and way.security in ("mtls", "self"),
+        _is_ordinary(name, way),
         texts.get("podlink.chain.id", ""),
         numbers.get("podlink.chain.sequence", 0),
         certificate,
         blob,
     )
+
+
+def _is_ordinary(name: str, way: WayKey | None) -> bool:
+    """Whether it is deleted first when there is too much: allowed mTLS links, and what is told of
+    requests within links or of anything else, since apps decide how much that is."""
+    if way is None:
+        return name not in _NOTABLE
+    return way.verdict == "allowed" and way.security in ("mtls", "self")
 
 
 def _edge(texts: Mapping[str, str], numbers: Mapping[str, int]) -> EdgeKey:

@@ -86,6 +86,7 @@ CREATE TABLE IF NOT EXISTS certificates (
 );
 CREATE INDEX IF NOT EXISTS certificates_by_serial ON certificates (serial);
 CREATE INDEX IF NOT EXISTS certificates_by_time ON certificates (at_ns);
+CREATE INDEX IF NOT EXISTS refused_by_time ON certificates (at_ns) WHERE event = 'refused';
 CREATE INDEX IF NOT EXISTS certificates_by_pod ON certificates (pod, at_ns);
 CREATE TABLE IF NOT EXISTS chains (
     id INTEGER PRIMARY KEY,
@@ -123,6 +124,7 @@ CREATE INDEX IF NOT EXISTS spans_by_chain ON spans (chain, sequence) WHERE chain
 CREATE INDEX IF NOT EXISTS links_to_review ON spans (id)
     WHERE direction IS NOT NULL AND NOT is_ordinary;
 CREATE INDEX IF NOT EXISTS ordinary_by_id ON spans (id) WHERE is_ordinary;
+CREATE INDEX IF NOT EXISTS notable_by_edge ON spans (edge, id) WHERE NOT is_ordinary;
 CREATE INDEX IF NOT EXISTS others_by_name ON spans (name, id) WHERE direction IS NULL;
 CREATE VIEW IF NOT EXISTS link_spans AS
     SELECT spans.id, received_ns, trace_id, span_id, parent_span_id, name, start_ns, end_ns,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,11 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from sidecar.report import LinkRecord
 from tests.sidecar.telemetry.records import denied, outbound
+from tests.traces.page import shop
 from tests.traces.spans import request_of
 from traces.config import TracesConfig
 from traces.query import LinkFilter, QueryTooSlow, Reader
+from traces.retention import fair_cuts
 from traces.schema import StoreUnusable, open_for_writing
 from traces.writer import StoreBusy, StoreFailed, Writer
 
@@ -74,6 +81,86 @@ async def test_what_is_too_much_goes_oldest_first_and_denials_last(config: Trace
             await writer.write(request_of(*(outbound() for _ in range(250))))
         await until(lambda: kept(config).get("allowed", 0) < 2000)
         assert kept(config)["denied"] == 1
+
+
+@pytest.mark.attack_row(44)
+@pytest.mark.parametrize("noise", ["denials of another", "refused certificates", "requests"])
+async def test_noise_that_is_not_ordinary_pushes_out_no_denial_either(
+    config: TracesConfig, noise: str
+) -> None:
+    """Whoever reaches a port can be denied there, or refused by the CA, as often as he likes, and an app
+    decides how many requests its links carry."""
+    made: dict[str, Callable[[], ExportTraceServiceRequest]] = {
+        "denials of another": lambda: request_of(*(stranger("10.9.9.9") for _ in range(500))),
+        "refused certificates": lambda: many(
+            lambda: shop.certificate("certificate refused", Hand().ns, "shop/api"), 500
+        ),
+        "requests": lambda: many(request_span, 500),
+    }
+    limit = 600 << 10
+    async with writing(replace(config, max_bytes=limit), Hand()) as writer:
+        await writer.write(request_of(stranger("10.1.1.1")))
+        for _ in range(12):
+            await writer.write(made[noise]())
+        await until(lambda: used_bytes(config) <= limit)
+        assert sources_denied(config)["10.1.1.1"] == 1
+        # And the store still keeps what comes now.
+        await writer.write(request_of(stranger("10.2.2.2")))
+        await asyncio.sleep(0.2)
+        assert sources_denied(config)["10.2.2.2"] == 1
+
+
+def stranger(source_ip: str) -> LinkRecord:
+    return denied(source_ip=source_ip, source_identity="", source_pod="")
+
+
+def many(make: Callable[[], ExportTraceServiceRequest], count: int) -> ExportTraceServiceRequest:
+    found = ExportTraceServiceRequest()
+    for _ in range(count):
+        found.MergeFrom(make())
+    return found
+
+
+def request_span() -> ExportTraceServiceRequest:
+    asked = request_of(outbound())
+    span = asked.resource_spans[0].scope_spans[0].spans[0]
+    span.name, span.span_id = "GET", random.randbytes(8)
+    return asked
+
+
+def used_bytes(config: TracesConfig) -> int:
+    with contextlib.closing(sqlite3.connect(config.db_path)) as db:
+        pages, free, size = (
+            db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+    return int((pages - free) * size)
+
+
+def sources_denied(config: TracesConfig) -> dict[str, int]:
+    with contextlib.closing(sqlite3.connect(config.db_path)) as db:
+        return dict(
+            db.execute(
+                "SELECT source, count(*) FROM link_spans WHERE verdict = 'denied' GROUP BY source"
+            ).fetchall()
+        )
+
+
+@given(
+    st.lists(st.integers(0, 5000), max_size=30).map(lambda found: list(enumerate(found))),
+    st.integers(1, 3000),
+)
+def test_the_largest_are_cut_to_one_height_and_no_smaller_one_is_touched(
+    counts: list[tuple[int | None, int]], wanted: int
+) -> None:
+    cuts, before = dict(fair_cuts(counts, wanted)), dict(counts)
+    left = {group: count - cuts.get(group, 0) for group, count in before.items()}
+    assert sum(cuts.values()) >= min(wanted, sum(before.values()))
+    assert sum(cuts.values()) < wanted + max(1, len(counts))
+    assert all(0 < cut <= before[group] for group, cut in cuts.items())
+    height = max((left[group] for group in cuts), default=0)
+    assert all(left[group] == height for group in cuts)
+    assert all(count <= height for group, count in before.items() if group not in cuts)
 
 
 async def test_a_writer_that_is_behind_says_so_instead_of_growing(config: TracesConfig) -> None:
