@@ -136,6 +136,10 @@ def _port(text: str) -> int:
     return port
 
 
+def _http_ports(value: str) -> str:
+    return value if value == contract.NO_HTTP_PORTS else _ports(value)
+
+
 def _ports(value: str) -> str:
     covered, texts = 0, []
     for item in _items(value):
@@ -271,7 +275,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "plaintext": _one_of("deny", "allow"),
     "plaintext-ports": (_PORTS_FORM, _ports),
     "external": _one_of("allow", "deny"),
-    "http-ports": (_PORTS_FORM, _ports),
+    "http-ports": (f"{_PORTS_FORM}, or {contract.NO_HTTP_PORTS}", _http_ports),
     "proxy-cpu-request": (_CPU_FORM, _cpu_text),
     "proxy-cpu-limit": (_CPU_FORM, _cpu_text),
     "proxy-memory-request": (_MEMORY_FORM, _memory_text),

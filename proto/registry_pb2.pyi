@@ -275,6 +275,7 @@ class Workload(_message.Message):
     SKIP_OUTBOUND_PORTS_FIELD_NUMBER: _builtins.int
     TERMINATING_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    HTTP_PORTS_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     namespace: _builtins.str
     name: _builtins.str
@@ -296,6 +297,10 @@ class Workload(_message.Message):
     def skip_outbound_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def http_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ports that speak HTTP, from the pod's annotations."""
+
     def __init__(
         self,
         *,
@@ -313,10 +318,11 @@ class Workload(_message.Message):
         skip_outbound_ports: _abc.Iterable[_builtins.str] | None = ...,
         terminating: _builtins.bool = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        http_ports: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_network", b"host_network", "ips", b"ips", "labels", b"labels", "meshed", b"meshed", "mode", b"mode", "name", b"name", "namespace", b"namespace", "node", b"node", "service_account", b"service_account", "skip_inbound_ports", b"skip_inbound_ports", "skip_outbound_ports", b"skip_outbound_ports", "terminating", b"terminating", "uid", b"uid", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_network", b"host_network", "http_ports", b"http_ports", "ips", b"ips", "labels", b"labels", "meshed", b"meshed", "mode", b"mode", "name", b"name", "namespace", b"namespace", "node", b"node", "service_account", b"service_account", "skip_inbound_ports", b"skip_inbound_ports", "skip_outbound_ports", b"skip_outbound_ports", "terminating", b"terminating", "uid", b"uid", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -478,6 +484,7 @@ class PodSettings(_message.Message):
     ZONE_FIELD_NUMBER: _builtins.int
     PLAINTEXT_PORTS_FIELD_NUMBER: _builtins.int
     POLICY_FORMAT_FIELD_NUMBER: _builtins.int
+    HTTP_PORTS_FIELD_NUMBER: _builtins.int
     mesh_default: _builtins.str
     """"allow-meshed", "deny" or "allow-all" """
     plaintext: _builtins.str
@@ -504,6 +511,10 @@ class PodSettings(_message.Message):
     def plaintext_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ports ("9187", "9000-9010") that take plaintext though `plaintext` denies it."""
 
+    @_builtins.property
+    def http_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ports of the pod that its Services say speak HTTP (appProtocol)."""
+
     def __init__(
         self,
         *,
@@ -515,10 +526,11 @@ class PodSettings(_message.Message):
         zone: _builtins.str = ...,
         plaintext_ports: _abc.Iterable[_builtins.str] | None = ...,
         policy_format: _builtins.int = ...,
+        http_ports: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_ports", b"declared_ports", "external", b"external", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "plaintext_ports", b"plaintext_ports", "policies", b"policies", "policy_format", b"policy_format", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_ports", b"declared_ports", "external", b"external", "http_ports", b"http_ports", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "plaintext_ports", b"plaintext_ports", "policies", b"policies", "policy_format", b"policy_format", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

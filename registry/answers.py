@@ -93,6 +93,7 @@ class Answers:
             self._mesh_default,
             self._model.policies.selecting(pod),
         )
+        settings.http_ports.extend(self._model.http_ports(pod))
         settings.zone = pod.zone or self._model.zone_of_node(pod.node)
         return settings
 
@@ -136,6 +137,7 @@ def _workload(pod: PodFacts, zone: str) -> pb.Workload:
         skip_inbound_ports=pod.skip_inbound,
         skip_outbound_ports=pod.skip_outbound,
         terminating=pod.terminating,
+        http_ports=pod.http_ports,
         labels={name: value for name, value in pod.labels if name in _SENT_LABELS},
     )
 

@@ -71,6 +71,8 @@ class PodFacts:
     external: str = ""
     declared_ports: tuple[int, ...] = ()
     """TCP ports that the pod's own containers name."""
+    http_ports: tuple[str, ...] = ()
+    """Ports and ranges that its annotation says speak HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,10 @@ class PortFacts:
     name: str
     port: int
     app_protocol: str
+
+    @property
+    def speaks_http(self) -> bool:
+        return self.app_protocol in contract.HTTP_APP_PROTOCOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +173,7 @@ def read_pod(raw: Raw) -> PodFacts:
         mode=proxy_env.get("PODLINK_MODE", "") or ("redirect" if proxy is not None else ""),
         skip_inbound=_listed(capture_env.get("PODLINK_SKIP_INBOUND_PORTS")),
         skip_outbound=_listed(capture_env.get("PODLINK_SKIP_OUTBOUND_PORTS")),
+        http_ports=_http_ports(proxy_env.get("PODLINK_HTTP_PORTS", "")),
         plaintext=annotations.get(contract.CONFIG_PREFIX + "plaintext", ""),
         plaintext_ports=annotations.get(contract.CONFIG_PREFIX + "plaintext-ports", ""),
         external=annotations.get(contract.CONFIG_PREFIX + "external", ""),
@@ -217,6 +224,10 @@ def _declared_ports(spec: Raw) -> tuple[int, ...]:
 
 def _env(container: Raw | None) -> dict[str, str]:
     return {one["name"]: one.get("value", "") for one in (container or {}).get("env") or ()}
+
+
+def _http_ports(text: str) -> tuple[str, ...]:
+    return () if text == contract.NO_HTTP_PORTS else _listed(text)
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

@@ -35,6 +35,10 @@ Found = PodFacts | ServiceView | NodeView | None
 """None: neither a pod nor a Service nor a node, so external."""
 
 
+HttpPorts = dict[str, frozenset[int]]
+_NO_HTTP: HttpPorts = {}
+
+
 def settings_topic(uid: str) -> str:
     return f"pod/{uid}"
 
@@ -61,6 +65,8 @@ class Model:
         self._namespaces: dict[str, NamespaceFacts] = {}
         self.policies = Policies()
         self._views: dict[str, ServiceView] = {}
+        self._http: dict[str, HttpPorts] = {}
+        """Of each Service that says it speaks HTTP: on which ports of which pods."""
         self._dropped: dict[str, list[Dropped]] = {}
 
     # What is known of an address.
@@ -128,6 +134,23 @@ class Model:
         view = self.service(service)
         endpoint = named(view.endpoints, pod) if view is not None else None
         return endpoint.pod if endpoint is not None else None
+
+    def http_ports(self, pod: PodFacts) -> list[int]:
+        """The pod's ports that Services of its own namespace say speak HTTP."""
+        services = {name for ip in pod.ips for name in self._services_naming.get(ip, ())}
+        found = {port for name in services for port in self._http.get(name, {}).get(pod.uid, ())}
+        return sorted(found)
+
+    def _read_http(self, name: str) -> HttpPorts:
+        facts = self._services.get(name)
+        wanted = {port.port for port in facts.ports if port.speaks_http} if facts else set()
+        if not wanted:
+            return _NO_HTTP
+        view, found = self.service(name), defaultdict[str, set[int]](set)
+        for endpoint in view.endpoints if view is not None else ():
+            if endpoint.pod is not None:
+                found[endpoint.pod.uid].update(to for port, to in endpoint.ports if port in wanted)
+        return {uid: frozenset(ports) for uid, ports in found.items()}
 
     # Changes. `old` and `new` are as an informer tells them: None for not there.
 
@@ -263,7 +286,17 @@ class Model:
             self._views.pop(topic, None)
             if (facts := self._services.get(topic)) is not None:
                 changed.update(facts.cluster_ips)
+            self._tell_http(topic, changed)
         return changed
+
+    def _tell_http(self, service: str, changed: Topics) -> None:
+        """Pods whose ports a Service calls HTTP, or no longer does, hear of it."""
+        old, new = self._http.pop(service, _NO_HTTP), self._read_http(service)
+        if new:
+            self._http[service] = new
+        if old != new:
+            uids = {uid for uid in (*old, *new) if old.get(uid) != new.get(uid)}
+            changed.update(settings_topic(uid) for uid in uids)
 
 
 def _claim(pod: PodFacts) -> tuple[bool, str, str]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from certs.client.rpc import RenewingChannel
 from certs.client.source import SvidSource
-from kit.clock import monotonic, unix_ns
+from kit.clock import monotonic
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from sidecar.admin import pages
@@ -22,7 +22,6 @@ from sidecar.admin.tap import Tap
 from sidecar.canary import CaptureWatch
 from sidecar.config import SidecarConfig
 from sidecar.contract import HEALTH_PORT, PROBE_PATH
-from sidecar.dataplane.context import Plane
 from sidecar.denials import Denials
 from sidecar.discovery.client import RegistryClient
 from sidecar.health import HealthServer, check
@@ -72,14 +71,6 @@ class Sidecar:
         self._admin = AdminServer(config.admin_socket)
         self._add_routes()
 
-    def _watch_requests(self, plane: Plane) -> None:
-        # Loaded only where it is asked for: HPACK's tables are not for every sidecar.
-        from sidecar.telemetry.requests import RequestWatcher
-
-        report = self._exporter.report_request
-        plane.http_ports = self._config.http_ports
-        plane.watch = lambda link: RequestWatcher(link, report, unix_ns)
-
     def _add_routes(self) -> None:
         routes = self._health.routes
         routes.add("/startup", check(self._started))
@@ -104,8 +95,7 @@ class Sidecar:
         registry, report = self._registry, self._tap.report
         if self._config.workers == 1:
             alone = Alone(self._loop, self._config, registry, report)
-            if self._config.http_ports:
-                self._watch_requests(alone.carrier.plane)
+            alone.carrier.watch_requests(self._exporter.report_request)
             return alone
         from sidecar.workers.crew import Crew  # only where it is used: it costs memory
 

@@ -19,7 +19,8 @@ from certs.trust.clock import TrustedClock
 from certs.trust.contexts import MaterialRefused
 from certs.trust.pem import split_pem
 from certs.trust.svid import SvidChecker
-from kit.clock import monotonic
+from kit.clock import monotonic, unix_ns
+from kit.ports import NO_PORTS, PortSet
 from policy.rules import NOT_TOLD
 from proto import registry_pb2 as pb
 from sidecar import sockets
@@ -40,7 +41,7 @@ from sidecar.discovery.translate import policy_set
 from sidecar.lag import LoopLag
 from sidecar.memory import MemoryWatch, limit_of_cgroup
 from sidecar.metrics.links import LinkMeter
-from sidecar.report import Report
+from sidecar.report import LinkRecord, Report, ReportRequest, Watcher
 from sidecar.wire.opening import SHUTDOWN
 
 _DRAIN_POLL_S: Final = 0.1
@@ -81,12 +82,26 @@ class Carrier:
             leaves_name_pods=config.svid_source.leaves_name_pods,
             limits=Limits.for_process(_descriptors(), config.workers),
             unsettled=True,
+            http_ports=config.http_ports or NO_PORTS,
         )
         limit = config.memory_limit or limit_of_cgroup()
         self.memory = MemoryWatch(loop, limit, self._memory_changed)
         self.arrivals = Arrivals(self.plane)
         self._watch = Watch(self.plane, self.arrivals)
         self._listeners: list[Listener] = []
+
+    def watch_requests(self, report: ReportRequest) -> None:
+        """Tell `report` of the HTTP requests on links that somebody says carry them."""
+        if not self._config.watches_requests:
+            return
+
+        def watch(link: LinkRecord) -> Watcher:
+            # Loaded only where it is asked for: HPACK's tables are not for every sidecar.
+            from sidecar.telemetry.requests import RequestWatcher
+
+            return RequestWatcher(link, report, unix_ns)
+
+        self.plane.watch = watch
 
     # --- start ------------------------------------------------------------------------------
 
@@ -180,6 +195,8 @@ class Carrier:
         changed = (policy, allow_external) != (plane.policy, plane.allow_external)
         plane.policy, plane.allow_external = policy, allow_external
         self.plane.declared_ports = frozenset(settings.declared_ports)
+        if self._config.http_ports is None:
+            self.plane.http_ports = PortSet.parse(map(str, settings.http_ports))
         self.plane.unsettled = False
         self.plane.own = replace(self.plane.own, zone=settings.zone)
         if changed and (cut := reauthorise(plane)):

@@ -9,11 +9,12 @@ from typing import Self
 from certs.client.choose import SourceConfig
 from certs.settings import trust_domain
 from certs.trust.identity import IdentityMalformed, WorkloadIdentity
-from kit.ports import PortSet
+from kit.ports import NO_PORTS, PortSet
 from kit.settings import ConfigInvalid, Settings
 from sidecar.contract import (
     ADMIN_SOCKET,
     BUNDLE_PATH,
+    NO_HTTP_PORTS,
     OWN_PORTS,
     PROXY_MARK,
     TOKEN_PATH,
@@ -59,8 +60,10 @@ class SidecarConfig:
     """Insecure. What the pod asks for; who is let in is known once the registry has spoken."""
     allow_external: bool
     cluster_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
-    http_ports: PortSet
-    """Ports of the app that leave request spans."""
+    http_ports: PortSet | None
+    """Ports of the app that leave request spans; None: those that its Services say speak HTTP."""
+    watches_requests: bool
+    """False: no request leaves a span here, whatever anybody says."""
     mark: int
     """SO_MARK on our own connections; 0 where capture exempts us by UID."""
     probes: AppProbes
@@ -101,6 +104,7 @@ class SidecarConfig:
             allow_external=settings.choice("PODLINK_EXTERNAL", "allow", _ALLOW_DENY) == "allow",
             cluster_networks=_networks(settings),
             http_ports=_http_ports(settings),
+            watches_requests=settings.optional("PODLINK_HTTP_PORTS") != NO_HTTP_PORTS,
             mark=PROXY_MARK
             if settings.choice("PODLINK_EXEMPT_BY", "uid", frozenset({"uid", "mark"})) == "mark"
             else 0,
@@ -113,8 +117,10 @@ class SidecarConfig:
         )
 
 
-def _http_ports(settings: Settings) -> PortSet:
-    raw = settings.optional("PODLINK_HTTP_PORTS") or ""
+def _http_ports(settings: Settings) -> PortSet | None:
+    raw = settings.optional("PODLINK_HTTP_PORTS")
+    if not raw or raw == NO_HTTP_PORTS:
+        return None if not raw else NO_PORTS
     try:
         return PortSet.parse(raw)
     except ValueError as e:

@@ -59,6 +59,10 @@ STATUS_ANNOTATION = "podlink.dev/status"
 CAPTURE_ANNOTATION = "podlink.dev/capture"
 """On pods that the CNI plugin is to capture: JSON of what it must leave alone."""
 CONFIG_PREFIX = "config.podlink.dev/"
+NO_HTTP_PORTS = "none"
+"""What the annotation `http-ports` says instead of ports where no request is to leave a span."""
+HTTP_APP_PROTOCOLS = frozenset({"http", "kubernetes.io/h2c", "grpc"})
+"""`appProtocol` of a Service's port that HTTP/1.1 or HTTP/2 in plain text is spoken on."""
 BUNDLE_CONFIG_MAP = "podlink-bundle"
 BUNDLE_KEY = "root.pem"
 

@@ -28,6 +28,8 @@ class Workload:
     skip_inbound: PortSet = NO_PORTS
     """Ports its capture leaves alone: they are reached in plaintext."""
     skip_outbound: PortSet = NO_PORTS
+    http_ports: PortSet = NO_PORTS
+    """Ports that its annotation says speak HTTP."""
     terminating: bool = False
     host_network: bool = False
     """On its node's network: an address that many share and that proves nobody's identity. Without a
@@ -72,6 +74,8 @@ class Service:
     publish_not_ready: bool = False
     local_only: bool = False
     """`internalTrafficPolicy: Local`: endpoints of the same node or none."""
+    http_ports: frozenset[int] = frozenset()
+    """Those of `ports` that it says speak HTTP (`appProtocol`)."""
 
     @property
     def key(self) -> str:

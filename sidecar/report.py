@@ -128,7 +128,7 @@ Report = Callable[[LinkRecord], None]
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One HTTP request inside a link, seen in passing on its destination's side. What the app and its
+    """One HTTP request inside a link, seen in passing on one of its sides. What the app and its
     caller said of it is claimed; whose link it travelled on is checked."""
 
     link: LinkRecord
@@ -143,14 +143,17 @@ class RequestRecord:
     claimed_traceparent: str
 
 
+ReportRequest = Callable[[RequestRecord], None]
+
+
 class Watcher(Protocol):
     """Looks on while a link's bytes pass. Raises nothing, keeps no view."""
 
     def request(self, view: memoryview) -> None:
-        """Bytes that went to the near socket."""
+        """Bytes on their way from the link's source to its destination."""
 
     def answer(self, view: memoryview) -> None:
-        """Bytes that came from it."""
+        """Bytes on their way back."""
 
     def end(self) -> None:
         """There will be no more."""

@@ -26,6 +26,7 @@ from sidecar.dataplane.route import (
 from sidecar.dataplane.seek import Seeker
 from sidecar.dataplane.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
+from sidecar.dataplane.watched import WatchedSplice
 from sidecar.errors import (
     AppUnreachable,
     Denied,
@@ -66,6 +67,7 @@ class OutboundLink(Seeker):
 
     __slots__ = (
         "_answer_by",
+        "_carries_http",
         "_held",
         "_identity",
         "_key",
@@ -81,6 +83,8 @@ class OutboundLink(Seeker):
     """Who must be at the destination; set once it is known to be meshed."""
     _peer_port: int
     """The port dialled at the peer."""
+    _carries_http: bool
+    """The destination, or the Service asked for, says that HTTP is spoken there."""
     _key: Key
     """Under what the pool keeps tunnels to the destination."""
 
@@ -187,6 +191,10 @@ class OutboundLink(Seeker):
     def _through_tunnel(self, route: Tunnelled) -> None:
         record, pod = self.record, route.pod
         assert pod.identity is not None
+        service = self._service
+        self._carries_http = route.port in pod.http_ports or (
+            service is not None and self._dialled_port in service.http_ports
+        )
         self._identity = pod.identity
         record.destination_pod, record.destination_identity = pod.pod, str(pod.identity)
         self._peer_port = self._plane.tunnel_port if pod.tunnel_only else route.port
@@ -343,9 +351,16 @@ class OutboundLink(Seeker):
         plane = self._plane
         plane.ejections.worked(record.destination_ip, record.destination_port)
         plane.link_opened(record.destination_ip, record.destination_port)
-        self._splice = splice = TunnelSplice(plane.poller, near, tunnel, self._tunnel_ended)
+        splice: TunnelSplice
+        if plane.watch is not None and self._carries_http:
+            splice = WatchedSplice(
+                plane.poller, near, tunnel, self._tunnel_ended, plane.watch(record), outbound=True
+            )
+            splice.sent_before(self._held)
+        else:
+            splice = TunnelSplice(plane.poller, near, tunnel, self._tunnel_ended)
         splice.from_near = len(self._held)
-        self._held = b""
+        self._splice, self._held = splice, b""
         tunnel.user = splice
         splice.start()
 

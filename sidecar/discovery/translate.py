@@ -11,6 +11,7 @@ from certs.trust.identity import WorkloadIdentity
 from kit.ports import PortSet
 from policy.rules import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
 from proto import registry_pb2 as pb
+from sidecar.contract import HTTP_APP_PROTOCOLS
 from sidecar.directory import EXTERNAL, Endpoint, Found, Service, Workload
 
 POLICY_FORMAT = 1
@@ -66,6 +67,7 @@ def workload(said: pb.Workload, trust_domain: str) -> Workload:
         tunnel_only=said.mode == "localhost",
         skip_inbound=PortSet.parse(said.skip_inbound_ports),
         skip_outbound=PortSet.parse(said.skip_outbound_ports),
+        http_ports=PortSet.parse(said.http_ports),
         terminating=said.terminating,
         host_network=said.host_network,
     )
@@ -83,6 +85,7 @@ def service(said: pb.Service, trust_domain: str) -> Service:
         traffic_distribution=said.traffic_distribution,
         publish_not_ready=said.publish_not_ready,
         local_only=said.local_only,
+        http_ports=frozenset(p.port for p in said.ports if p.app_protocol in HTTP_APP_PROTOCOLS),
     )
 
 

@@ -152,6 +152,7 @@ OF_REQUESTS: Final[dict[str, Type]] = {
     SERVER_PORT: "int",
     URL_PATH: "string",
     DESTINATION_IDENTITY: "string",
+    DIRECTION: "string",
     SERVICE: "string",
     SOURCE_IDENTITY: "string",
 }

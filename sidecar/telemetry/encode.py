@@ -216,9 +216,16 @@ def claimed_link(raw_header: str) -> tuple[bytes, bytes]:
 
 
 def span_head(
-    trace_id: bytes, span_id: bytes, parent: bytes, name: str, start_ns: int, end_ns: int
+    trace_id: bytes,
+    span_id: bytes,
+    parent: bytes,
+    name: str,
+    start_ns: int,
+    end_ns: int,
+    *,
+    client: bool = False,
 ) -> bytes:
-    """Ids, name, kind, flags and times of a SERVER span below another one of ours."""
+    """Ids, name, kind, flags and times of a SERVER (or CLIENT) span below another one of ours."""
     return b"".join(
         (
             _ID16,
@@ -228,7 +235,7 @@ def span_head(
             _PARENT8,
             parent,
             wire.text(_NAME, name),
-            wire.integer(_KIND, _KIND_SERVER),
+            wire.integer(_KIND, _KIND_CLIENT if client else _KIND_SERVER),
             wire.fixed64(_START, start_ns),
             wire.fixed64(_END, end_ns),
             _FLAGS_ROOT,

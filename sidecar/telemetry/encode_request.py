@@ -17,10 +17,11 @@ def encode_request(r: RequestRecord) -> bytes:
     that is none of HTTP's: names stay few whatever a caller sends."""
     known = r.method in METHODS
     link = r.link
+    outbound = link.direction == "outbound"
     error = ""
     if not r.status:
         error = "no_answer"
-    elif r.status >= 500:
+    elif r.status >= (400 if outbound else 500):  # semantic conventions: 4xx is the caller's error
         error = str(r.status)
     elif r.grpc_status not in ("", "0"):
         error = f"grpc_{r.grpc_status}"
@@ -33,6 +34,7 @@ def encode_request(r: RequestRecord) -> bytes:
         a.NETWORK_PROTOCOL_VERSION: r.version,
         a.RPC_GRPC_STATUS: r.grpc_status,
         a.ERROR_TYPE: error,
+        a.DIRECTION: link.direction,
         a.SOURCE_IDENTITY: link.source_identity,
         a.DESTINATION_IDENTITY: link.destination_identity,
         a.SERVICE: link.service,
@@ -45,6 +47,7 @@ def encode_request(r: RequestRecord) -> bytes:
         r.method if known else a.HTTP_REQUEST,
         r.start_ns,
         max(r.start_ns, r.end_ns),
+        client=outbound,
     )
     parts = [
         span_attribute(name, value)

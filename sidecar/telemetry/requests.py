@@ -1,26 +1,26 @@
 """Watches the bytes of one link for HTTP requests, and tells of each. Never raises, never waits.
 
-Made only for ports that ask for it (`http-ports`). What cannot be followed without guessing is not
-followed: the link goes on, its request spans end.
+Made only for ports that ask for it (`http-ports`, `appProtocol`). What cannot be followed without
+guessing is not followed: the link goes on, its request spans end.
 """
 
 import logging
 from collections.abc import Callable
 from typing import Final
 
-from sidecar.report import LinkRecord, RequestRecord
+from sidecar.report import LinkRecord, ReportRequest, RequestRecord
 from sidecar.wire.http1 import Exchange, Http1, NotFollowed
-from sidecar.wire.http2 import PREFACE, Http2
+from sidecar.wire.http2 import PREFACE, Http2, may_begin_answers
 
-ReportRequest = Callable[[RequestRecord], None]
 _MAX_PATH: Final = 256
+_MAX_EARLY: Final = 4096
 _log = logging.getLogger(__name__)
 
 
 class RequestWatcher:
-    """Fed with what goes to the app and what comes from it, each in order."""
+    """Fed with what goes to the destination and what comes from it, each in order."""
 
-    __slots__ = ("_clock_ns", "_first", "_link", "_protocol", "_report")
+    __slots__ = ("_clock_ns", "_early", "_first", "_link", "_protocol", "_report")
 
     def __init__(
         self, link: LinkRecord, report: ReportRequest, clock_ns: Callable[[], int]
@@ -29,6 +29,8 @@ class RequestWatcher:
         self._protocol: Http1 | Http2 | None = None
         self._first: bytes | None = b""
         """What has come while it is not clear which version it is; None once that is known."""
+        self._early = b""
+        """What the app said before that: of HTTP/2 either side may begin (RFC 9113, 3.4)."""
 
     def request(self, view: memoryview) -> None:
         if self._first is not None:
@@ -41,7 +43,9 @@ class RequestWatcher:
         if self._protocol is not None:
             self._feed(self._protocol.answer, view)
         elif self._first is not None:
-            self._first = None  # the app speaks first: this is no HTTP
+            self._early += view[:_MAX_EARLY]
+            if len(self._early) >= _MAX_EARLY or not may_begin_answers(self._early):
+                self._first, self._early = None, b""  # the app speaks first: this is no HTTP
 
     def end(self) -> None:
         """The link is over."""
@@ -57,8 +61,13 @@ class RequestWatcher:
             return
         self._first = None
         second = first.startswith(PREFACE)
-        self._protocol = Http2(self._told) if second else Http1(self._told)
-        self._feed(self._protocol.request, memoryview(first))
+        early, self._early = self._early, b""
+        if early and not second:
+            return
+        self._protocol = protocol = Http2(self._told) if second else Http1(self._told)
+        self._feed(protocol.request, memoryview(first))
+        if early and self._protocol is not None:
+            self._feed(protocol.answer, memoryview(early))
 
     def _feed(self, take: Callable[[memoryview, int], None], view: memoryview) -> None:
         try:

@@ -21,6 +21,13 @@ _KEPT: Final = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
 _TABLE_BYTES: Final = 64 * 1024
 
 Fields = dict[str, list[str]]
+_SETTINGS = 4
+
+
+def may_begin_answers(early: bytes) -> bool:
+    """Whether a server of HTTP/2 may have begun with these bytes: with SETTINGS, of no stream."""
+    head = early[:_HEADER]
+    return head[3:4] in (b"", bytes((_SETTINGS,))) and not any(head[4:])
 
 
 class _Event(NamedTuple):

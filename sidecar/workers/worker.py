@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 
-from kit.clock import unix_ns
 from kit.logs import start_logging
 from kit.settings import Settings
 from kit.tasks import spawn
@@ -37,17 +36,8 @@ class Worker:
         self._carrier = Carrier(
             asyncio.get_running_loop(), config, self._directory, self._wire.send_record
         )
-        if config.http_ports:
-            self._watch_requests(config)
+        self._carrier.watch_requests(self._wire.send_request)
         self._over, self._hurry = asyncio.Event(), asyncio.Event()
-
-    def _watch_requests(self, config: SidecarConfig) -> None:
-        # Loaded only where it is asked for: HPACK's tables are not for every worker.
-        from sidecar.telemetry.requests import RequestWatcher
-
-        plane, report = self._carrier.plane, self._wire.send_request
-        plane.http_ports = config.http_ports
-        plane.watch = lambda link: RequestWatcher(link, report, unix_ns)
 
     async def run(self, sock: socket.socket) -> None:
         """Until the parent has drained us or is gone."""

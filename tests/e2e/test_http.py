@@ -34,11 +34,10 @@ def web(mesh: Mesh) -> Iterator[str]:
     made = [
         account("web"),
         config_map("nginx", {"nginx.conf": NGINX}),
-        service("web", {"port": 80, "targetPort": 8080}),
+        service("web", {"port": 80, "targetPort": 8080, "appProtocol": "http"}),
         pod(
             "web",
             container(command, listens=8080, mounts={"config": "/config"}),
-            config={"http-ports": "8080"},
             serviceAccountName="web",
             volumes=[{"name": "config", "configMap": {"name": "nginx"}}],
         ),
@@ -73,20 +72,22 @@ def test_each_request_leaves_a_span_below_its_link_and_claims_nothing_more(
     mesh.run("mesh/client", *call, "http://web/hello?token=secret", "http://web/none")
     link = mesh.link(since, sides=2, source="mesh/client", destination=web)
     spans = mesh.trace(link["trace_id"])
-    inbound = next(s for s in spans if s["attributes"].get("podlink.direction") == "inbound")
-    requests = [span for span in spans if span["name"] == "GET"]
-    told = [
-        (s["attributes"]["url.path"], s["attributes"]["http.response.status_code"])
-        for s in requests
-    ]
-    assert told == [("/hello", 200), ("/none", 404)]
-    for span in requests:
-        assert span["parent_span_id"] == inbound["span_id"]
-        assert span["attributes"]["podlink.source.identity"] == identity("client")
-        assert span["sender"] == identity("web")
-        [claim] = span["links"]
-        assert claim["trace_id"] == claimed.split("-")[1]
-        assert claim["attributes"] == {"podlink.claimed": True}
+    for direction, teller in (("outbound", "client"), ("inbound", "web")):
+        mine = [s for s in spans if s["attributes"].get("podlink.direction") == direction]
+        [side] = [span for span in mine if span["name"] == "link"]
+        requests = [span for span in mine if span["name"] == "GET"]
+        told = [
+            (s["attributes"]["url.path"], s["attributes"]["http.response.status_code"])
+            for s in requests
+        ]
+        assert told == [("/hello", 200), ("/none", 404)]
+        for span in requests:
+            assert span["parent_span_id"] == side["span_id"]
+            assert span["attributes"]["podlink.source.identity"] == identity("client")
+            assert span["sender"] == identity(teller)
+            [claim] = span["links"]
+            assert claim["trace_id"] == claimed.split("-")[1]
+            assert claim["attributes"] == {"podlink.claimed": True}
     assert "secret" not in str(spans)
 
 

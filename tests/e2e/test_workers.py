@@ -83,7 +83,7 @@ def test_requests_are_recorded_whichever_worker_saw_them(mesh: Mesh) -> None:
         ]
         return sum("http.request.method" in json.dumps(span) for span in spans)
 
-    until(lambda: seen() >= 6, "each request has its span")
+    until(lambda: seen() == 12, "each request has its span on both sides")
 
 
 @pytest.mark.fault_row("proxy-crash")

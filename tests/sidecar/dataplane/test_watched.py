@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from kit.clock import unix_ns
 from kit.ports import PortSet
 from sidecar.dataplane import watched
+from sidecar.directory import Endpoint, Service, Workload
 from sidecar.report import LinkRecord, RequestRecord
 from sidecar.telemetry.requests import RequestWatcher
 from sidecar.wire.http2 import PREFACE
@@ -18,12 +20,23 @@ from tests.sidecar.dataplane.conftest import Pair, StartPair
 GET = b"GET /orders HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def watching(pair: Pair) -> list[RequestRecord]:
+def watching(pair: Pair, *, near: bool = True) -> list[RequestRecord]:
+    """Both sides watch, or the far one alone."""
     found: list[RequestRecord] = []
-    plane = pair.far.plane
-    plane.http_ports = PortSet.parse(str(pair.app_port))
-    plane.watch = lambda link: RequestWatcher(link, found.append, unix_ns)
+    ports = PortSet.parse(str(pair.app_port))
+    pair.far.plane.http_ports = ports
+    pair.far.plane.watch = lambda link: RequestWatcher(link, found.append, unix_ns)
+    if near:
+        entries = pair.near.directory.entries
+        pod = entries["api.shop"]
+        assert isinstance(pod, Workload)
+        entries["api.shop"] = replace(pod, http_ports=ports)
+        pair.near.plane.watch = pair.far.plane.watch
     return found
+
+
+def of_side(found: list[RequestRecord], direction: str) -> list[RequestRecord]:
+    return [one for one in found if one.link.direction == direction]
 
 
 async def http_app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -51,10 +64,36 @@ async def test_requests_of_a_link_are_told_with_the_link_that_carried_them(
         assert len(await reader.readexactly(number * 100_000)) == number * 100_000
     assert await reader.read() == b""
     writer.close()
-    link = await pair.far.record()
-    assert [(one.method, one.path, one.status) for one in found] == [("GET", "/orders", 200)] * 3
-    assert all(one.link is link for one in found)
-    assert link.verdict == "allowed"
+    links = await pair.near.record(), await pair.far.record()
+    for link in links:
+        told = of_side(found, link.direction)
+        assert [(one.method, one.path, one.status) for one in told] == [("GET", "/orders", 200)] * 3
+        assert all(one.link is link for one in told)
+        assert link.verdict == "allowed"
+    assert len({link.trace_id for link in links}) == 1
+
+
+async def test_a_service_that_says_http_is_watched_by_the_dialler_too(
+    start_pair: StartPair, serve: Callable[..., Any]
+) -> None:
+    app_port = await serve(http_app)
+    pair = start_pair(app_port)
+    found = watching(pair, near=False)
+    pair.near.plane.watch = lambda link: RequestWatcher(link, found.append, unix_ns)
+    pod = pair.near.directory.entries["api.shop"]
+    assert isinstance(pod, Workload)
+    endpoint = Endpoint("127.0.0.1", {app_port: app_port}, pod)
+    service = Service("shop", "api", (), frozenset({app_port}), (endpoint,))
+    for number, http_ports in enumerate((frozenset({app_port}), frozenset[int]()), 1):
+        pair.near.directory.entries["api.shop"] = replace(service, http_ports=http_ports)
+        reader, writer = await pair.client()
+        writer.write(GET)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await pair.near.record(number)
+        await pair.far.record(number)
+    assert [one.link.service for one in of_side(found, "outbound")] == ["api.shop"]
+    assert len(of_side(found, "inbound")) == 2
 
 
 async def test_ports_that_do_not_ask_are_not_watched(
@@ -65,7 +104,8 @@ async def test_ports_that_do_not_ask_are_not_watched(
 
     monkeypatch.setattr(watched.WatchedSplice, "__init__", never)
     pair = start_pair(await serve(http_app))
-    found = watching(pair)
+    found = watching(pair, near=False)
+    pair.near.plane.watch = pair.far.plane.watch
     pair.far.plane.http_ports = PortSet.parse("1")
     reader, writer = await pair.client()
     writer.write(GET)

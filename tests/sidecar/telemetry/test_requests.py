@@ -40,6 +40,18 @@ def test_a_request_is_a_child_of_its_link_named_by_its_method() -> None:
         assert Span.FromString(encode_request(request_on(link, **change))).status.code == 2
 
 
+def test_the_callers_side_tells_of_it_below_its_own_link_and_calls_4xx_an_error() -> None:
+    near = outbound()
+    far = inbound_of(near)
+    spans = [Span.FromString(encode_request(request_on(link, status=404))) for link in (near, far)]
+    assert [span.kind for span in spans] == [Span.SPAN_KIND_CLIENT, Span.SPAN_KIND_SERVER]
+    assert [span.status.code for span in spans] == [2, 0]
+    assert {span.trace_id for span in spans} == {near.trace_id}
+    assert [span.parent_span_id for span in spans] == [near.span_id, far.span_id]
+    told = [attributes(span)["podlink.direction"] for span in spans]
+    assert told == ["outbound", "inbound"]
+
+
 @pytest.mark.attack_row(42)
 @pytest.mark.attack_row(43)
 @given(st.text(max_size=80), st.text(max_size=300), st.text(max_size=60), st.text(max_size=9))

@@ -193,6 +193,32 @@ def test_grpc_calls_are_told_with_their_status_however_cut(
     assert {one.version for one in found} == {"2"}
 
 
+@given(st.integers(1, 60))
+def test_a_server_that_begins_with_its_settings_is_followed_all_the_same(cut: int) -> None:
+    asked, answered = grpc_call(False, False)
+    found: list[RequestRecord] = []
+    watcher = RequestWatcher(LinkRecord("inbound"), found.append, lambda: 1)
+    settings = frame(4, 0, 0, b"\0\x03\0\0\0\x64")
+    for piece in pieces(settings, [cut]):
+        watcher.answer(memoryview(piece))
+    for piece in pieces(asked, [cut]):
+        watcher.request(memoryview(piece))
+    watcher.answer(memoryview(answered))
+    assert seen(found) == [("POST", "/shop.Orders/Get", 200)] * 2
+
+
+@pytest.mark.parametrize(
+    "banner", [b"SSH-2.0-x\r\n", frame(4, 0, 0, b"\0" * 4096), frame(0, 0, 1, b"x")]
+)
+def test_a_server_that_begins_with_anything_else_is_not_followed(banner: bytes) -> None:
+    found: list[RequestRecord] = []
+    watcher = RequestWatcher(LinkRecord("inbound"), found.append, lambda: 1)
+    watcher.answer(memoryview(banner))
+    watcher.request(memoryview(GET))
+    watcher.answer(memoryview(OK))
+    assert found == []
+
+
 def test_a_stream_that_the_caller_resets_is_told_without_an_answer() -> None:
     asked, _ = grpc_call(False, False)
     found = told_of(asked + frame(3, 0, 3, b"\0\0\0\x08"), b"")
