@@ -1,4 +1,4 @@
-"""A real one-node Kubernetes in namespaces of its own: `real_node(...)`, or `make cluster` to look around.
+"""A real one-node Kubernetes in namespaces of its own: `real_node(...)`, or `make cluster`.
 
 Needs root, containerd, runc, the CNI plugins, and in KUBEBUILDER_ASSETS the node's programs beside the
 API server's. Nothing of it is seen outside: processes, mounts, network and rules live in namespaces of
@@ -68,7 +68,9 @@ class RealNode:
         """Runs in the node's namespaces, as root."""
         return ["nsenter", "-t", str(self._first()), "-m", "-n", "-p", "--wd=" + str(ROOT), *argv]
 
-    def run(self, *argv: str, check: bool = True, timeout: float = 120, text: str | None = None) -> str:
+    def run(
+        self, *argv: str, check: bool = True, timeout: float = 120, text: str | None = None
+    ) -> str:
         """What it printed. Raises NodeUnusable with both outputs where it fails."""
         done = subprocess.run(
             self.command(*argv), input=text, capture_output=True, text=True, timeout=timeout,
@@ -79,7 +81,9 @@ class RealNode:
             raise NodeUnusable(f"{said}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         return done.stdout if check else done.stdout + done.stderr
 
-    def kubectl(self, *argv: str, check: bool = True, text: str | None = None, timeout: float = 120) -> str:
+    def kubectl(
+        self, *argv: str, check: bool = True, text: str | None = None, timeout: float = 120
+    ) -> str:
         program = str(self.plan.assets / "kubectl")
         return self.run(program, *argv, check=check, text=text, timeout=timeout)
 

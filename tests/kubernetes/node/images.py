@@ -1,7 +1,7 @@
-"""The images that the node's pods run, built by buildah: `python -m tests.kubernetes.node.images FOLDER`.
+"""Images of the pods, built by buildah: `python -m tests.kubernetes.node.images FOLDER`.
 
-podlink's own from the Dockerfile as it is, a small one for apps, and the pause container. All stand on one
-base image of Python: PODLINK_NODE_BASE, its name in the local storage of buildah or in a registry.
+podlink's own from the Dockerfile as it is, a small one for apps, and the pause container. All stand on
+one base image of Python: PODLINK_NODE_BASE, its name in the storage of buildah or in a registry.
 """
 
 import os
@@ -84,7 +84,19 @@ def _pinned(base: str) -> tuple[str, str]:
 
 def _bud(folder: Path, tag: str, context: Path, more: Sequence[str]) -> None:
     # Without `--timestamp` the image carries the hour of its building, and no two are the same.
-    buildah("bud", "-q", "--layers", "--timestamp", "0", "--isolation", "chroot", *more, "-t", tag, str(context))
+    buildah(
+        "bud",
+        "-q",
+        "--layers",
+        "--timestamp",
+        "0",
+        "--isolation",
+        "chroot",
+        *more,
+        "-t",
+        tag,
+        str(context),
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The first process of the node's namespaces: `python -m tests.kubernetes.node.inside FOLDER ASSETS CGROUP`.
+"""The first process of the node's namespaces; `cluster.real_node` starts it.
 
 It makes the machine's own folders and network into the node's (nothing of that is seen outside), starts
 the programs and waits. When it ends, for whatever reason, the kernel ends everything that it started.
@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.kubernetes.node.plan import NODE_IP, NodePlan, network
 
 CNI_PLUGINS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+_AGAIN_S = 0.5
 _SYSCTLS = {
     "net/ipv4/ip_forward": "1",
     "net/ipv6/conf/all/forwarding": "1",
@@ -75,30 +76,25 @@ def main(argv: list[str]) -> None:
     make_folders(folder)
     make_network()
     commands = plan.commands()
-    commands["dns"] = [sys.executable, "-m", "tests.kubernetes.node.names", str(plan.kubeconfig("admin"))]
-    started: dict[int, str] = {}
-    environment = {**os.environ, "GOMAXPROCS": "2"}
-    for name, command in commands.items():
-        with (folder / "log" / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )
-        started[process.pid] = name
+    commands["dns"] = [
+        sys.executable,
+        "-m",
+        "tests.kubernetes.node.names",
+        str(plan.kubeconfig("admin")),
+    ]
+    started = {start(name, command, folder): name for name, command in commands.items()}
     while True:  # everything without a parent is ours to reap, too
         pid, status = os.waitpid(-1, 0)
-        if pid in started:
-            code = os.waitstatus_to_exitcode(status)
-            print(f"{started[pid]} ended with status {code}", flush=True)
-            name = started.pop(pid)
-            if name in ("kube-apiserver", "kubelet", "kube-proxy", "dns", "kube-controller-manager",
-                        "kube-scheduler"):  # they end while etcd or the API server is not up yet
-                time.sleep(0.5)
-                with (folder / "log" / f"{name}.log").open("ab") as log:
-                    process = subprocess.Popen(
-                        commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                        env=environment,
-                    )
-                started[process.pid] = name
+        name = started.pop(pid, "")
+        if name:  # most end while etcd or the API server is not up yet
+            print(f"{name} ended with status {os.waitstatus_to_exitcode(status)}", flush=True)
+            time.sleep(_AGAIN_S)
+            started[start(name, commands[name], folder)] = name
+
+
+def start(name: str, command: list[str], folder: Path) -> int:
+    with (folder / "log" / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log).pid
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ class Authority:
     def pem(self) -> bytes:
         return self.cert.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, folder: Path, who: str, groups: Sequence[str] = (), hosts: Sequence[str] = ()) -> Path:
+    def issue(
+        self, folder: Path, who: str, groups: Sequence[str] = (), hosts: Sequence[str] = ()
+    ) -> Path:
         """Write `<who>.crt` and `<who>.key`; returns the path without its suffix."""
         key = ec.generate_private_key(ec.SECP256R1())
         made = _builder(_name(who, groups), self.cert.subject, key)
