@@ -6,60 +6,53 @@ import asyncio
 import contextlib
 import random
 import socket
-import struct
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.report import LinkRecord
-from tests.sidecar.dataplane.conftest import Pair
+from tests.certs.forge import Forge
+from tests.plans import GREETING, HEAD, Plan, read, reset, write
+from tests.sidecar.dataplane.conftest import API, WEB, Pair, trust_from
 
-Kind = Literal["whole", "half_close", "slow_client", "slow_app", "client_resets", "app_resets"]
-KINDS: tuple[Kind, ...] = (
-    "whole",
-    "half_close",
-    "slow_client",
-    "slow_app",
-    "client_resets",
-    "app_resets",
-)
 AT_ONCE = 32
-_LINGER_RESETS = b"\x01\x00\x00\x00\x00\x00\x00\x00"
-_HEAD = struct.Struct("!Q")
-_GREETING = b"+"
-_MORE_THAN_THE_KERNEL_TAKES = 6_000_000
 
 
-@dataclass
-class Plan:
-    """What one link does. Both ends make it anew from the number that the client sends first."""
+class Rotation:
+    """New leaves for both sides at each call, as renewals bring them; and a root after the other: every
+    other call takes the next step of a rotation, as the CA's state machine has them."""
 
-    number: int
-    kind: Kind
-    up: bytes
-    down: bytes
-    reset_after: int
-    """Bytes that whoever resets has sent or read before."""
+    def __init__(self, pair: Pair, forge: Forge) -> None:
+        self._pair, self._signer, self._bundle = pair, forge, forge.root_pem
+        self._next: Forge | None = None
+        self._calls = 0
+        self.roots = 0
+        """How many roots have gone."""
 
-    @classmethod
-    def of(cls, number: int) -> "Plan":
-        draw = random.Random(number)
-        kind = draw.choice(KINDS)
-        sizes = {"up": _size(draw), "down": _size(draw)}
-        slow = {"slow_client": "down", "slow_app": "up"}.get(kind)
-        if slow is not None and draw.random() < 0.3:  # more than the kernel takes for a slow reader
-            sizes[slow] += _MORE_THAN_THE_KERNEL_TAKES
-        up = draw.randbytes(sizes["up"])
-        return cls(number, kind, up, draw.randbytes(sizes["down"]), draw.randrange(len(up) + 1))
+    def __call__(self) -> None:
+        self._calls += 1
+        gone = self._calls % 2 == 0 and self._step()
+        for side, identity in ((self._pair.near, WEB), (self._pair.far, API)):
+            side.plane.trust = trust_from(self._signer, identity, "127.0.0.1", self._bundle)
+        if gone:  # as `Carrier.svid_came` does
+            self._pair.near.plane.pool.drop_all()
+            self._pair.arrivals.go_away()
 
-
-def _size(draw: random.Random) -> int:
-    """From nothing to some hundred KiB, with the edges of records and buffers among them."""
-    edge = draw.choice((0, 1, 16380, 16384, 32764, 65532, 65536, 262140, 262144))
-    return edge if draw.random() < 0.3 else int(2 ** draw.uniform(0, 18))
+    def _step(self) -> bool:
+        """Both roots are believed, then the new one signs, then the old one is believed no more."""
+        if self._next is None:
+            self._next = Forge(name=f"root {self.roots + 2}")
+            self._bundle = self._signer.root_pem + self._next.root_pem
+        elif self._signer is not self._next:
+            self._signer = self._next
+        elif not any(peer["dials"] for peer in self._pair.near.plane.pool.peers().values()):
+            # Else a handshake shows the old leaf: the CA waits for the end of the last one.
+            self._bundle, self._next = self._signer.root_pem, None
+            self.roots += 1
+            return True
+        return False
 
 
 @dataclass
@@ -68,7 +61,7 @@ class Chaos:
 
     pair: Pair
     draw: random.Random
-    change_certificates: Callable[[], None]
+    change_certificates: Rotation
     cuts: int
     """How many wires to cut, one about every thirtieth link."""
     wrong: list[str] = field(default_factory=list)
@@ -82,18 +75,18 @@ class Chaos:
     async def app(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The app behind the far sidecar."""
         try:
-            plan = Plan.of(_HEAD.unpack(await reader.readexactly(_HEAD.size))[0])
-            writer.write(_GREETING)
+            plan = Plan.of(HEAD.unpack(await reader.readexactly(HEAD.size))[0])
+            writer.write(GREETING)
             if plan.kind == "app_resets":
-                got = await _read(reader, plan.reset_after)
-                _reset(writer)
+                got = await read(reader, plan.reset_after)
+                reset(writer)
             else:
                 if plan.kind == "half_close":  # all of the question first
-                    got = await _read(reader, slow=False)
-                    await _write(writer, plan.down)
+                    got = await read(reader, slow=False)
+                    await write(writer, plan.down)
                 else:
-                    answering = asyncio.ensure_future(_write(writer, plan.down))
-                    got = await _read(reader, slow=plan.kind == "slow_app")
+                    answering = asyncio.ensure_future(write(writer, plan.down))
+                    got = await read(reader, slow=plan.kind == "slow_app")
                     await answering
                 writer.write_eof()
             self._got_up[plan.number] = (len(got), plan.up.startswith(got))
@@ -130,15 +123,15 @@ class Chaos:
         self._of_port[sock.getsockname()[1]].append(plan.number)
         reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
         try:
-            writer.write(_HEAD.pack(plan.number))
+            writer.write(HEAD.pack(plan.number))
             if plan.kind == "client_resets":
                 await reader.readexactly(1)  # there is a link
-                await _write(writer, plan.up[: plan.reset_after])
-                return _reset(writer)
-            asking = asyncio.ensure_future(_write(writer, plan.up, end=True))
+                await write(writer, plan.up[: plan.reset_after])
+                return reset(writer)
+            asking = asyncio.ensure_future(write(writer, plan.up, end=True))
             try:
-                got = await _read(reader, slow=plan.kind == "slow_client")
-                self._got_down[plan.number] = (len(got), (_GREETING + plan.down).startswith(got))
+                got = await read(reader, slow=plan.kind == "slow_client")
+                self._got_down[plan.number] = (len(got), (GREETING + plan.down).startswith(got))
                 await asking
             finally:
                 asking.cancel()
@@ -206,42 +199,10 @@ class Chaos:
             self.wrong.append(f"{what}: {near.verdict}, {far.verdict}")
         if near.close != "fin" or far.close != "fin":
             return
-        sent = (_HEAD.size + len(plan.up), len(_GREETING) + len(plan.down))
-        if up != (sent[0] - _HEAD.size, True) or down != (sent[1], True):
+        sent = (HEAD.size + len(plan.up), len(GREETING) + len(plan.down))
+        if up != (sent[0] - HEAD.size, True) or down != (sent[1], True):
             self.wrong.append(f"{what}: came {up}, {down}")
         for record in (near, far):
             if (record.bytes_sent, record.bytes_received) != sent:
                 told = (record.bytes_sent, record.bytes_received)
                 self.wrong.append(f"{what}: {record.direction} counted {told}")
-
-
-async def _read(
-    reader: asyncio.StreamReader, most: int | None = None, *, slow: bool = False
-) -> bytes:
-    got = bytearray()
-    while most is None or len(got) < most:
-        piece = await reader.read(65536 if most is None else min(65536, most - len(got)))
-        if not piece:
-            break
-        got += piece
-        if slow and len(got) < 100_000:
-            await asyncio.sleep(0.002)
-    return bytes(got)
-
-
-async def _write(writer: asyncio.StreamWriter, body: bytes, *, end: bool = False) -> None:
-    """In pieces of uneven size; `end` says that no more comes."""
-    with contextlib.suppress(OSError):
-        at, piece = 0, 1
-        while at < len(body):
-            writer.write(body[at : at + piece])
-            at, piece = at + piece, piece * 3 + 7
-            await writer.drain()
-        if end:
-            writer.write_eof()
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESETS)
-    writer.transport.abort()

@@ -73,9 +73,10 @@ def forge() -> Forge:
     return Forge()
 
 
-def trust_from(forge: Forge, identity: WorkloadIdentity, ip: str) -> Trust:
+def trust_from(forge: Forge, identity: WorkloadIdentity, ip: str, bundle_pem: bytes = b"") -> Trust:
+    """A leaf that `forge` signs; believed are its root, or those of the bundle."""
     key_pem, chain_pem = forge.leaf(str(identity), ips=[ip])
-    material = TlsMaterial(key_pem, chain_pem, forge.root_pem)
+    material = TlsMaterial(key_pem, chain_pem, bundle_pem or forge.root_pem)
     return Trust(
         material.server_context([ALPN]),
         material.client_context([ALPN]),

@@ -5,15 +5,14 @@ import gc
 import os
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.certs.forge import Forge
-from tests.sidecar.dataplane.chaos import Chaos
-from tests.sidecar.dataplane.conftest import API, WEB, Pair, StartPair, trust_from
+from tests.sidecar.dataplane.chaos import Chaos, Rotation
+from tests.sidecar.dataplane.conftest import Pair, StartPair
 from tests.sidecar.dataplane.test_faults import descriptors
 
 Serve = Any
@@ -25,16 +24,6 @@ def resident_kib() -> int:
     gc.collect()
     rollup = Path("/proc/self/smaps_rollup").read_text()
     return int(rollup.split("Anonymous:")[1].split()[0])
-
-
-def exchange(pair: Pair, forge: Forge) -> Callable[[], None]:
-    """New leaves for both sides, as a renewal brings them."""
-
-    def certificates() -> None:
-        pair.near.plane.trust = trust_from(forge, WEB, "127.0.0.1")
-        pair.far.plane.trust = trust_from(forge, API, "127.0.0.1")
-
-    return certificates
 
 
 async def level(pair: Pair) -> int:
@@ -54,7 +43,7 @@ async def begin(start_pair: StartPair, serve: Serve, forge: Forge, seed: int, cu
         await chaos.app(*streams)
 
     pair = start_pair(await serve(app))
-    chaos = Chaos(pair, random.Random(seed), exchange(pair, forge), cuts)
+    chaos = Chaos(pair, random.Random(seed), Rotation(pair, forge), cuts)
     return chaos
 
 
@@ -69,6 +58,7 @@ async def test_every_byte_and_every_record_is_right_under_chaos(
     await chaos.run(120)
     assert chaos.wrong == [], "\n".join(chaos.wrong)
     assert await level(chaos.pair) <= before + 2
+    assert chaos.change_certificates.roots >= 1, "no root was replaced"
     assert not chaos.pair.near.plane.open_links
 
 
