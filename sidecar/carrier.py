@@ -29,6 +29,7 @@ from sidecar.contract import ALPN, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.banned import cut_banned
 from sidecar.dataplane.context import Plane, Trust
+from sidecar.dataplane.gone import leave_the_gone
 from sidecar.dataplane.limits import Limits
 from sidecar.dataplane.listener import Accepted, Listener
 from sidecar.dataplane.outbound import OutboundLink
@@ -36,7 +37,7 @@ from sidecar.dataplane.poller import poller_of
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.reauthorise import reauthorise
 from sidecar.dataplane.watch import Watch
-from sidecar.directory import Directory
+from sidecar.directory import Directory, Found
 from sidecar.discovery.translate import policy_set
 from sidecar.lag import LoopLag
 from sidecar.memory import MemoryWatch, limit_of_cgroup
@@ -181,6 +182,10 @@ class Carrier:
                 "expires_at": svid.expires_at.isoformat(),
             },
         )
+
+    def found_comes(self, key: str, value: Found) -> None:
+        """Called before the directory says `value`: to pods that have gone, no idle tunnel is kept."""
+        leave_the_gone(self.plane, key, value)
 
     def bans_came(self, bans: Bans) -> None:
         """Refuse the banned from now on, and cut what is open to them."""

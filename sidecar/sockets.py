@@ -101,9 +101,9 @@ def watch_for_dead_peer(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 
-def is_unanswered(sock: socket.socket) -> bool:
+def is_unanswered(sock: socket.socket, for_ms: int = DEAD_AFTER_MS) -> bool:
     """Whether data under way has been sent again and again, or a closed window probed more than once,
-    and nothing at all came back for DEAD_AFTER_MS: the peer, or the way to it, is gone.
+    and nothing at all came back for `for_ms`: the peer, or the way to it, is gone.
 
     A peer that reads nothing answers every probe, and is not.
     """
@@ -111,7 +111,7 @@ def is_unanswered(sock: socket.socket) -> bool:
     if info[_RETRANSMITS] < 3 and info[_PROBES] < 2:
         return False
     silent_ms: int = _U32.unpack_from(info, _LAST_ACK)[0]
-    return silent_ms > DEAD_AFTER_MS
+    return silent_ms > for_ms
 
 
 def original_dst(sock: socket.socket) -> tuple[str, int]:
@@ -133,9 +133,14 @@ def original_dst(sock: socket.socket) -> tuple[str, int]:
 
 def reset(sock: socket.socket) -> None:
     """Close with RST: the other side learns at once that this is no orderly end."""
+    reset_on_close(sock)
+    sock.close()
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Let its close, whenever that comes, drop what is unsent and tell the other side by RST."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    sock.close()
 
 
 def canonical_ip(raw: str) -> str:

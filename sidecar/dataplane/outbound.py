@@ -13,17 +13,15 @@ import socket
 from typing import Final
 
 from certs.trust.facts import LeafFacts
-from certs.trust.identity import WorkloadIdentity
 from sidecar.contract import CANARIES, OWN_PORTS, canary_answer
 from sidecar.dataplane.context import Plane
-from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect, Dial
-from sidecar.dataplane.pool import Key
+from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect
+from sidecar.dataplane.obtain import Obtainer
 from sidecar.dataplane.route import (
     Plaintext,
     Route,
     Tunnelled,
 )
-from sidecar.dataplane.seek import Seeker
 from sidecar.dataplane.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.dataplane.watched import WatchedSplice
@@ -31,14 +29,13 @@ from sidecar.errors import (
     AppUnreachable,
     Denied,
     HandshakeTimeout,
-    NotReady,
     OwnPort,
     PeerLost,
     ProtocolViolation,
     SidecarError,
 )
 from sidecar.report import LinkRecord
-from sidecar.sockets import original_dst, reset
+from sidecar.sockets import original_dst, reset, watch_for_dead_peer
 from sidecar.wire.frames import ACCEPT, DATA, HEADER, OPEN, REFUSE, RESET, encode
 from sidecar.wire.opening import (
     APP_RESET,
@@ -58,35 +55,22 @@ HOLD_BYTES: Final = 4 * 16384 - HEADER
 ACCEPT_TIMEOUT_S: Final = 15.0
 SUSPECT_AFTER_S: Final = 3.0
 """A peer that is gone says nothing, and an app that accepts no sooner is too busy for more."""
-CERTIFICATE_WAIT_S: Final = 10.0
-_CERTIFICATE_POLL_S: Final = 0.05
 
 
-class OutboundLink(Seeker):
+class OutboundLink(Obtainer):
     """One link on its dialler's side. It keeps itself alive through the loop's callbacks."""
 
     __slots__ = (
         "_answer_by",
         "_carries_http",
         "_held",
-        "_identity",
-        "_key",
         "_near",
-        "_peer_port",
         "_splice",
-        "_step",
         "_tunnel",
-        "_wait_until",
     )
 
-    _identity: WorkloadIdentity
-    """Who must be at the destination; set once it is known to be meshed."""
-    _peer_port: int
-    """The port dialled at the peer."""
     _carries_http: bool
     """The destination, or the Service asked for, says that HTTP is spoken there."""
-    _key: Key
-    """Under what the pool keeps tunnels to the destination."""
 
     def __init__(self, plane: Plane, near: socket.socket, source_ip: str, source_port: int) -> None:
         super().__init__(plane, LinkRecord("outbound"))
@@ -94,9 +78,7 @@ class OutboundLink(Seeker):
         self._held = b""
         self._tunnel: Tunnel | None = None
         self._splice: TunnelSplice | RawSplice | None = None
-        self._step: Connect | Dial | None = None
         self._answer_by = 0.0
-        self._wait_until = 0.0
         record = self.record
         plane.new_ids(record)
         record.start_ns = plane.unix_ns()
@@ -172,6 +154,7 @@ class OutboundLink(Seeker):
             assert error is not None
             self._eject()
             return self._try_elsewhere(error)
+        watch_for_dead_peer(sock)
         self._plane.ejections.worked(record.destination_ip, record.destination_port)
         record.verdict = "allowed"
         near, self._near = self._near, None
@@ -213,62 +196,6 @@ class OutboundLink(Seeker):
             except OSError:
                 return self._fail(PeerLost("the app reset the connection"), close="reset")
         return self._take_or_dial()
-
-    def _take_or_dial(self) -> None:
-        pool, key = self._plane.pool, self._key
-        if pool.crowded(key):
-            return pool.wait(key, self._my_turn)
-        return self._my_turn()
-
-    def _my_turn(self) -> None:
-        if self._near is None:
-            return self._plane.pool.pass_on(self._key)
-        record = self.record
-        record.attempts += 1
-        tunnel = self._plane.pool.take(self._key)
-        record.pooled = tunnel is not None
-        return self._open(tunnel) if tunnel is not None else self._dial()
-
-    def _dial(self) -> None:
-        plane, record = self._plane, self.record
-        trust = plane.usable_trust()
-        if trust is None:
-            return self._wait_for_certificate()
-        record.source_identity = trust.identity
-        plane.pool.dial_began(self._key)
-        dial = Dial(
-            plane, trust, record.destination_ip, self._peer_port, self._identity, self._dialled
-        )
-        if dial.pending:
-            self._step = dial
-        return None
-
-    def _wait_for_certificate(self) -> None:
-        """Hold the connection until our first certificate comes; expired ones are never used."""
-        now = self._plane.now()
-        if not self._wait_until:
-            self._wait_until = now + CERTIFICATE_WAIT_S
-            self._plane.pool.pass_on(self._key)  # whoever waits behind us would wait for ever
-        if now >= self._wait_until:
-            self._plane.pool.pass_on(self._key)
-            return self._fail(NotReady("no valid certificate of our own: is the CA reachable?"))
-        self._plane.poller.call_later(_CERTIFICATE_POLL_S, self._dial_again)
-        return None
-
-    def _dial_again(self) -> None:
-        if self._near is not None:
-            self._dial()
-        else:
-            self._plane.pool.pass_on(self._key)
-
-    def _dialled(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
-        self._step = None
-        self._plane.pool.dial_ended(self._key)
-        if tunnel is None:
-            assert error is not None
-            return self._dial_failed(error)
-        self._open(tunnel)
-        return tunnel.start()
 
     def _open(self, tunnel: Tunnel) -> None:
         record = self.record
@@ -330,7 +257,8 @@ class OutboundLink(Seeker):
             return tunnel.look()
         if now > self._answer_by - ACCEPT_TIMEOUT_S + SUSPECT_AFTER_S:
             self._eject()
-        if now > self._answer_by:
+        suspect_ms = int(1000 * SUSPECT_AFTER_S)
+        if now > self._answer_by or tunnel.is_unanswered(suspect_ms):
             error = HandshakeTimeout("the peer neither accepted nor refused the link")
             if self._held:
                 return self._fail(error)
@@ -440,11 +368,7 @@ class OutboundLink(Seeker):
     def _end(self, error: SidecarError, close: str) -> None:
         record = self.record
         record.reason, record.error = error.reason, str(error)
-        if self._step is not None:
-            self._step.abandon()
-            if isinstance(self._step, Dial):
-                self._plane.pool.dial_ended(self._key)
-            self._step = None
+        self._step_is_over()
         if self._tunnel is not None:
             self._tunnel.send(RESET, encode_code(APP_RESET))
             self._tunnel.close()

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from certs.trust.facts import LeafFacts
 from sidecar.dataplane.poller import Poller
 from sidecar.errors import PeerLost, ProtocolViolation, SidecarError
-from sidecar.sockets import is_unanswered
+from sidecar.sockets import is_unanswered, reset_on_close
 from sidecar.wire.frames import GOAWAY, PING, PING_FRAME, PONG, PONG_FRAME, FrameReader, encode
 from sidecar.wire.session import Phase, Role, Session
 
@@ -135,7 +135,14 @@ class Tunnel:
     def look(self) -> None:
         """Called every few seconds: end it if the peer is gone and data is under way to it."""
         if not self.closed and is_unanswered(self._sock):
+            # Perhaps only one direction is cut, and the peer hears what we send again and again: it
+            # would take that for a sign of life until we stop.
+            reset_on_close(self._sock)
             self.lose(PeerLost("the peer answers nothing any more"))
+
+    def is_unanswered(self, for_ms: int) -> bool:
+        """Whether the peer's kernel has acknowledged nothing for so long, though data is under way."""
+        return not self.closed and is_unanswered(self._sock, for_ms)
 
     def ping(self) -> None:
         """Ask whether the far proxy still lives; `pinged` until it answers. For idle tunnels: the
@@ -295,7 +302,9 @@ class Tunnel:
         if kind == PING:
             self._pong_due = True
         elif kind == PONG:
-            self.pinged = False
+            if self.pinged:
+                self.pinged = False
+                self.user.tunnel_control(kind, payload)
         else:
             if kind == GOAWAY:
                 self.going_away = True

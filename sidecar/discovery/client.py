@@ -81,7 +81,7 @@ class RegistryClient:
         self._version = 0
         self._ack_timer: asyncio.TimerHandle | None = None
         self.changed: Callable[[str, Found | None], None] = _nobody_cares
-        """Told of every word about a key, and with None when it is forgotten."""
+        """Told of every word about a key before it is in force, and with None when it is forgotten."""
         self.connected = False
         self.ready = asyncio.Event()
         """Set once the registry has said what is in force for this pod."""
@@ -209,14 +209,15 @@ class RegistryClient:
         self._to_send.put_nowait(pb.DiscoverRequest(ack=pb.Ack(version=self._version)))
 
     def _keep(self, key: str, value: Found) -> None:
-        self._found[key] = self._held(key, value)
-        self.changed(key, self._found[key])
+        value = self._held(key, value)
+        self.changed(key, value)
+        self._found[key] = value
         if (question := self._waiting.pop(key, None)) is not None:
             assert question.timer is not None
             question.timer.cancel()
             # Soon, not now: what goes wrong in a link must not end the stream.
             for answer in question.answers:
-                asyncio.get_running_loop().call_soon(answer, self._found[key])
+                asyncio.get_running_loop().call_soon(answer, value)
         if len(self._found) > MAX_KEYS:
             oldest, _ = self._found.popitem(last=False)
             self.changed(oldest, None)
@@ -248,8 +249,8 @@ class RegistryClient:
 
     def _hold_no_longer(self, key: str, held: Found, value: Found) -> None:
         if self._found.get(key) is held:
-            self._found[key] = value
             self.changed(key, value)
+            self._found[key] = value
 
 
 def _nobody_cares(_: str, value: Found | None) -> None:

@@ -36,7 +36,9 @@ class Alone:
         self.carrier.listen()
 
     def found_came(self, key: str, value: Found | None) -> None:
-        """The carrier asks the registry's client itself."""
+        """The carrier asks the registry's client itself; here it only hears who has gone."""
+        if value is not None:
+            self.carrier.found_comes(key, value)
 
     @property
     def usable(self) -> bool:

@@ -62,7 +62,10 @@ class Worker:
             except NotUnderstood as e:
                 _log.error("settings not understood, the old ones stay", extra={"error": str(e)})
         elif kind == w.FOUND:
-            self._directory.came(*w.value_of(body))
+            key, value = w.value_of(body)
+            if value is not None:
+                carrier.found_comes(key, value)
+            self._directory.came(key, value)
         elif kind == w.ANSWER:
             self._directory.answered(body.decode())
         elif kind == w.ASK:

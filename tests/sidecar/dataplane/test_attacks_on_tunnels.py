@@ -13,7 +13,7 @@ from certs.trust.contexts import TlsMaterial
 from kit.clock import monotonic
 from policy.rules import PolicySet
 from sidecar.contract import ALPN, OWN_PORTS
-from sidecar.dataplane import outbound, tunnel
+from sidecar.dataplane import obtain, tunnel
 from sidecar.dataplane.outbound import OutboundLink
 from sidecar.dataplane.splice import TunnelSplice
 from sidecar.dataplane.watch import Watch
@@ -407,7 +407,7 @@ async def test_bytes_read_for_a_tunnel_are_not_lost_when_an_unmeshed_endpoint_ta
 async def test_links_that_wait_for_a_dial_do_not_hang_when_the_certificate_has_gone(
     pair: Pair, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "CERTIFICATE_WAIT_S", 0.2)
+    monkeypatch.setattr(obtain, "CERTIFICATE_WAIT_S", 0.2)
     side: Side = pair.near
     key = ("127.0.0.1", inbound_address(pair)[1], str(API))
     for _ in range(32):

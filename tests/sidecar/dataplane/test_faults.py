@@ -83,7 +83,7 @@ async def test_a_storm_of_resets_leaves_no_descriptor_and_no_link(
         await asyncio.sleep(0.01)
     await settled(pair)
     pair.near.plane.pool.drop_all()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while descriptors() > before:
             await asyncio.sleep(0.05)
     assert len(pair.near.records) == 2000

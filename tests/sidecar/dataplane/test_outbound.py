@@ -12,7 +12,7 @@ import pytest
 from certs.trust.identity import WorkloadIdentity
 from kit.ports import PortSet
 from sidecar.contract import OWN_PORTS
-from sidecar.dataplane import outbound
+from sidecar.dataplane import obtain, outbound
 from sidecar.dataplane.pool import Pool, PoolLimits
 from sidecar.directory import EXTERNAL, Answer, Endpoint, Found, Gone, Own, Service, Workload
 from sidecar.wire.frames import ACCEPT, HEADER, OPEN, REFUSE, encode
@@ -185,7 +185,7 @@ async def test_a_link_that_is_cut_while_the_registry_is_asked_stays_cut(
 async def test_a_meshed_pod_is_not_dialled_while_we_have_no_certificate(
     near: Side, captured: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "CERTIFICATE_WAIT_S", 0.2)
+    monkeypatch.setattr(obtain, "CERTIFICATE_WAIT_S", 0.2)
     near.plane.trust = None
     near.directory.entries[LOOPBACK] = Workload("u", "shop", "api-0", API, (LOOPBACK,))
     with socket.create_server((LOOPBACK, 0)) as listening:
@@ -635,7 +635,7 @@ async def test_behind_a_service_an_impostor_is_ejected_and_the_next_endpoint_tri
 async def test_links_that_wait_for_a_tunnel_all_get_their_turn_though_no_certificate_comes(
     near: Side, captured: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "CERTIFICATE_WAIT_S", 0.1)
+    monkeypatch.setattr(obtain, "CERTIFICATE_WAIT_S", 0.1)
     near.plane.pool.close()
     near.plane.pool = pool = Pool(near.plane.poller, near.plane.now, PoolLimits(dials_per_peer=1))
     near.plane.trust = None
