@@ -28,7 +28,7 @@ from sidecar.config import SidecarConfig, Upstream
 from sidecar.contract import ALPN, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
 from sidecar.dataplane.arrival import Arrivals
 from sidecar.dataplane.banned import cut_banned
-from sidecar.dataplane.context import Plane, Trust
+from sidecar.dataplane.context import Plane, Trust, buckets
 from sidecar.dataplane.gone import leave_the_gone
 from sidecar.dataplane.limits import Limits
 from sidecar.dataplane.listener import Accepted, Listener
@@ -66,6 +66,7 @@ class Carrier:
         self._poller = poller = poller_of(loop)
         self.meter = LinkMeter(report)
         self.lag = LoopLag(loop)
+        limits = Limits.for_process(_descriptors(), config.workers)
         self.plane = Plane(
             poller=poller,
             own=config.own,
@@ -81,7 +82,9 @@ class Carrier:
             tunnel_only=config.mode == "localhost",
             unix_s=self._clock.unix_s,
             leaves_name_pods=config.svid_source.leaves_name_pods,
-            limits=Limits.for_process(_descriptors(), config.workers),
+            limits=limits,
+            refused_opens=buckets(limits.refused_opens),
+            handshake_rate=buckets(limits.handshakes_per_source),
             unsettled=True,
             http_ports=config.http_ports or NO_PORTS,
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from random import Random, SystemRandom
-from typing import Protocol
+from typing import Final, Protocol
 
 from certs.trust.facts import LeafFacts
 from kit.buckets import Buckets
@@ -38,8 +38,13 @@ class Trust:
     """Monotonic end of our own leaf."""
 
 
-def _buckets(rate: float, burst_s: float) -> Buckets:
-    return Buckets(rate, rate * burst_s)
+BURST_S: Final = 4.0
+"""How long a source may be silent and then do at once what it had not done."""
+
+
+def buckets(rate: float) -> Buckets:
+    """A rate by source (sidecar.dataplane.limits), and its burst."""
+    return Buckets(rate, rate * BURST_S)
 
 
 class LiveLink(Protocol):
@@ -123,10 +128,8 @@ class Plane:
     """The registry has not said yet what is in force: peers' links wait for it."""
     turned_away: dict[str, int] = field(default_factory=dict)
     """Connections and links closed unheard, by the limit that was reached (docs/limits.md)."""
-    refused_opens: Buckets = field(default_factory=lambda: _buckets(Limits().refused_opens, 4))
-    handshake_rate: Buckets = field(
-        default_factory=lambda: _buckets(Limits().handshakes_per_source, 4)
-    )
+    refused_opens: Buckets = field(default_factory=lambda: buckets(Limits().refused_opens))
+    handshake_rate: Buckets = field(default_factory=lambda: buckets(Limits().handshakes_per_source))
     handshakes: HandshakeMeter = field(default_factory=HandshakeMeter)
     draining: bool = False
     """The pod is going: no new links from peers; the app's own still work."""

@@ -33,7 +33,11 @@ class Limits:
     @classmethod
     def for_process(cls, descriptors: int, workers: int = 1) -> "Limits":
         """With `descriptors` (RLIMIT_NOFILE) to go round. A link takes two, and idle tunnels, the
-        CA, the registry and the collector want some as well."""
+        CA, the registry and the collector want some as well.
+
+        With several workers the kernel spreads the connections of one source over them, and each
+        worker counts for itself: it takes its part. All but the idle tunnels, which cost no CPU and
+        are as many as the workers of the dialler keep."""
         spare = max(descriptors - 64, 24)
         base = cls()
         links = max(8, min(base.links // workers, spare // 3))
@@ -41,5 +45,8 @@ class Limits:
             links=links,
             plaintext_links=links // 2,
             strangers=max(8, min(base.strangers // workers, spare // 4)),
-            strangers_per_source=max(4, min(base.strangers_per_source, spare // 8)),
+            strangers_per_source=max(4, min(base.strangers_per_source // workers, spare // 8)),
+            handshakes_per_source=base.handshakes_per_source / workers,
+            tunnels_per_peer=base.tunnels_per_peer // workers,
+            refused_opens=base.refused_opens / workers,
         )

@@ -49,6 +49,12 @@ def test_limits_fit_what_the_kernel_gives(descriptors: int, workers: int) -> Non
     if descriptors >= 128:
         assert 2 * limits.links + limits.strangers <= descriptors
     assert limits.links <= 20_000 and limits.strangers <= 1024
+    # What one source may do to the whole proxy does not grow with the workers.
+    base = Limits()
+    assert workers * limits.handshakes_per_source == pytest.approx(base.handshakes_per_source)
+    assert workers * limits.refused_opens == pytest.approx(base.refused_opens)
+    assert workers * limits.tunnels_per_peer <= base.tunnels_per_peer
+    assert workers * limits.strangers_per_source <= max(base.strangers_per_source, 4 * workers)
 
 
 @given(st.lists(st.floats(0, 3), max_size=200))
@@ -256,6 +262,31 @@ async def test_a_peer_that_floods_handshakes_is_slowed_and_others_are_not(
     pair.near.plane.ejections.worked("127.0.0.1", pair.inbound_port)
     reader, writer = await connected(pair.upstream)
     assert await asyncio.wait_for(reader.readexactly(5), 3) == b"hello"
+    writer.close()
+
+
+@pytest.mark.timeout(60)
+async def test_a_thousand_connections_of_one_pod_at_once_are_within_every_limit(
+    start_pair: StartPair, serve: Serve
+) -> None:
+    """An honest app's start: at the defaults nothing of it may be turned away. All are held open, so
+    each has its own tunnel and its own handshake."""
+    pair = start_pair(await serve(_says_hello_and_waits))
+    opened = [await connected(pair.upstream, b"x") for _ in range(1000)]
+    said = await asyncio.gather(*(reader.readexactly(5) for reader, _ in opened))
+    assert said == [b"hello"] * 1000
+    assert pair.far.plane.handshakes._results["destination", "ok"] >= 1000
+    assert not pair.far.plane.turned_away and not pair.near.plane.turned_away
+    for _, writer in opened:
+        writer.close()
+    async with asyncio.timeout(20):
+        while pair.near.plane.live or pair.far.plane.live:
+            await asyncio.sleep(0.05)
+
+
+async def _says_hello_and_waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"hello")
+    await reader.read()
     writer.close()
 
 
