@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "charts" / "podlink"
 _ARCH = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 LIBRARY = ROOT / ".helm/helm_sdkpy/_lib" / f"linux-{_ARCH}" / "libhelm_sdkpy.so"
+_TIMEOUT_S = 60
 _RELEASE = re.compile(rb"H4sI[A-Za-z0-9+/]+=*")
 Object = dict[str, Any]
 
@@ -170,17 +171,40 @@ class Helm:
             self._lib.helm_sdkpy_config_destroy(handle)
 
     def install(
-        self, name: str, chart: Path, values: Mapping[str, Any], namespace: str, kubeconfig: str
-    ) -> Object:
-        """Install by client-side apply, without waiting. Raises HelmRefused."""
-        options = {
-            "create_namespace": False, "wait": False, "timeout_seconds": 60,
-            "server_side_apply": "false", "disable_openapi_validation": True,
+        self, name: str, chart: Path, values: Mapping[str, Any], namespace: str, kubeconfig: str,
+        **options: Any,
+    ) -> Object:  # fmt: skip
+        """Install without waiting; by client-side apply if `options` say nothing. Raises HelmRefused."""
+        return self._release("install", name, chart, values, namespace, kubeconfig, options)
+
+    def upgrade(
+        self, name: str, chart: Path, values: Mapping[str, Any], namespace: str, kubeconfig: str,
+        **options: Any,
+    ) -> Object:  # fmt: skip
+        """Upgrade without waiting, applied as at the install. Raises HelmRefused."""
+        options = {"server_side_apply": "auto", "max_history": 10, **options}
+        return self._release("upgrade", name, chart, values, namespace, kubeconfig, options)
+
+    def uninstall(self, name: str, namespace: str, kubeconfig: str) -> Object:
+        """Raises HelmRefused."""
+        handle = self._configured(namespace, kubeconfig)
+        try:
+            return self._call("uninstall", handle, name.encode(), 0, _TIMEOUT_S)
+        finally:
+            self._lib.helm_sdkpy_config_destroy(handle)
+
+    def _release(
+        self, what: str, name: str, chart: Path, values: Mapping[str, Any], namespace: str,
+        kubeconfig: str, options: Mapping[str, Any],
+    ) -> Object:  # fmt: skip
+        asked = {
+            "create_namespace": False, "wait": False, "timeout_seconds": _TIMEOUT_S,
+            "server_side_apply": "false", "disable_openapi_validation": True, **options,
         }  # fmt: skip
         handle = self._configured(namespace, kubeconfig)
         try:
-            words = (name, str(chart), json.dumps(dict(values)), "", json.dumps(options))
-            return self._call("install", handle, *(word.encode() for word in words))
+            words = (name, str(chart), json.dumps(dict(values)), "", json.dumps(asked))
+            return self._call(what, handle, *(word.encode() for word in words))
         finally:
             self._lib.helm_sdkpy_config_destroy(handle)
 
@@ -262,9 +286,17 @@ def main(argv: list[str]) -> None:
 
 def _answered(helm: Helm, asked: Object) -> Object:
     try:
-        if asked.pop("what") == "lint":
+        what = asked.pop("what")
+        if what == "render":
+            return {"rendered": asdict(render(helm, **asked))}
+        if what == "lint":
             return {"said": helm.lint(CHART)}
-        return {"rendered": asdict(render(helm, **asked))}
+        if what in ("install", "upgrade"):
+            chart = Path(asked.pop("chart", CHART))
+            return {"said": getattr(helm, what)("podlink", chart, **asked)}
+        if what == "uninstall":
+            return {"said": helm.uninstall("podlink", **asked)}
+        return {"refused": f"what is {what!r}?"}
     except HelmRefused as e:
         return {"refused": str(e)}
 

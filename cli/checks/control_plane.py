@@ -1,5 +1,6 @@
 """After an installation: the control plane, admission, roots, and pods that are not in the mesh."""
 
+import asyncio
 import base64
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from sidecar import contract
 
 _ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 _ENROLLED = f"{contract.INJECT_LABEL}=enabled"
+_PATIENCE = 10
 _ROOT_WARN, _ROOT_FAIL = timedelta(days=60), timedelta(days=7)
 
 
@@ -187,7 +189,7 @@ def _should_be_meshed(pod: Object) -> bool:
 
 async def policies(kube: Kube) -> Sequence[Outcome]:
     try:
-        items = (await kube.get("/apis/podlink.dev/v1alpha1/linkpolicies"))["items"]
+        items = (await _patiently(kube, "/apis/podlink.dev/v1alpha1/linkpolicies"))["items"]
     except KubeError as e:
         if e.status == 404:
             return []
@@ -201,6 +203,19 @@ async def policies(kube: Kube) -> Sequence[Outcome]:
         todo = "kubectl describe linkpolicy says why; the last good form is in force"
         return [fail("policies-accepted", f"not understood: {', '.join(bad[:5])}", todo)]
     return [ok("policies-accepted", f"{len(items)} LinkPolicies, all understood")]
+
+
+async def _patiently(kube: Kube, path: str) -> Object:
+    """GET, again where the API server asks for patience: it does for some seconds after a kind was
+    made ("storage is (re)initializing", 429). Raises KubeError."""
+    for _ in range(_PATIENCE):
+        try:
+            return await kube.get(path)
+        except KubeError as e:
+            if e.status != 429:
+                raise
+            await asyncio.sleep(min(e.retry_after_s or 1.0, 2.0))
+    return await kube.get(path)
 
 
 async def _roots(kube: Kube, namespace: str) -> bytes:
