@@ -45,6 +45,7 @@ def plane(
     choices = getattr(request.module, "CHOICES", Choices())
     made = ControlPlane(objects, tmp_path_factory.mktemp("programs"), choices)
     made.address = own_address() or made.address
+    objects.drop_crd()
     try:
         objects.namespace("shop", **{"podlink.dev/inject": "enabled"})
         objects.namespace("elsewhere")

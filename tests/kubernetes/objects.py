@@ -88,6 +88,13 @@ class Objects:
                 if one["namespaced"] and "deletecollection" in one["verbs"]:
                     yield f"{base}/namespaces/{namespace}/{one['name']}"
 
+    def drop_crd(self) -> None:
+        """What another module left of the LinkPolicy kind."""
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/linkpolicies.podlink.dev"
+        self.api.call("DELETE", path)
+        until(lambda: self.api.call("GET", path).status == 404, "no LinkPolicy kind is left")
+        self.forget()
+
     def everything(self) -> set[str]:
         """Kind, namespace and name of every object that can be listed, but for what comes by itself."""
         found = set()

@@ -179,7 +179,7 @@ class ControlPlane:
         return get_status(url) == 200
 
     def make_pod(self, name: str) -> Object:
-        """The pod that a controller would make of the Deployment, and the addresses a kubelet reports."""
+        """A pod as a controller makes it of the Deployment, with the addresses a kubelet reports."""
         api = self.objects.api
         path = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/podlink-{name}"
         template = api.need("GET", path)["spec"]["template"]

@@ -37,6 +37,7 @@ def kubeconfig(real: RealApi, tmp_path: Path) -> Path:
 @pytest.fixture
 def before(objects: Objects) -> Iterator[set[str]]:
     """Everything that is there without podlink; and podlink is away again at the end."""
+    objects.drop_crd()
     yield objects.everything()
     for name in ("mutatingwebhookconfigurations/podlink-injector",
                  *(f"validatingadmissionpolicies/{one}" for one in GUARDS)):  # fmt: skip

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def places(objects: Objects) -> Iterator[Objects]:
+    objects.drop_crd()
     for one in NAMESPACES:
         objects.namespace(one)
     yield objects
