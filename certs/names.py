@@ -14,7 +14,8 @@ LEDGER_PREFIX = "podlink-ca-ledger-"
 INJECT_LABEL = "podlink.dev/inject"
 
 CA_ACCOUNT = "podlink-ca"
-CONTROL_PLANE_ACCOUNTS = frozenset({"podlink-registry", "podlink-injector", "podlink-traces"})
+TRACES_ACCOUNT = "podlink-traces"
+CONTROL_PLANE_ACCOUNTS = frozenset({"podlink-registry", "podlink-injector", TRACES_ACCOUNT})
 """Service accounts of the system namespace whose leaves also carry their Service's DNS names."""
 
 

@@ -15,13 +15,14 @@ import yaml
 from cli.cluster import ClusterUnavailable, open_kube
 from cli.links import Since
 from cli.mesh_view import MeshView
-from cli.policy_replay import Outcome, Seen, read_traffic, replay
+from cli.policy_replay import Outcome, read_traffic, replay
 from cli.policy_suggest import suggest
 from cli.table import print_rows
 from cli.terminal import printable, printable_json
 from cli.traces_client import TracesClient, TracesUnavailable
 from kit.clock import unix_ns
 from policy.linkpolicy import LinkPolicy, PolicyInvalid, parse
+from policy.replay import Seen
 from registry.facts import PodFacts
 
 _MAX_BYTES = 1 << 20

@@ -1,47 +1,17 @@
-"""What LinkPolicies would have done to the links on record. Pure.
+"""The record as `policy.replay` takes it, for `podlink policy replay` and `suggest`. Pure.
 
-The matcher is the one that sidecars enforce with. The record holds identities and ports, no labels;
-which pods a selector means is taken from the pods that run as that identity today. Where only some
-of them are selected, the outcome says so.
+The record holds identities and ports, no labels; which pods a selector means is taken from the pods
+that run as that identity today. Where only some of them are selected, the outcome says so.
 """
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from certs.trust.identity import IdentityMalformed, WorkloadIdentity
-from policy.judge import Denial, judge
 from policy.linkpolicy import LinkPolicy
-from policy.rules import PolicySet
-
-Fate = Literal["cut", "opened", "refused", "kept"]
-_ORDER: tuple[Fate, ...] = ("cut", "opened", "refused", "kept")
-_NOBODYS_IP = "192.0.2.1"
-"""For a peer whose address is not on record (RFC 5737)."""
-
-Labels = Mapping[tuple[str, str], Sequence[Mapping[str, str]]]
-"""Of the pods of each (namespace, service account)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Links of one source to one destination's port that went alike."""
-
-    source: str
-    """For a person: `namespace/service account`, else the name or address on record."""
-    peer: WorkloadIdentity | None
-    peer_ip: str
-    """Empty if the record does not say."""
-    namespace: str
-    account: str
-    """The destination's."""
-    port: int
-    denied: bool
-    by_policy: bool
-    """A policy (or the want of a rule) denied it, not a missing identity or another cause."""
-    links: int
-    last_ns: int
+from policy.replay import ORDER, Fate, Labels, Rules, Seen, fate_of, under
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +111,7 @@ def replay(
 ) -> Replay:
     """`others` are the policies in force that no candidate replaces: rules of all add up."""
     outcomes: list[Outcome] = []
-    used: set[tuple[str, str]] = set()
+    rules = Rules(candidates)
     notes: list[str] = []
     for seen in traffic:
         pods = labels.get((seen.namespace, seen.account))
@@ -150,42 +120,10 @@ def replay(
             if note not in notes:
                 notes.append(note)
             continue
-        picked = [[one.selects(seen.namespace, pod) for pod in pods] for one in candidates]
-        if not any(map(any, picked)):
+        of = under(candidates, others, seen.namespace, pods)
+        if not of.candidates:
             continue
-        some = any(any(hits) and not all(hits) for hits in picked)
-        here = [one for one, hits in zip(candidates, picked, strict=True) if any(hits)]
-        rest = [one for one in others if any(one.selects(seen.namespace, pod) for pod in pods)]
-        ip = seen.peer_ip or _NOBODYS_IP
-        for one in here:
-            for rule in (*one.policy.allow, *one.policy.deny):
-                if rule.matches(seen.peer, ip, seen.port):
-                    used.add((one.policy.name, rule.name))
-        outcomes.append(_outcome(seen, [*here, *rest], ip, some))
-    outcomes.sort(key=lambda one: (_ORDER.index(one.fate), -one.seen.links, one.seen.source))
-    unused = tuple(
-        f"{one.policy.name} {rule.name}"
-        for one in candidates
-        for rule in (*one.policy.allow, *one.policy.deny)
-        if (one.policy.name, rule.name) not in used
-    )
-    return Replay(tuple(outcomes), unused, tuple(notes))
-
-
-def _outcome(seen: Seen, policies: Sequence[LinkPolicy], ip: str, some: bool) -> Outcome:
-    plaintext = seen.peer is None and (not seen.denied or seen.by_policy)
-    ordered = sorted((one.policy for one in policies), key=lambda policy: policy.name)
-    verdict = judge(
-        seen.peer, ip, seen.port, PolicySet(allow_plaintext=plaintext, policies=tuple(ordered))
-    )
-    where = " (at some of its pods)" if some else ""
-    if isinstance(verdict, Denial):
-        by = f"{verdict.policy} {verdict.rule}".strip()
-        near = f"; nearest: {verdict.nearest}" if verdict.nearest else ""
-        return Outcome(seen, "refused" if seen.denied else "cut", f"{by}{where}{near}")
-    by = f"{verdict.policy} {verdict.rule}".strip()
-    if verdict.would_deny:
-        by = f"{verdict.would_deny} {verdict.would_deny_rule} would deny it, but only audits"
-    if seen.denied:
-        return Outcome(seen, "opened" if seen.by_policy else "refused", f"{by}{where}")
-    return Outcome(seen, "kept", f"{by}{where}")
+        rules.note(seen, of.candidates)
+        outcomes.append(Outcome(seen, *fate_of(seen, of)))
+    outcomes.sort(key=lambda one: (ORDER.index(one.fate), -one.seen.links, one.seen.source))
+    return Replay(tuple(outcomes), rules.unused, tuple(notes))

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from cli.policy_replay import Seen
 from policy.linkpolicy import API_VERSION, KIND, PolicyInvalid, parse
+from policy.replay import Seen
 from registry.facts import PodFacts
 
 _NOT_LASTING = frozenset(

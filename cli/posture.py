@@ -101,7 +101,7 @@ def bypasses(namespaces: Sequence[Json], pods: Sequence[Json]) -> list[Json]:
 
 def policies_of(policies: Sequence[Json], since: str) -> list[Json]:
     """Every LinkPolicy, when it was last changed, and whether that is in this time. One that was
-    deleted is not here: the record shows which policies decided."""
+    deleted is not here: it is among the record's policy changes."""
     found = []
     for one in policies:
         metadata = one["metadata"]

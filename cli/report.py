@@ -105,6 +105,7 @@ def summary(body: Json) -> list[str]:
     """The report in a few lines."""
     record, cluster = body["record"], body.get("cluster") or {}
     c, chains = record["coverage"], record["chains"]
+    losses = {name: n for name, n in chains["losses"].items() if isinstance(n, int)}
     percent = "nothing to cover" if c["links_percent"] is None else f"{c['links_percent']} %"
     return [
         f"{body['from']} to {body['to']}",
@@ -115,6 +116,9 @@ def summary(body: Json) -> list[str]:
         f"  without sidecar   {len(cluster.get('not_injected', ()))} pods of enrolled namespaces",
         f"  bypasses          {len(cluster.get('bypasses', ()))} annotations",
         f"  chains            {chains['chains']}, {chains['missing']} records missing",
+        f"  policy changes    {record['policy_changes']['count']}",
+        f"  never sent        {sum(v for k, v in losses.items() if k.startswith('dropped'))} dropped, "
+        f"{losses.get('sampled_out', 0)} sampled out",
     ]
 
 

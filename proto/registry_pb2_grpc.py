@@ -97,3 +97,79 @@ class Registry:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ReviewStub:
+    """For the trace store alone, which shows and replays policies and keeps what they said.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Policies = channel.unary_unary(
+                '/podlink.registry.v1.Review/Policies',
+                request_serializer=proto_dot_registry__pb2.PoliciesRequest.SerializeToString,
+                response_deserializer=proto_dot_registry__pb2.PoliciesResponse.FromString,
+                _registered_method=True)
+
+
+class ReviewServicer:
+    """For the trace store alone, which shows and replays policies and keeps what they said.
+    """
+
+    def Policies(self, request, context):
+        """Every LinkPolicy, and what its selector goes by.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ReviewServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Policies': grpc.unary_unary_rpc_method_handler(
+                    servicer.Policies,
+                    request_deserializer=proto_dot_registry__pb2.PoliciesRequest.FromString,
+                    response_serializer=proto_dot_registry__pb2.PoliciesResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'podlink.registry.v1.Review', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('podlink.registry.v1.Review', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Review:
+    """For the trace store alone, which shows and replays policies and keeps what they said.
+    """
+
+    @staticmethod
+    def Policies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/podlink.registry.v1.Review/Policies',
+            proto_dot_registry__pb2.PoliciesRequest.SerializeToString,
+            proto_dot_registry__pb2.PoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

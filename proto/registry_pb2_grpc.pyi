@@ -58,3 +58,34 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         """
 
 def add_RegistryServicer_to_server(servicer: RegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ReviewStub:
+    """For the trace store alone, which shows and replays policies and keeps what they said."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ReviewAsyncStub: ...
+    Policies: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PoliciesRequest, _registry_pb2.PoliciesResponse]
+    """Every LinkPolicy, and what its selector goes by."""
+
+@_typing.type_check_only
+class ReviewAsyncStub(ReviewStub):
+    """For the trace store alone, which shows and replays policies and keeps what they said."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Policies: _aio.UnaryUnaryMultiCallable[_registry_pb2.PoliciesRequest, _registry_pb2.PoliciesResponse]  # type: ignore[assignment]
+    """Every LinkPolicy, and what its selector goes by."""
+
+class ReviewServicer(metaclass=_abc_1.ABCMeta):
+    """For the trace store alone, which shows and replays policies and keeps what they said."""
+
+    @_abc_1.abstractmethod
+    def Policies(
+        self,
+        request: _registry_pb2.PoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.PoliciesResponse, _abc.Awaitable[_registry_pb2.PoliciesResponse]]:
+        """Every LinkPolicy, and what its selector goes by."""
+
+def add_ReviewServicer_to_server(servicer: ReviewServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

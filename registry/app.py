@@ -9,6 +9,7 @@ import grpc
 
 from certs.client.rpc import server_credentials
 from certs.client.source import SvidSource
+from certs.names import TRACES_ACCOUNT
 from certs.trust.bans import Bans, Guard
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidChecker
@@ -52,7 +53,14 @@ class RegistryServer:
         self.watch = ClusterWatch(kube, self.model, self.hub)
         guard = Guard(SvidChecker(config.trust_domain))
         by_pod = config.svid_source.leaves_name_pods
-        self._service = RegistryService(self.hub, self.model, guard, leaves_name_pods=by_pod)
+        self._service = RegistryService(
+            self.hub,
+            self.model,
+            guard,
+            leaves_name_pods=by_pod,
+            store=WorkloadIdentity(config.trust_domain, config.system_namespace, TRACES_ACCOUNT),
+            mesh_default=config.mesh_default,
+        )
         guard.bans = source.bans
 
         def bans_came(bans: Bans) -> None:
@@ -79,7 +87,8 @@ class RegistryServer:
         self._watching = spawn(self.watch.run(), name="watch the cluster")
         await self.watch.wait_synced()
         demand_tls13()
-        self._server.add_generic_rpc_handlers((self._service.handlers(),))
+        handlers = self._service.handlers(), self._service.review_handlers()
+        self._server.add_generic_rpc_handlers(handlers)
         credentials = server_credentials(self._source)
         port = self._server.add_secure_port(self._config.listen, credentials)
         await self._server.start()

@@ -5,7 +5,7 @@ Every change returns the topics whose answers may now differ. A topic is an IP, 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from registry.endpoints import Dropped, EndpointView, join, named
@@ -102,6 +102,9 @@ class Model:
 
     def pod(self, uid: str) -> PodFacts | None:
         return self._pods.get(uid)
+
+    def pods(self) -> Iterable[PodFacts]:
+        return self._pods.values()
 
     def namespace(self, name: str) -> NamespaceFacts | None:
         return self._namespaces.get(name)

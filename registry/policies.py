@@ -48,6 +48,10 @@ class Policies:
         standing = self._standing.get((namespace, name))
         return standing.policy if standing is not None else None
 
+    def all(self) -> list[tuple[PolicyObject, Standing]]:
+        """Every object and what stands for it, by namespace and name."""
+        return [(self._objects[key], self._standing[key]) for key in sorted(self._objects)]
+
     def standing(self, namespace: str, name: str) -> Standing | None:
         return self._standing.get((namespace, name))
 

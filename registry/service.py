@@ -11,6 +11,8 @@ from grpc import aio
 from certs.client.rpc import Verify, peer_facts
 from certs.trust.bans import Bans
 from certs.trust.facts import LeafFacts
+from certs.trust.identity import WorkloadIdentity
+from certs.trust.svid import SvidRefused
 from kit.clock import Clock, utcnow
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
@@ -19,6 +21,7 @@ from registry.facts import PodFacts, canonical_ip
 from registry.hub import Hub, KeysExhausted, Subscription
 from registry.keys import Key, KeyMalformed
 from registry.model import Model
+from registry.overview import overview
 
 Context = aio.ServicerContext[pb.DiscoverRequest, bytes]
 
@@ -43,7 +46,11 @@ class RegistryService:
         verify: Verify,
         clock: Clock = utcnow,
         leaves_name_pods: bool = True,
+        store: WorkloadIdentity | None = None,
+        mesh_default: str = "",
     ) -> None:
+        """`store` alone may ask for the policies; None: nobody may."""
+        self._store, self._mesh_default = store, mesh_default
         self._leaves_name_pods = leaves_name_pods
         self._hub, self._model, self._verify, self._clock = hub, model, verify, clock
         self.streams = 0
@@ -64,6 +71,27 @@ class RegistryService:
         )
         name = pb.DESCRIPTOR.services_by_name["Registry"].full_name
         return grpc.method_handlers_generic_handler(name, {"Discover": discover})
+
+    def review_handlers(self) -> grpc.GenericRpcHandler:
+        policies: Any = grpc.unary_unary_rpc_method_handler(
+            self.policies, pb.PoliciesRequest.FromString, pb.PoliciesResponse.SerializeToString
+        )
+        name = pb.DESCRIPTOR.services_by_name["Review"].full_name
+        return grpc.method_handlers_generic_handler(name, {"Policies": policies})
+
+    async def policies(
+        self, request: pb.PoliciesRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pb.PoliciesResponse:
+        """Whose pods a policy selects and whom it lets in is for the trace store, which shows it to
+        those who hold its token."""
+        try:
+            leaf = peer_facts(context, self._verify)
+        except SvidRefused as error:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.reason)
+        if self._store is None or leaf.identity != self._store:
+            _log.warning("policies refused", extra={"caller": str(leaf.identity)})
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not_the_trace_store")
+        return overview(self._model, self._mesh_default, with_labels=request.with_labels)
 
     async def discover(
         self, request_iterator: AsyncIterator[pb.DiscoverRequest], context: Context

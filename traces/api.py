@@ -22,6 +22,7 @@ from traces.page.headers import HEADERS
 from traces.page.pages import (
     MAX_FORM_BYTES,
     OPEN,
+    POLICIES,
     READER,
     TOKEN,
     add_pages,
@@ -31,6 +32,7 @@ from traces.page.pages import (
     wants_html,
 )
 from traces.page.render import render
+from traces.policies import PolicyWatch
 from traces.query import MAX_LINKS, LinkFilter, QueryTooSlow, Reader
 from traces.rollups import traffic
 from traces.writer import Writer
@@ -50,14 +52,20 @@ _log = logging.getLogger(__name__)
 
 
 def review_app(
-    config: TracesConfig, reader: Reader, writer: Writer, source: SvidSource | None = None
+    config: TracesConfig,
+    reader: Reader,
+    writer: Writer,
+    source: SvidSource | None = None,
+    policies: PolicyWatch | None = None,
 ) -> web.Application:
-    """`source` lends the store's own leaf, which signs reports; without one it signs none."""
+    """`source` lends the store's own leaf, which signs reports; without one it signs none.
+    `policies` knows what is in force; without it the page asks its reader."""
     app = web.Application(
         middlewares=[_guard], client_max_size=max(MAX_FORM_BYTES, evidence.MAX_CLUSTER_BYTES)
     )
     app[READER], app[_WRITER] = reader, writer
     app[TOKEN] = lambda: _token(config.token_path)
+    app[POLICIES] = _nobody_knows if policies is None else policies.ask
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/api/links", _links)
     app.router.add_get("/api/traffic", _traffic)
@@ -66,6 +74,10 @@ def review_app(
     app[_SIGNER] = lambda: (None if source is None else source.current, config.mesh)
     add_pages(app)
     return app
+
+
+async def _nobody_knows() -> None:
+    """There is no registry to ask."""
 
 
 @web.middleware

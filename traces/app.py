@@ -1,5 +1,6 @@
 """Puts the store together: writer, two OTLP receivers, the review API."""
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Self
@@ -9,8 +10,10 @@ from aiohttp import web
 from certs.client.ca import CaClient
 from certs.client.source import SvidSource
 from kit.settings import ConfigInvalid
+from kit.tasks import spawn, stop
 from traces.api import review_app
 from traces.config import TracesConfig
+from traces.policies import PolicyWatch
 from traces.query import Reader
 from traces.receivers import Receivers
 from traces.schema import StoreUnusable
@@ -27,6 +30,8 @@ class TraceStore:
     receivers: Receivers
     reviewer: web.AppRunner
     review_port: int
+    policies: PolicyWatch | None = None
+    watching: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, config: TracesConfig, source: SvidSource | None = None) -> Self:
@@ -47,9 +52,12 @@ class TraceStore:
             mesh = config.mesh
             source = CaClient(mesh.ca_address, mesh.token_path, mesh.bundle_path, mesh.trust_domain)
         receivers = Receivers(config, writer, source)
+        policies = watching = None
+        if source is not None and config.mesh is not None:
+            policies = PolicyWatch(source, config.mesh.registry_address, writer)
         try:
             reviewer, review_port = await _listen(
-                review_app(config, Reader(config.db_path), writer, source),
+                review_app(config, Reader(config.db_path), writer, source, policies),
                 config,
                 config.review_port,
             )
@@ -62,12 +70,17 @@ class TraceStore:
             "trace store is ready",
             extra={"review": review_port, "senders": "unknown" if source is None else "mutual TLS"},
         )
-        return cls(writer, receivers, reviewer, review_port)
+        if policies is not None:
+            watching = spawn(policies.run(), name="look at the policies")
+        return cls(writer, receivers, reviewer, review_port, policies, watching)
 
     async def stop(self) -> None:
         """Stop taking, write what was taken, close the file."""
+        await stop(self.watching)
         await self.receivers.stop()
         await self.reviewer.cleanup()
+        if self.policies is not None:
+            await self.policies.close()
         await self.writer.stop()
 
 

@@ -24,6 +24,8 @@ class MeshConfig:
     ca_address: str
     token_path: Path
     bundle_path: Path
+    registry_address: str
+    """Who knows the policies in force."""
     ca: WorkloadIdentity
     """Who alone may tell of certificates."""
 
@@ -42,6 +44,9 @@ class MeshConfig:
             ca_address=settings.text("PODLINK_CA_ADDRESS", f"{CA_ACCOUNT}.{namespace}.svc:24110"),
             token_path=settings.path("PODLINK_TOKEN_PATH", f"{_SECRETS}/token/token"),
             bundle_path=settings.path("PODLINK_BUNDLE_PATH", f"{_SECRETS}/bundle/root.pem"),
+            registry_address=settings.text(
+                "PODLINK_REGISTRY_ADDRESS", f"podlink-registry.{namespace}.svc:24111"
+            ),
             ca=ca,
         )
 

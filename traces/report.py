@@ -16,15 +16,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from certs.evidence.chain import EvidenceMalformed, Signed
+from certs.evidence.chain import CHECKPOINT, EvidenceMalformed, Signed
+from certs.evidence.chain import STATEMENT as CHAIN_STATEMENT
 from certs.evidence.signed import StatementRefused, WorkloadSigner, check_statement
 from certs.evidence.verify import verify_spans
 from certs.trust.bundle import TrustBundle
-from traces import views
+from traces import policy_history, views
+from traces.blob import read_span
 from traces.edges import Edge, coverage
 from traces.page.asked import stamp
 from traces.page.render import edge_row, iso_second, way_row
 from traces.query import chain_items
+from traces.rows import plain_attributes
 
 VERSION: Final = 1
 KIND: Final = "podlink report"
@@ -33,6 +36,17 @@ _LISTED: Final = 2000
 """Rows of one kind; beyond it the report says how many were left out."""
 _JUDGED: Final = 20_000
 """Spans whose chains are judged by hash and signature, the newest; gaps are counted over all."""
+
+_COUNTS: Final = (
+    "sampled_out",
+    "dropped_allowed",
+    "dropped_notable",
+    "dropped_denied",
+    "dropped_requests",
+    "dropped_export",
+    "unencodable",
+)
+"""What a statement says of records that are not in its chain (`sidecar.telemetry.exporter`)."""
 
 Json = dict[str, Any]
 
@@ -72,6 +86,7 @@ def record(
         "denied": _bounded([way_row(e, w) for e in edges for w in e.ways if w.state == "denied"]),
         "first_seen": _bounded([edge_row(e) for e in new]),
         "policies": _policies(edges),
+        "policy_changes": _policy_changes(db, since_ns, until_ns),
         "certificates": {
             "leaves": _bounded([_leaf(leaf, now_ns) for leaf in leaves]),
             "refused": _bounded([_leaf(leaf, now_ns) for leaf in refused]),
@@ -100,6 +115,30 @@ def _policies(edges: list[Edge]) -> list[Json]:
     ]
 
 
+def _policy_changes(db: sqlite3.Connection, since_ns: int, until_ns: int) -> Json:
+    """What the registry said of LinkPolicies over this time: made, changed and deleted ones."""
+    looks = policy_history.watched(db)
+    found = policy_history.changes(db, since_ns, until_ns)
+    return {
+        "watched_since": None if looks is None else iso_second(looks[0]),
+        "watched_until": None if looks is None else iso_second(looks[1]),
+        **_bounded(
+            [
+                {
+                    "policy": one.policy,
+                    "change": one.kind,
+                    "after": iso_second(one.after_ns) if one.after_ns else None,
+                    "seen": iso_second(one.by_ns),
+                    "generation": one.generation,
+                    "state": one.state,
+                    "diff": one.diff,
+                }
+                for one in found
+            ]
+        ),
+    }
+
+
 def _leaf(leaf: views.Leaf, now_ns: int) -> dict[str, object]:
     return {
         "event": leaf.event,
@@ -122,7 +161,8 @@ def _chains(
     time = "FROM spans WHERE received_ns >= ? AND received_ns < ?"
     first, last = db.execute(f"SELECT min(id), max(id) {time}", (since_ns, until_ns)).fetchone()
     if first is None:
-        return {"chains": 0, "records": 0, "missing": 0, "gaps": [], "judged": None}
+        none = {"chains": 0, "records": 0, "missing": 0, "gaps": [], "judged": None}
+        return {**none, "losses": _losses(db, 0, -1)}
     gaps, chains, records, missing = [], 0, 0, 0
     rows = db.execute(
         "SELECT chains.name, count(DISTINCT sequence), min(sequence), max(sequence) FROM spans "
@@ -142,6 +182,10 @@ def _chains(
     if bundle is not None:
         verified = verify_spans(chain_items(db, max(first, last - _JUDGED), last), bundle)
         judged = {
+            "at_most": _JUDGED,
+            "spans": last - max(first, last - _JUDGED) + 1,
+            "of_spans": last - first + 1,
+            "since": _arrival(db, max(first, last - _JUDGED)),
             "proven": sum(chain.proven for chain in verified.chains),
             "unproven": sum(chain.unproven for chain in verified.chains),
             "altered": sum(len(chain.altered) for chain in verified.chains),
@@ -153,7 +197,53 @@ def _chains(
         "missing": missing,
         "gaps": gaps[:_LISTED],
         "judged": judged,
+        "losses": _losses(db, first, last),
     }
+
+
+def _arrival(db: sqlite3.Connection, span_id: int) -> str | None:
+    row = db.execute(
+        "SELECT received_ns FROM spans WHERE id >= ? ORDER BY id LIMIT 1", (span_id,)
+    ).fetchone()
+    return None if row is None else iso_second(row[0])
+
+
+def _losses(db: sqlite3.Connection, first: int, last: int) -> Json:
+    """What the sidecars say under their signatures that they never sent: sampled out, dropped for want
+    of room, refused by the collector. Totals since the start of each that signed in this time."""
+    newest: dict[int, bytes] = {}
+    rows = db.execute(
+        "SELECT chain, span FROM spans INDEXED BY others_by_name WHERE direction IS NULL "
+        "AND name = ? AND id BETWEEN ? AND ? AND chain IS NOT NULL ORDER BY id",
+        (CHECKPOINT, first, last),
+    )
+    for chain, span in rows:
+        newest[chain] = span
+    found: list[dict[str, object]] = []
+    total: dict[str, int] = dict.fromkeys(_COUNTS, 0)
+    for span in newest.values():
+        pod, counts = _counts_of(span)
+        for name in _COUNTS:
+            total[name] += counts[name]
+        if any(counts.values()):
+            found.append({"pod": pod, **counts})
+    found.sort(key=lambda one: (-sum(int(str(one[name])) for name in _COUNTS), str(one["pod"])))
+    return {"sidecars": len(newest), **total, **_bounded(found)}
+
+
+def _counts_of(blob: bytes) -> tuple[str, dict[str, int]]:
+    """The pod and the counts of a checkpoint's statement; whoever wrote it may have written anything."""
+    attributes = plain_attributes(read_span(blob).attributes)
+    try:
+        said = json.loads(str(attributes.get(CHAIN_STATEMENT, "")))
+        counts, pod = said["counts"], str(said["pod"])
+        return pod, {name: _whole(counts.get(name, 0)) for name in _COUNTS}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return "", dict.fromkeys(_COUNTS, 0)
+
+
+def _whole(value: object) -> int:
+    return min(max(value, 0), 1 << 53) if type(value) is int else 0
 
 
 def report(

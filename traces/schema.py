@@ -15,6 +15,8 @@ docs/design/2026-11-24-trace-store.md says why.
 import sqlite3
 from pathlib import Path
 
+from traces import policy_history
+
 VERSION = 3
 _TABLES = """
 CREATE TABLE IF NOT EXISTS resources (
@@ -156,7 +158,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         if found not in (0, VERSION):
             db.close()
             raise StoreUnusable(f"{path} was written by another version (schema {found})")
-        db.executescript(_TABLES)
+        db.executescript(_TABLES + policy_history.TABLES)
         db.execute(f"PRAGMA user_version = {VERSION}")
     except sqlite3.Error as e:
         raise StoreUnusable(f"cannot use {path}: {e}") from e

@@ -50,6 +50,15 @@ class _Job:
     sender: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Something else to be done with the tables, in a transaction of its own."""
+
+    do: Callable[[sqlite3.Connection], object]
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[int]
+
+
 class Writer:
     """`start` it, `await write(...)` from the loop, `stop` it at the end."""
 
@@ -65,7 +74,7 @@ class Writer:
         self._inserter = Inserter(self._db)
         self._believes = Voucher(config.mesh.ca).believes if config.mesh is not None else None
         self._retention = Retention(self._db, config)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | _Work | None] = queue.SimpleQueue()
         self._waiting_bytes = 0  # touched by the loop's thread only
         self._thread = threading.Thread(target=self._run, name="span-writer", daemon=True)
         self._next_sweep = 0.0
@@ -98,6 +107,13 @@ class Writer:
         self._jobs.put(job)
         return await asyncio.shield(job.done)
 
+    async def do(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Have the writer's thread do this in a transaction. Raises StoreFailed."""
+        loop = asyncio.get_running_loop()
+        waiting = _Work(work, loop, loop.create_future())
+        self._jobs.put(waiting)
+        await asyncio.shield(waiting.done)
+
     def _release(self, size_bytes: int) -> None:
         self._waiting_bytes -= size_bytes
 
@@ -118,6 +134,10 @@ class Writer:
         try:
             job = self._jobs.get(timeout=max(0.0, self._next_sweep - monotonic()))
             while job is not None:
+                if isinstance(job, _Work):
+                    self._do(job)
+                    job = self._jobs.get_nowait()
+                    continue
                 group.append(job)
                 size_bytes += job.size_bytes
                 if size_bytes >= _MAX_GROUP_BYTES:
@@ -126,6 +146,18 @@ class Writer:
         except queue.Empty:
             return group, False
         return group, True
+
+    def _do(self, work: _Work) -> None:
+        answer: int | Exception = 0
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            work.do(self._db)
+            self._db.execute("COMMIT")
+        except Exception as e:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            answer = StoreFailed(str(e))
+        _answer(work, answer)
 
     def _write_group(self, group: list[_Job]) -> None:
         answers: list[int | Exception] = []
@@ -161,7 +193,7 @@ class Writer:
             _log.exception("retention failed")
 
 
-def _answer(job: _Job, answer: int | Exception) -> None:
+def _answer(job: _Job | _Work, answer: int | Exception) -> None:
     def settle() -> None:
         if job.done.done():
             return

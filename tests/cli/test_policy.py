@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from certs.trust.identity import WorkloadIdentity
 from cli import authz, explain
 from cli.policy import policy
-from cli.policy_replay import Seen, read_traffic, replay
+from cli.policy_replay import read_traffic, replay
 from cli.policy_suggest import suggest
 from policy.linkpolicy import LinkPolicy, parse
+from policy.replay import Seen
 from policy.rules import DENY, Policy, PolicySet, Rule, Source
 from registry.facts import PodFacts, read_pod
 from sidecar.dataplane.route import Plaintext
@@ -78,7 +79,7 @@ def test_a_replay_says_what_would_be_cut_kept_let_in_and_never_used() -> None:
         ("shop/api", 5432): "kept",
         ("shop/web", 5432): "cut",
         ("batch/any", 9187): "cut",
-        ("shop/legacy", 5432): "refused",
+        ("shop/legacy", 5432): "still",
         ("batch/night", 5432): "opened",
         ("10.1.2.3", 9187): "kept",
     }

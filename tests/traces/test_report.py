@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
@@ -276,3 +277,72 @@ def test_a_record_missing_from_a_chain_is_counted(tmp_path: Path) -> None:
         holed = chains()
     assert holed["missing"] == 1 and holed["gaps"][0]["missing"] == 1
     assert holed["judged"]["proven"] < 20
+    assert (holed["judged"]["spans"], holed["judged"]["of_spans"]) == (24, 24)
+    assert holed["losses"]["sidecars"] == 1
+
+
+def lossy(counts: object) -> ExportTraceServiceRequest:
+    said = {"counts": counts, "pod": "shop/api-1"}
+    attributes = {
+        "podlink.chain.id": "ab" * 16,
+        "podlink.chain.sequence": 1,
+        "podlink.chain.statement": json.dumps(said),
+    }
+    item = {"span_id": "cd" * 8, "name": "chain checkpoint", "attributes": attributes}
+    return as_request([{**item, "trace_id": secrets.token_hex(16)}])
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({"sampled_out": 7, "dropped_denied": 2, "reported": 99}, (7, 2)),
+        ({"sampled_out": "7", "dropped_denied": -2}, (0, 0)),
+        ({"sampled_out": 1 << 80, "dropped_denied": True}, (1 << 53, 0)),
+        ([1], (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_what_a_sidecar_says_it_never_sent_is_told_by_its_newest_word(
+    tmp_path: Path, counts: object, told: tuple[int, int]
+) -> None:
+    config = TracesConfig(db_path=tmp_path / "t.db", token_path=tmp_path / "token")
+
+    async def keep() -> None:
+        writer = Writer(config)
+        writer.start()
+        await writer.write(lossy({"sampled_out": 1, "dropped_denied": 1}))
+        await writer.write(lossy(counts))
+        await writer.stop()
+
+    asyncio.run(keep())
+    now_s = int(time.time())
+    with closing(sqlite3.connect(config.db_path)) as db:
+        db.row_factory = sqlite3.Row
+        found = record(db, now_s - 3600, now_s + 60, now_s * 10**9, None)["chains"]["losses"]
+    assert (found["sampled_out"], found["dropped_denied"]) == told
+    assert (found["sidecars"], found["count"]) == (1, int(any(told)))
+
+
+def test_the_report_shows_what_changed_in_policies_and_escapes_it(body: Json) -> None:
+    changed = copy.deepcopy(body)
+    changes = {
+        "watched_since": "2026-11-01T00:00:00Z",
+        "watched_until": "2026-11-02T00:00:00Z",
+        "count": 1,
+        "left_out": 0,
+        "rows": [
+            {
+                "policy": "prod/db",
+                "change": "deleted",
+                "after": "a",
+                "seen": "b",
+                "generation": 3,
+                "state": "Current",
+                "diff": "-allow: <script>",
+            }
+        ],
+    }
+    changed["record"]["policy_changes"] = changes
+    page = render_html(signed_by(changed, signer()))
+    assert "deleted: prod/db" in page
+    assert "-allow: &lt;script&gt;" in page

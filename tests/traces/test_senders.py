@@ -58,6 +58,7 @@ def config_in(folder: Path) -> TracesConfig:
             ca_address="unused:1",
             token_path=folder / "none",
             bundle_path=folder / "none",
+            registry_address="unused:1",
             ca=WorkloadIdentity.parse(CA),
         ),
     )

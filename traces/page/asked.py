@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from traces.edges import STATES, Edge
 
@@ -79,6 +79,10 @@ class Asked:
             now_ns=now_ns,
             raw=query,
         )
+
+    def words(self) -> list[tuple[str, str]]:
+        """The query as a form's hidden fields."""
+        return parse_qsl(self.query())
 
     def query(self, **changes: str) -> str:
         """As the part of a URL after the `?`; a change to the empty text leaves that word out."""

@@ -3,8 +3,9 @@
 import datetime as dt
 import re
 import sqlite3
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -15,9 +16,12 @@ from traces.page import session
 from traces.page.asked import SINCE, Asked, QueryMalformed, stamp
 from traces.page.export import as_csv, as_json
 from traces.page.packed import pack
-from traces.page.questions import QUESTIONS, Answer
+from traces.page.questions import QUESTIONS, Answer, replay_view
 from traces.page.render import render, static_files
 from traces.query import Reader
+
+if TYPE_CHECKING:
+    from traces.policies import Known
 
 TITLES: Final = {
     "overview": "Needs a decision",
@@ -35,6 +39,8 @@ _NEXT = re.compile(r"[a-z]{0,20}(\?[A-Za-z0-9%&=._~+:-]{0,4000})?", re.ASCII)
 MAX_FORM_BYTES: Final = 256 * 1024
 READER = web.AppKey("reader", Reader)
 TOKEN: web.AppKey[Callable[[], bytes]] = web.AppKey("token")
+POLICIES: web.AppKey[Callable[[], Awaitable["Known | None"]]] = web.AppKey("policies")
+"""Asks what is in force; None if nobody can say."""
 
 
 def add_pages(app: web.Application) -> None:
@@ -126,7 +132,9 @@ async def _replay(request: web.Request) -> web.Response:
     sent = await request.post()
     text = str(sent.get("policy", "")).replace("\r\n", "\n")
     pods = [str(pod) for pod in sent.getall("pod", [])]
-    query = {k: v for k, v in single(request).items() if k not in ("policy", "text", "pods")}
+    query = {
+        k: v for k, v in single(request).items() if k not in ("policy", "text", "pods", "pick")
+    }
     packed = pack(text)
     if pods:
         query["pods"] = "\n".join(pods)
@@ -150,6 +158,8 @@ async def _answer(
     now_ns = unix_ns()
     asked = Asked.parse(query, now_ns, _DEFAULT_SINCE.get(name, "24h"))
     question = QUESTIONS[name]
+    if name == "replay":
+        question = partial(replay_view, known=await request.app[POLICIES]())
 
     def both(db: sqlite3.Connection) -> tuple[Answer, list[str]]:
         return question(db, asked), [] if form else views.namespaces(db)
@@ -180,7 +190,9 @@ def page(
         "namespaces": namespaces,
         "now_ns": asked.now_ns,
         "own_words": {
-            k: v for k, v in asked.raw.items() if k in ("open", "expand", "id", "policy", "pods")
+            k: v
+            for k, v in asked.raw.items()
+            if k in ("open", "expand", "id", "policy", "pods", "pick")
         },
         **context,
     }

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from policy.linkpolicy import PolicyInvalid
 from traces import views
@@ -17,6 +17,9 @@ from traces.page.render import edge_row, iso_second, way_row
 from traces.page.replay import read_policies, replay
 from traces.page.waterfall import waterfall
 from traces.query import spans_of_links, spans_of_trace
+
+if TYPE_CHECKING:
+    from traces.policies import Known
 
 SHOWN: Final = 500
 """Rows in a table of the page; an export has all."""
@@ -272,14 +275,19 @@ def trace(db: sqlite3.Connection, asked: Asked) -> Answer:
     )
 
 
-def replay_view(db: sqlite3.Connection, asked: Asked) -> Answer:
-    packed = asked.raw.get("policy", "")
+def replay_view(db: sqlite3.Connection, asked: Asked, known: "Known | None" = None) -> Answer:
+    """`known` is what is in force: to pick from, and to judge beside what was pasted."""
+    packed, pick = asked.raw.get("policy", ""), asked.raw.get("pick", "")
     text = asked.raw.get("text", "") or (unpack(packed) if packed else "")
+    choices = {one.name: one for one in known.policies} if known is not None else {}
+    if not text and pick in choices:
+        text = choices[pick].text
     chosen = asked.raw["pods"].split("\n") if "pods" in asked.raw else None
     result, said = None, ""
     if text.strip():
         try:
-            result = replay(read_policies(text), _edges(db, asked), chosen)
+            cluster = known.cluster if known is not None else None
+            result = replay(read_policies(text), _edges(db, asked), chosen, cluster)
         except PolicyInvalid as e:
             said = str(e)
     found = result.found if result is not None else ()
@@ -288,6 +296,9 @@ def replay_view(db: sqlite3.Connection, asked: Asked) -> Answer:
             "text": text,
             "packed": packed,
             "said": said,
+            "pick": pick,
+            "choices": [(one.name, one.version.state) for one in choices.values()],
+            "known": known is not None,
             "result": result,
             "chosen": chosen,
             "shown": found[:SHOWN],

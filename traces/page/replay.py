@@ -1,26 +1,25 @@
-"""What a LinkPolicy would have done to the links on record. Pure.
+"""What a LinkPolicy would have done to the links on record, for the page. Pure.
 
-The matcher is the one that sidecars enforce with. What the record does not hold is said, not guessed:
-spans carry no labels of pods, so which destinations the selector means is for the reader to say; and
-of other policies it knows those that decided on recorded links, not all that are in force. So what
-another policy's rule let in stays let in (rules add up), unless this one denies it.
+The matcher is the one that sidecars enforce with, and what stands around it is the command's
+(`policy.replay`). Spans carry no labels of pods: which pods a selector means, and which other policies
+are in force, the registry says (`Cluster`). Of a destination that it knows no pod of, and of all where
+nobody asked it, the reader says. Without the registry, of other policies only those are known that
+decided on recorded links: what their rules let in stays let in (rules add up), unless this one denies.
 """
 
 import ipaddress
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import yaml
 
 from certs.trust.identity import IdentityMalformed, WorkloadIdentity
-from policy.judge import Denial, judge
 from policy.linkpolicy import LinkPolicy, PolicyInvalid, parse
-from policy.rules import Policy, PolicySet
+from policy.replay import ORDER, Fate, Labels, Rules, Seen, Under, fate_of, under, without_replaced
+from policy.rules import ALLOW_MESHED
 from traces.edges import Edge, End, Way
 
-Fate = Literal["cut", "opened", "still", "kept"]
-ORDER: Final[tuple[Fate, ...]] = ("cut", "opened", "still", "kept")
 MAX_CHARACTERS: Final = 64 * 1024
 _MAX_DOCUMENTS: Final = 20
 _DEEPEST: Final = 24
@@ -31,6 +30,15 @@ _OPENING: Final = (
     yaml.FlowSequenceStartToken,
 )
 _CLOSING: Final = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the registry says: the policies in force, and labels of the pods of each identity."""
+
+    policies: tuple[LinkPolicy, ...]
+    labels: Labels
+    mesh_default: str = ALLOW_MESHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +58,10 @@ class Replay:
     """Worst first: cut, newly allowed, still denied, kept."""
     unused: tuple[str, ...]
     """Rules that no recorded link matched: `namespace/name rule`."""
-    destinations: tuple[End, ...]
-    """Every end on record that the policies could select: those in their namespaces."""
+    unknown: tuple[End, ...]
+    """Ends on record of whose labels nobody knows: the reader says whether the selectors mean them."""
+    others: int | None
+    """How many other policies in force were taken into account; None: nobody said what is in force."""
 
     def count(self, fate: Fate) -> int:
         return sum(item.way.count for item in self.found if item.fate == fate)
@@ -98,72 +108,95 @@ def _bounded(text: str) -> str:
 
 
 def replay(
-    policies: Sequence[LinkPolicy], edges: Sequence[Edge], selected: Collection[str] | None = None
+    policies: Sequence[LinkPolicy],
+    edges: Sequence[Edge],
+    selected: Collection[str] | None = None,
+    cluster: Cluster | None = None,
 ) -> Replay:
-    """`selected` names the destinations that the selectors mean; None: all of their namespaces."""
+    """`selected` names those of the unknown destinations that the selectors mean; None: all of them."""
     found: list[Replayed] = []
-    used: set[tuple[str, str]] = set()
-    candidates: set[End] = set()
+    rules, unknown = Rules(policies), set[End]()
+    others = [] if cluster is None else without_replaced(cluster.policies, policies)
     namespaces = {policy.namespace for policy in policies}
     for edge in edges:
-        if edge.destination.namespace not in namespaces:
+        to = edge.destination
+        if to.namespace not in namespaces:
             continue
-        candidates.add(edge.destination)
-        if selected is not None and edge.destination.name not in selected:
+        pods = None if cluster is None else cluster.labels.get(_account(to))
+        if pods is not None:
+            of = under(policies, others, to.namespace, pods)
+        else:
+            unknown.add(to)
+            if selected is not None and to.name not in selected:
+                continue
+            of = Under(
+                tuple(p for p in policies if p.namespace == to.namespace),
+                tuple(
+                    p for p in others if p.namespace == to.namespace and not p.selector.requirements
+                ),
+            )
+        if not of.candidates:
             continue
-        here = [p.policy for p in policies if p.namespace == edge.destination.namespace]
-        used |= {
-            (policy.name, rule.name)
-            for policy in here
-            for rule in (*policy.allow, *policy.deny)
-            if rule.matches(*_peer(edge), edge.port)
-        }
-        found += [_fate(edge, way, here) for way in edge.ways if way.state != "self"]
+        rules.note(_seen(edge, edge.ways[0]), of.candidates)
+        found += [
+            _fate(edge, way, of, cluster)
+            for way in edge.ways
+            if way.state not in ("self", "failed")
+        ]
     found.sort(key=lambda item: (ORDER.index(item.fate), -item.way.count))
-    unused = tuple(
-        f"{p.policy.name} {rule.name}"
-        for p in policies
-        for rule in (*p.policy.allow, *p.policy.deny)
-        if (p.policy.name, rule.name) not in used
+    return Replay(
+        tuple(policies),
+        tuple(found),
+        rules.unused,
+        tuple(sorted(unknown)),
+        None if cluster is None else len(others),
     )
-    return Replay(tuple(policies), tuple(found), unused, tuple(sorted(candidates)))
 
 
-def _peer(edge: Edge) -> tuple[WorkloadIdentity | None, str]:
-    """Who the source is to the matcher. A pod without identity is known by name only, which no CIDR
-    matches: 192.0.2.1 (RFC 5737) is nobody's address."""
-    if edge.source.kind == "identity":
+def _account(end: End) -> tuple[str, str]:
+    if end.kind == "identity":
         try:
-            return WorkloadIdentity.parse(edge.source.name), "192.0.2.1"
+            who = WorkloadIdentity.parse(end.name)
+            return who.namespace, who.service_account
         except IdentityMalformed:
-            return None, "192.0.2.1"
-    address = edge.source.name if edge.source.kind == "address" else ""
+            pass
+    return "", ""
+
+
+def _seen(edge: Edge, way: Way) -> Seen:
+    """A pod without identity is known by its name only, which no CIDR matches."""
+    peer, peer_ip = None, ""
     try:
-        return None, str(ipaddress.ip_address(address))
-    except ValueError:
-        return None, "192.0.2.1"
+        if edge.source.kind == "identity":
+            peer = WorkloadIdentity.parse(edge.source.name)
+        elif edge.source.kind == "address":
+            peer_ip = str(ipaddress.ip_address(edge.source.name))
+    except ValueError:  # IdentityMalformed is one
+        pass
+    return Seen(
+        edge.source.label,
+        peer,
+        peer_ip,
+        edge.destination.namespace,
+        _account(edge.destination)[1],
+        edge.port,
+        way.state == "denied",
+        "policy_denied" in way.reasons,
+        way.count,
+        way.last_ns,
+    )
 
 
-def _fate(edge: Edge, way: Way, policies: Sequence[Policy]) -> Replayed:
-    peer, peer_ip = _peer(edge)
-    in_force = PolicySet(allow_plaintext=peer is None, policies=tuple(policies))
-    verdict = judge(peer, peer_ip, edge.port, in_force)
-    own = {policy.name for policy in policies}
-    was_denied = way.state == "denied"
-    others = [text for text in way.policies if "/" in text and text.partition(" ")[0] not in own]
-    if not isinstance(verdict, Denial):
-        would = verdict.would_deny
-        if would and not was_denied:
-            return Replayed(edge, way, "kept", f"{would} would deny it, but only audits")
-        why = f"{verdict.policy} {verdict.rule}".strip()
-        if not was_denied:
-            return Replayed(edge, way, "kept", why)
-        if "policy_denied" in way.reasons and not any(" deny[" in text for text in others):
-            return Replayed(edge, way, "opened", why)
-        return Replayed(edge, way, "still", "what denied it is not what this policy decides")
-    if was_denied:
-        return Replayed(edge, way, "still", verdict.text)
-    if verdict.rule == "no-rule" and others:
-        return Replayed(edge, way, "kept", f"allowed by {others[0]}, which still holds")
-    near = f"; nearest: {verdict.nearest}" if verdict.nearest else ""
-    return Replayed(edge, way, "cut", verdict.text + near)
+def _fate(edge: Edge, way: Way, of: Under, cluster: Cluster | None) -> Replayed:
+    seen = _seen(edge, way)
+    default = ALLOW_MESHED if cluster is None else cluster.mesh_default
+    fate, why = fate_of(seen, of, default)
+    if cluster is None:
+        # Of the others only what they did is known.
+        own = {one.policy.name for one in of.candidates}
+        others = [p for p in way.policies if "/" in p and p.partition(" ")[0] not in own]
+        if fate == "cut" and " no-rule" in f" {why}" and others:
+            return Replayed(edge, way, "kept", f"allowed by {others[0]}, which still holds")
+        if fate == "opened" and any(" deny[" in text for text in others):
+            return Replayed(edge, way, "still", "what denied it is not what this policy decides")
+    return Replayed(edge, way, fate, why)
