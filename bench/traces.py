@@ -28,15 +28,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from bench.span_cost import link
+from certs.evidence.chain import CHECKPOINT, SIGNATURE, STATEMENT
+from certs.trust.bundle import TrustBundle
 from kit.clock import unix_ns
 from sidecar.report import LinkRecord
 from sidecar.telemetry.encode import SpanEncoder, export_request, framed
 from sidecar.telemetry.resource import PodResource
+from tests.certs.forge import Forge
 from traces.insert import Inserter
-from traces.rows import ResourceRows, SpanRow, rows_of
-from traces.schema import open_for_writing
+from traces.report import canonical, record
+from traces.rows import Certificate, ResourceRows, SpanRow, rows_of
+from traces.schema import open_for_reading, open_for_writing
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "bench"
@@ -44,6 +49,8 @@ EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 DAYS, EDGES, PODS = 7, 2_000, 400
 GRPC_PORT, HTTP_PORT, REVIEW_PORT = 24317, 24318, 24315
 BATCH, TRANSACTION = 256, 20_000
+CERTIFICATE = "certificate issued"
+LINKS_PER_CERTIFICATE, RECORDS_PER_CHECKPOINT = 37, 1000
 RESOURCE = PodResource(pod="api-1", namespace="shop", node="n1", service_account="api")
 
 VIEWS = (
@@ -54,6 +61,13 @@ VIEWS = (
     "/api/links?security=plaintext&since=604800&limit=1000",
     "/api/links?identity=spiffe://cluster.local/ns/ns3/sa/app3&limit=100",
     "/api/links?namespace=nowhere",
+    "/overview.json?since=7d",
+    "/graph.json?since=7d",
+    "/plaintext.json?since=7d",
+    "/denied.json?since=7d",
+    "/new.json?since=7d",
+    "/certificates.json?since=7d",
+    "/certificates.json?since=7d&ns=ns7",
 )
 """Questions that every store of this version answers; --views takes a file with more, one a line."""
 
@@ -114,6 +128,9 @@ class Shape:
 
     def __init__(self) -> None:
         self._random = random.Random(7)
+        self._run = secrets.token_hex(8)
+        self._sequences = [0] * PODS
+        self._links = 0
         encoder = SpanEncoder()
         self.rows: list[tuple[SpanRow, SpanRow | None]] = []
         self.resource = b""
@@ -168,10 +185,75 @@ class Shape:
         """One link's spans: busy edges come often, as they do."""
         edge = min(int(self._random.expovariate(1 / 300)), EDGES - 1)
         trace, span = secrets.token_bytes(16), secrets.token_bytes(8)
+        source, destination = edge % PODS, (edge * 7 + edge // PODS) % PODS
         first, second = self.rows[edge]
-        yield _with(first, trace, span, at_ns)
+        yield self._chained(_with(first, trace, span, at_ns), source)
         if second is not None:
-            yield _with(second, trace, secrets.token_bytes(8), at_ns)
+            row = _with(second, trace, secrets.token_bytes(8), at_ns)
+            yield self._chained(row, destination)
+        self._links += 1
+        if self._links % LINKS_PER_CERTIFICATE == 0:
+            yield _certificate(self._links // LINKS_PER_CERTIFICATE % PODS, at_ns)
+        if self._sequences[source] % RECORDS_PER_CHECKPOINT == 0:
+            yield self._checkpoint(source, at_ns)
+
+    def _chained(self, row: SpanRow, pod: int) -> SpanRow:
+        self._sequences[pod] += 1
+        return row._replace(chain=f"{self._run}{pod:016x}", sequence=self._sequences[pod])
+
+    def _checkpoint(self, pod: int, at_ns: int) -> SpanRow:
+        counts = {"sampled_out": self._sequences[pod], "dropped_allowed": 0, "reported": 0}
+        said = {"pod": f"ns{pod % 40}/app{pod}-x", "counts": counts}
+        span = Span(trace_id=secrets.token_bytes(16), span_id=secrets.token_bytes(8))
+        span.name, span.end_time_unix_nano = CHECKPOINT, at_ns
+        for name, text in ((STATEMENT, json.dumps(said)), (SIGNATURE, "x" * 96), ("c", "y" * 900)):
+            span.attributes.add(key=name).value.string_value = text
+        row = self.rows[pod][0]._replace(
+            name=CHECKPOINT, direction="", edge=None, way=None, span=span.SerializeToString()
+        )
+        return self._chained(
+            row._replace(trace_id=span.trace_id, span_id=span.span_id, digest=span.trace_id), pod
+        )._replace(sequence=self._sequences[pod])
+
+
+def _certificate(pod: int, at_ns: int) -> SpanRow:
+    """A leaf of one hour, renewed at half of its life."""
+    span = Span(trace_id=secrets.token_bytes(16), span_id=secrets.token_bytes(8), name=CERTIFICATE)
+    where = f"ns{pod % 40}"
+    told = Certificate(
+        "issued",
+        at_ns,
+        secrets.token_hex(16),
+        f"spiffe://cluster.local/ns/{where}/sa/app{pod}",
+        f"{where}/app{pod}-x",
+        f"{pod:032x}",
+        "n1",
+        "podlink root 9c1d2e3f4a5b6c7d",
+        at_ns - 60 * 10**9,
+        at_ns + 3540 * 10**9,
+        "",
+    )
+    return SpanRow(
+        span.trace_id,
+        span.trace_id,
+        span.span_id,
+        None,
+        CERTIFICATE,
+        at_ns,
+        at_ns,
+        direction="",
+        edge=None,
+        way=None,
+        source_pod="",
+        destination_pod="",
+        bytes_sent=0,
+        bytes_received=0,
+        is_ordinary=False,
+        chain="",
+        sequence=0,
+        certificate=told,
+        span=span.SerializeToString(),
+    )
 
 
 def _with(row: SpanRow, trace: bytes, span: bytes, at_ns: int) -> SpanRow:
@@ -236,7 +318,27 @@ def ask(args: argparse.Namespace) -> None:
                 f"{max(took) * 1e3:8.0f} ms worst {statistics.median(took) * 1e3:8.0f} ms median "
                 f"{size:9,} bytes  {view[:90]}"
             )
+        _report(args.db)
         print(f"store memory {resident_mib(process.pid):.0f} MiB")
+
+
+def _report(db: Path) -> None:
+    """What `podlink report --since 7d` makes the store work out. In this process: only a store that
+    has a leaf signs one, and the signature is the least of it."""
+    now_ns, forge = unix_ns(), Forge()
+    bundle = TrustBundle.of("cluster.local", 1, [forge.root_der])
+    with contextlib.closing(open_for_reading(db)) as reader:
+        for days in (1, 7):
+            started = time.monotonic()
+            found = record(
+                reader, now_ns // 10**9 - days * 86400, now_ns // 10**9 + 1, now_ns, bundle
+            )
+            print(
+                f"{(time.monotonic() - started) * 1e3:8.0f} ms report of {days} d: "
+                f"{found['chains']['records']:,} records of {found['chains']['chains']} chains, "
+                f"{found['certificates']['leaves']['count']} leaves, "
+                f"{len(canonical(found)) / 2**20:.1f} MiB"
+            )
 
 
 def get(path: str) -> bytes:

@@ -47,6 +47,8 @@ class InjectorConfig:
             otlp_endpoint=settings.optional("PODLINK_OTLP_ENDPOINT") or "",
             cluster_cidrs=_cidrs(settings.text("PODLINK_CLUSTER_CIDRS", _CLUSTER_CIDRS)),
             telemetry=_telemetry(settings),
+            otlp_secret=settings.optional("PODLINK_OTLP_SECRET") or "",
+            otlp_secret_keys=_secret_keys(settings.text("PODLINK_OTLP_SECRET_KEYS", "ca.crt")),
             exempt_by=settings.choice("PODLINK_EXEMPT_BY", "uid", frozenset({"uid", "mark"})),
             capture_by=settings.choice("PODLINK_CAPTURE_BY", "init", frozenset({"init", "cni"})),
             defaults=_defaults(settings.text("PODLINK_PROXY_DEFAULTS", "{}")),
@@ -70,6 +72,16 @@ def _telemetry(settings: Settings) -> tuple[tuple[str, str], ...]:
     """The injector's own environment holds what proxies get: a chart sets it in one place."""
     found = ((name, settings.optional(name)) for name in contract.TELEMETRY_SETTINGS)
     return tuple((name, value) for name, value in found if value)
+
+
+def _secret_keys(text: str) -> tuple[str, ...]:
+    known = (*contract.OTLP_SECRET_FILES, contract.OTLP_SECRET_HEADERS)
+    found = [key.strip() for key in text.split(",") if key.strip()]
+    if unknown := [key for key in found if key not in known]:
+        raise ConfigInvalid(
+            f"PODLINK_OTLP_SECRET_KEYS: {unknown[0]!r} is none of {', '.join(known)}"
+        )
+    return tuple(key for key in known if key in found)
 
 
 def _defaults(text: str) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,8 @@ Spec = dict[str, Any]
 
 TOKEN_LIFETIME_S = 3600
 TOKEN_VOLUME, BUNDLE_VOLUME, RUN_VOLUME = "podlink-token", "podlink-bundle", "podlink-run"
+OTLP_VOLUME = "podlink-otlp"
+_HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
 _TOKEN, _BUNDLE = PurePosixPath(contract.TOKEN_PATH), PurePosixPath(contract.BUNDLE_PATH)
 _RUN = PurePosixPath(contract.ADMIN_SOCKET).parent
 _DOWNWARD = (
@@ -44,6 +46,10 @@ class MeshSettings:
     """`uid`, or `mark` where only one UID exists: then the proxy needs NET_ADMIN for SO_MARK."""
     telemetry: tuple[tuple[str, str], ...] = ()
     """Settings among `contract.TELEMETRY_SETTINGS` for every proxy."""
+    otlp_secret: str = ""
+    """Name of a Secret in the pod's own namespace for the proxy's way to a collector; empty: none."""
+    otlp_secret_keys: tuple[str, ...] = ()
+    """Which of its keys there are: of `contract.OTLP_SECRET_FILES` and `OTLP_SECRET_HEADERS`."""
     capture_by: str = "init"
     """`init`: an init container with NET_ADMIN. `cni`: the plugin on the node; then a container without
     any privilege fails the pod where the plugin has not done its work."""
@@ -80,7 +86,32 @@ def sidecar_containers(mesh: MeshSettings, pod: PodSettings, probes: str = "") -
     return Injected(capture, [proxy])
 
 
-def sidecar_volumes() -> list[Spec]:
+def _otlp_files(mesh: MeshSettings) -> list[str]:
+    return [key for key in mesh.otlp_secret_keys if key in contract.OTLP_SECRET_FILES]
+
+
+def _otlp_env(mesh: MeshSettings) -> list[Spec]:
+    found: list[Spec] = [
+        {"name": contract.OTLP_SECRET_FILES[key], "value": f"{contract.OTLP_SECRET_PATH}/{key}"}
+        for key in _otlp_files(mesh)
+    ]
+    if contract.OTLP_SECRET_HEADERS in mesh.otlp_secret_keys:
+        key = {"name": mesh.otlp_secret, "key": contract.OTLP_SECRET_HEADERS, "optional": True}
+        found.append({"name": _HEADERS, "valueFrom": {"secretKeyRef": key}})
+    return found
+
+
+def sidecar_volumes(mesh: MeshSettings) -> list[Spec]:
+    """Nothing about a collector keeps a pod from starting: its Secret is optional."""
+    otlp = []
+    if mesh.otlp_secret and (files := _otlp_files(mesh)):
+        items = [{"key": key, "path": key} for key in files]
+        secret = {"secretName": mesh.otlp_secret, "items": items, "optional": True}
+        otlp.append({"name": OTLP_VOLUME, "secret": secret})
+    return [*_own_volumes(), *otlp]
+
+
+def _own_volumes() -> list[Spec]:
     token = {
         "audience": contract.TOKEN_AUDIENCE,
         "expirationSeconds": TOKEN_LIFETIME_S,
@@ -177,6 +208,8 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
     }
     env += _plain(**{name: value for name, value in asked.items() if value})
     env += _plain(**dict(mesh.telemetry))
+    if mesh.otlp_secret:
+        env += _otlp_env(mesh)
     env += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": p}}} for name, p in _DOWNWARD]
     capabilities: Spec = {"drop": ["ALL"]}
     if _exempt_by(mesh, pod) == "mark":
@@ -213,6 +246,11 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
             {"name": TOKEN_VOLUME, "mountPath": str(_TOKEN.parent), "readOnly": True},
             {"name": BUNDLE_VOLUME, "mountPath": str(_BUNDLE.parent), "readOnly": True},
             {"name": RUN_VOLUME, "mountPath": str(_RUN)},
+            *(
+                [{"name": OTLP_VOLUME, "mountPath": contract.OTLP_SECRET_PATH, "readOnly": True}]
+                if mesh.otlp_secret and _otlp_files(mesh)
+                else []
+            ),
         ],
     }
 

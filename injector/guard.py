@@ -7,7 +7,7 @@ would only be found out later.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from injector.container import BUNDLE_VOLUME, RUN_VOLUME, TOKEN_VOLUME, Injected
+from injector.container import BUNDLE_VOLUME, OTLP_VOLUME, RUN_VOLUME, TOKEN_VOLUME, Injected
 from sidecar import contract
 
 Raw = Mapping[str, Any]
@@ -15,7 +15,7 @@ Raw = Mapping[str, Any]
 _OUR_CONTAINERS = frozenset(
     {contract.CAPTURE_CONTAINER, contract.VALIDATE_CONTAINER, contract.PROXY_CONTAINER}
 )
-_OUR_VOLUMES = frozenset({TOKEN_VOLUME, BUNDLE_VOLUME, RUN_VOLUME})
+_OUR_VOLUMES = frozenset({TOKEN_VOLUME, BUNDLE_VOLUME, RUN_VOLUME, OTLP_VOLUME})
 _OUR_IDS = frozenset({contract.PROXY_UID, contract.PROXY_GID})
 _TOKEN_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
 _DEFAULTS: Mapping[str, Any] = {

@@ -63,7 +63,7 @@ def mutate(pod: Raw, namespace: Raw, mesh: MeshSettings) -> Mutation:
     probes, paths = "", list[str]()
     if settings.mode == "redirect":  # else nothing is captured, and the kubelet reaches the app
         changed, probes, paths = rewritten(spec)
-    containers, volumes = sidecar_containers(mesh, settings, probes), sidecar_volumes()
+    containers, volumes = sidecar_containers(mesh, settings, probes), sidecar_volumes(mesh)
     present = carries_ours(spec)
     patch: Patch = []
     if present:

@@ -98,3 +98,13 @@ TELEMETRY_SETTINGS = (
 )
 """What the operator sets at the injector and every proxy gets. No annotation reaches these: where
 records go is not for the pod to choose (threat model, row 34)."""
+OTLP_SECRET_PATH = "/var/run/secrets/podlink/otlp"  # noqa: S105 - a path
+OTLP_SECRET_FILES = {
+    "ca.crt": "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "tls.crt": "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    "tls.key": "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+}
+"""Keys of the Secret that the operator names for a collector's sake, in every enrolled namespace, and
+what each is to the proxy. `kubernetes.io/tls` calls them so, and cert-manager."""
+OTLP_SECRET_HEADERS = "headers"  # noqa: S105 - the name of a key
+"""Its key with OTEL_EXPORTER_OTLP_HEADERS, which are secret as a rule and so never in a pod's spec."""

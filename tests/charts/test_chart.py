@@ -126,7 +126,7 @@ def test_what_is_injected_needs_privileges_only_for_capture() -> None:
     for by, level in (("init", baseline), ("cni", restricted)):
         settings = MeshSettings(**{**vars_of(mesh), "capture_by": by})
         made = sidecar_containers(settings, PodSettings())
-        spec = {"initContainers": made.init_containers, "volumes": sidecar_volumes()}
+        spec = {"initContainers": made.init_containers, "volumes": sidecar_volumes(settings)}
         wrong = level(spec)
         assert wrong == (["initContainers[0]: capability NET_ADMIN"] if by == "init" else [])
 

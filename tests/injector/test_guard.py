@@ -38,6 +38,7 @@ def secured(**security: Any) -> Raw:
         (secured(capabilities={"add": ["SYS_ADMIN"]}), "capability"),
         (secured(capabilities={"add": ["ALL"]}), "capability"),
         (pod(containers=[{**OWN, "volumeMounts": [{"name": "podlink-token"}]}]), "volume_shared"),
+        (pod(containers=[{**OWN, "volumeMounts": [{"name": "podlink-otlp"}]}]), "volume_shared"),
     ],
 )
 def test_a_pod_that_undermines_its_sidecar_is_refused(raw: Raw, reason: str) -> None:

@@ -124,6 +124,26 @@ def test_the_token_and_the_bundle_are_mounted_into_the_proxy_only() -> None:
     assert "volumeMounts" not in container(made, "web")
 
 
+def test_a_collectors_secret_is_for_the_proxy_alone_and_not_in_the_pods_spec() -> None:
+    keys = ("ca.crt", "tls.crt", "tls.key", "headers")
+    mesh = replace(MESH, otlp_secret="tempo", otlp_secret_keys=keys)
+    made = injected(pod(), mesh=mesh)
+    [volume] = [v for v in made["spec"]["volumes"] if v["name"] == "podlink-otlp"]
+    assert volume["secret"]["optional"] is True
+    assert [item["key"] for item in volume["secret"]["items"]] == ["ca.crt", "tls.crt", "tls.key"]
+    proxy = container(made, "podlink-proxy")
+    assert "podlink-otlp" in {m["name"] for m in proxy["volumeMounts"]}
+    said = {one["name"]: one for one in proxy["env"]}
+    path = said["OTEL_EXPORTER_OTLP_CLIENT_KEY"]["value"]
+    assert path == "/var/run/secrets/podlink/otlp/tls.key"
+    headers = said["OTEL_EXPORTER_OTLP_HEADERS"]["valueFrom"]["secretKeyRef"]
+    assert headers == {"name": "tempo", "key": "headers", "optional": True}
+    others = [c for c in made["spec"]["initContainers"] + made["spec"]["containers"] if c != proxy]
+    assert "podlink-otlp" not in json.dumps(others)
+    only = replace(MESH, otlp_secret="tempo", otlp_secret_keys=("headers",))
+    assert "podlink-otlp" not in json.dumps(injected(pod(), mesh=only))
+
+
 @pytest.mark.parametrize(
     ("near", "own", "wanted"),
     [

@@ -76,6 +76,12 @@ CASES: dict[str, dict[str, Any]] = {
     "captured_by_the_cni_plugin": {
         "pod": annotated(skip_outbound_ports="25"), "mesh": {"capture_by": "cni"}
     },
+    "a_collectors_secret": {
+        "pod": pod(),
+        "mesh": {
+            "otlp_secret": "tempo", "otlp_secret_keys": ("ca.crt", "tls.crt", "tls.key", "headers")
+        },
+    },
     "already_injected": {"pod": injected(pod())},
     "probes_of_every_kind": {"pod": pod(**PROBED)},
     "probes_stay_in_localhost_mode": {
