@@ -59,7 +59,7 @@ bench: $(BENCH_READY)
 	.venv-bench/bin/python -m bench $(ARGS)
 
 fuzz: $(READY)
-	HYPOTHESIS_PROFILE=deep $(PY) -m pytest --timeout 1800 tests/sidecar/wire tests/sidecar/workers/test_wire.py tests/sidecar/metrics tests/policy tests/registry/test_policies.py tests/certs/trust tests/certs/evidence tests/injector $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(PY) -m pytest --timeout 1800 tests/sidecar/wire tests/sidecar/workers/test_wire.py tests/sidecar/metrics tests/policy tests/registry/test_policies.py tests/registry/test_model_history.py tests/certs/trust tests/certs/evidence tests/injector $(ARGS)
 
 soak: $(READY)
 	$(PY) -m pytest -m soak $(ARGS)

@@ -1,0 +1,273 @@
+"""Whatever is told in whatever order, the model answers like somebody who reads the whole cluster anew
+for each question; and whoever forgets only what a change names never keeps an answer that is old.
+"""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from registry.answers import Answers
+from registry.facts import PodFacts, ServiceFacts, SliceFacts, read_policy
+from registry.keys import Key
+from registry.model import settings_topic
+from tests.registry.cluster import Cluster, Raw
+from tests.registry.objects import endpoint, namespace_object, pod, service, slice_of
+
+_NAMES = ("a", "b")
+_SPACES = ("shop", "prod")
+_IPS = ("10.0.0.1", "10.0.0.2", "fd00::1", "192.0.2.1", "10.96.0.1", "127.0.0.1")
+_CLUSTER_IPS = ("10.96.0.1", "10.96.0.2", "fd00:96::1")
+_KEYS = [
+    Key.parse(text)
+    for text in (
+        *_IPS,
+        *_CLUSTER_IPS,
+        *(f"{name}.{space}" for name in _NAMES for space in _SPACES),
+        *(f"{host}.{name}.shop" for host in ("a", "first") for name in _NAMES),
+    )
+]
+_names, _ips = map(st.sampled_from, (_NAMES, _IPS))
+_spaces = st.sampled_from(("shop", "shop", "shop", "prod"))
+_labels = st.dictionaries(st.just("app"), st.sampled_from("ab"), max_size=1)
+
+
+class History(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster = Cluster()
+        self.answers = Answers(self.cluster.model, "allow-meshed")
+        self.settings: dict[str, Any] = {}
+        self.raws: dict[tuple[str, str, str], Raw] = {}
+
+    @initialize()
+    def something_is_there(self) -> None:
+        """Else most histories would never get as far as a Service whose endpoints are known."""
+        self._put("service", service("a", "10.96.0.1"))
+        self._put("slice", slice_of("a", endpoint("10.0.0.1"), endpoint("10.0.0.2"), name="x"))
+        self._put("pod", pod("a", "10.0.0.1"))
+
+    def _put(self, kind: str, raw: Raw) -> None:
+        metadata = raw["metadata"]
+        self.raws[kind, metadata.get("namespace", ""), metadata["name"]] = raw
+        self._forget(put(self.cluster, kind, raw))
+
+    def _forget(self, topics: set[str]) -> None:
+        self.answers.forget(topics)
+        for topic in topics:
+            self.settings.pop(topic, None)
+
+    @rule(
+        name=_names,
+        namespace=_spaces,
+        ips=st.lists(_ips.filter(lambda ip: ip[:3] in ("10.", "fd0")), max_size=2, unique=True),
+        more=st.fixed_dictionaries(
+            {},
+            optional={
+                "uid": st.sampled_from(["one", "two"]),
+                "node": st.sampled_from(["n1", "n2", ""]),
+                "node_ip": st.sampled_from(["192.0.2.1", "192.0.2.2"]),
+                "created": st.sampled_from(["2026-11-21T08:00:01Z", "2026-11-21T08:00:02Z"]),
+                "phase": st.sampled_from(["Pending", "Running", "Succeeded", "Failed"]),
+                "terminating": st.booleans(),
+                "meshed": st.booleans(),
+                "host_network": st.booleans(),
+                "labels": _labels,
+            },
+        ),
+    )
+    def pod_told(self, name: str, namespace: str, ips: list[str], more: dict[str, Any]) -> None:
+        if "uid" in more:  # of one name at a time, in one namespace
+            more["uid"] = f"{namespace}-{name}-{more['uid']}"
+        self._put("pod", pod(name, *ips, namespace=namespace, **more))
+
+    @rule(
+        name=_names,
+        namespace=_spaces,
+        ips=st.lists(st.sampled_from(_CLUSTER_IPS), max_size=2, unique=True),
+        ports=st.lists(st.sampled_from(["db", "web"]), max_size=2, unique=True),
+        created=st.sampled_from(["2026-11-21T07:00:01Z", "2026-11-21T07:00:02Z"]),
+    )
+    def service_told(
+        self, name: str, namespace: str, ips: list[str], ports: list[str], created: str
+    ) -> None:
+        raw_ports = tuple({"name": port, "port": number} for number, port in enumerate(ports, 80))
+        made = service(name, *ips, namespace=namespace, ports=raw_ports, created=created)
+        self._put("service", made)
+
+    @rule(
+        of=_names,
+        namespace=_spaces,
+        name=st.sampled_from(["x", "y"]),
+        ends=st.lists(
+            st.tuples(
+                _ips,
+                st.sampled_from(["", "shop-a", "shop-b-one", "prod-a"]),
+                st.booleans(),
+                st.sampled_from(["", "first"]),
+                st.sampled_from([("n1", "z1"), ("n1", "z2"), ("n2", "z1"), ("", "")]),
+            ),
+            max_size=3,
+        ),
+    )
+    def slice_told(self, of: str, namespace: str, name: str, ends: list[Any]) -> None:
+        made = []
+        for ip, target, ready, host, (node, zone) in ends:
+            one = endpoint(ip, conditions={"ready": ready}, hostname=host, nodeName=node, zone=zone)
+            if target:
+                one["targetRef"] = {"kind": "Pod", "name": target[5:6], "uid": target}
+            made.append(one)
+        self._put("slice", slice_of(of, *made, namespace=namespace, name=name))
+
+    @rule(name=_spaces, plaintext=st.sampled_from(["allow", "deny"]))
+    def namespace_told(self, name: str, plaintext: str) -> None:
+        self._put("namespace", namespace_object(name, plaintext=plaintext))
+
+    @rule(
+        name=_names,
+        namespace=_spaces,
+        labels=_labels,
+        uid=st.sampled_from(["1", "2"]),
+        generation=st.integers(1, 3),
+        wrong=st.booleans(),
+    )
+    def policy_told(
+        self, name: str, namespace: str, labels: Any, uid: str, generation: int, wrong: bool
+    ) -> None:
+        spec: Raw = {"selector": {"matchLabels": labels}, "allow": [{"from": [{"namespace": "x"}]}]}
+        if wrong:
+            spec["alow"] = []
+        metadata = {"name": name, "namespace": namespace, "uid": uid, "generation": generation}
+        self._put("policy", {"metadata": metadata, "spec": spec})
+
+    @rule(data=st.data())
+    def something_goes(self, data: st.DataObject) -> None:
+        if self.raws:
+            key = data.draw(st.sampled_from(sorted(self.raws)))
+            raw = self.raws.pop(key)
+            self._forget(put(self.cluster, key[0], raw, gone=True))
+
+    @invariant()
+    def no_answer_is_old(self) -> None:
+        """What was kept since the last change equals what is made anew."""
+        anew = Answers(self.cluster.model, "allow-meshed")
+        for key in _KEYS:
+            assert self.answers.entry(key).framed == anew.entry(key).framed, key.text
+        for uid in self.cluster.model._pods:
+            kept = self.settings.setdefault(settings_topic(uid), self.answers.settings(uid))
+            assert kept == anew.settings(uid), uid
+
+    @invariant()
+    def history_leaves_no_trace(self) -> None:
+        """It answers like one that heard only of what is there. Policies apart: the last good form of
+        one that cannot be read is history, and meant to be."""
+        fresh = Cluster()
+        for (kind, _, _), raw in sorted(self.raws.items()):
+            if kind != "policy":
+                put(fresh, kind, raw)
+        anew = Answers(fresh.model, "allow-meshed")
+        for key in _KEYS:
+            assert self.answers.entry(key).framed == anew.entry(key).framed, key.text
+        for uid in self.cluster.model._pods:
+            mine, theirs = self.answers.settings(uid), anew.settings(uid)
+            assert mine is not None and theirs is not None
+            del mine.policies[:]
+            assert mine == theirs
+
+    @invariant()
+    def the_naive_reader_agrees(self) -> None:
+        pods = [f for (kind, _), f in self.cluster._known.items() if kind == "pod"]
+        services = [f for (kind, _), f in self.cluster._known.items() if kind == "service"]
+        slices = [f for (kind, _), f in self.cluster._known.items() if kind == "slice"]
+        for ip in (*_IPS, *_CLUSTER_IPS):
+            found = self.cluster.model.at_ip(ip)
+            wanted = naive_at(ip, pods, services)
+            got = getattr(getattr(found, "service", found), "created", None) if found else None
+            assert (type(found).__name__, got) == wanted, ip
+        for one in services:
+            view = self.cluster.model.service(f"{one.name}.{one.namespace}")
+            assert view is not None
+            got_ends = {(e.ip, e.pod.uid if e.pod else "", e.ready) for e in view.endpoints}
+            assert got_ends == naive_endpoints(one, pods, services, slices)
+
+
+def put(cluster: Cluster, kind: str, raw: Raw, *, gone: bool = False) -> set[str]:
+    if kind == "policy":
+        metadata = raw["metadata"]
+        key = ("policy", f"{metadata['namespace']}/{metadata['name']}")
+        old, new = cluster._known.pop(key, None), None if gone else read_policy(raw)
+        if new is not None:
+            cluster._known[key] = new
+        return cluster.model.change_policy(old, new)
+    if gone:
+        return cluster.remove(kind, raw)
+    told = {
+        "pod": cluster.pods,
+        "service": cluster.services,
+        "slice": cluster.slices,
+        "namespace": cluster.namespaces,
+    }
+    return told[kind](raw)
+
+
+def naive_pod(ip: str, pods: list[PodFacts]) -> PodFacts | None:
+    holders = [p for p in pods if ip in p.ips and not p.finished and not p.host_network]
+    living = [p for p in holders if not p.terminating] or holders
+    return max(living, key=lambda p: (p.created, p.uid)) if living else None
+
+
+def naive_at(ip: str, pods: list[PodFacts], services: list[ServiceFacts]) -> tuple[str, str | None]:
+    here = [s for s in services if ip in s.cluster_ips]
+    if here:
+        return "ServiceView", max(s.created for s in here)
+    if (found := naive_pod(ip, pods)) is not None:
+        return "PodFacts", found.created
+    if any(ip in p.node_ips for p in pods):
+        return "NodeView", None
+    return "NoneType", None
+
+
+def naive_endpoints(
+    of: ServiceFacts, pods: list[PodFacts], services: list[ServiceFacts], slices: list[SliceFacts]
+) -> set[tuple[str, str, bool]]:
+    """Address, pod and readiness of every endpoint; "" where nothing meshed or not is known there."""
+    found: dict[str, tuple[str, bool]] = {}
+    for one in slices:
+        if (one.service, one.namespace) != (of.name, of.namespace):
+            continue
+        for end in one.endpoints:
+            ip, here = end.claimed_ip, naive_pod(end.claimed_ip, pods)
+            if here is None:
+                here = next(
+                    (
+                        p
+                        for p in pods
+                        if p.uid == end.target_uid
+                        and p.host_network
+                        and not p.finished
+                        and ip in p.ips
+                    ),
+                    None,
+                )
+            if ip.startswith("127."):
+                continue
+            if here is not None:
+                if here.namespace != of.namespace or end.target_uid not in ("", here.uid):
+                    continue
+            elif (
+                end.target_uid
+                or any(ip in s.cluster_ips for s in services)
+                or any(ip in p.node_ips for p in pods)
+            ):
+                continue
+            ready = end.ready or found.get(ip, ("", False))[1]
+            found[ip] = (here.uid if here else "", ready)
+    return {(ip, uid, ready) for ip, (uid, ready) in found.items()}
+
+
+TestHistory = pytest.mark.timeout(60)(History.TestCase)
+TestHistory.settings = settings(
+    max_examples=settings().max_examples, stateful_step_count=30, deadline=None
+)
