@@ -3,7 +3,8 @@
     exec_json(kube, "shop", "web-0", "/links")     one page, parsed
     exec_lines(kube, "shop", "web-0", "/tap")      a stream, line by line, until the caller stops
 
-It takes `create` on pods/exec in the pod's namespace, as `kubectl exec` does.
+It takes `create` on pods/exec in the pod's namespace, as `kubectl exec` does. Who answers is whoever
+made the pod: an answer is bounded, and nothing in it may be believed to be text for a terminal.
 """
 
 import json
@@ -18,6 +19,8 @@ from sidecar.contract import PROXY_CONTAINER
 
 _PROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
+MAX_ANSWER_BYTES: Final = 32 << 20
+MAX_LINE_BYTES: Final = 1 << 20
 
 
 class ExecFailed(Exception):
@@ -26,35 +29,56 @@ class ExecFailed(Exception):
 
 async def exec_json(kube: Kube, namespace: str, pod: str, path: str) -> Any:
     """What the admin page at `path` says. Raises ExecFailed."""
-    said = b""
-    async with aclosing(_output(kube, namespace, pod, path)) as output:
-        async for piece in output:
-            said += piece
+    said = await _whole(_output(kube, namespace, pod, path), f"{namespace}/{pod}")
     try:
         return json.loads(said)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ExecFailed(f"the proxy of {namespace}/{pod} gave an answer that is not JSON") from e
 
 
-async def exec_lines(kube: Kube, namespace: str, pod: str, path: str) -> AsyncIterator[Any]:
+async def exec_lines(
+    kube: Kube, namespace: str, pod: str, path: str
+) -> AsyncIterator[dict[str, Any]]:
     """Each line of a stream such as /tap, parsed. Raises ExecFailed."""
     rest = b""
     async with aclosing(_output(kube, namespace, pod, path)) as output:
         async for piece in output:
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
-                yield json.loads(line)
+                yield _record(line, f"{namespace}/{pod}")
+            if len(rest) > MAX_LINE_BYTES:
+                raise _too_much(f"{namespace}/{pod}", MAX_LINE_BYTES)
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ExecFailed(f"the proxy of {where} gave a line that is not a JSON object")
+    return found
+
+
+async def _whole(output: AsyncGenerator[bytes, None], where: str) -> bytes:
+    said = bytearray()
+    async with aclosing(output):
+        async for piece in output:
+            said += piece
+            if len(said) > MAX_ANSWER_BYTES:
+                raise _too_much(where, MAX_ANSWER_BYTES)
+    return bytes(said)
+
+
+def _too_much(where: str, bound: int) -> ExecFailed:
+    return ExecFailed(f"the proxy of {where} says more than {bound} bytes: is it podlink's?")
 
 
 async def exec_output(
     kube: Kube, namespace: str, pod: str, container: str, argv: Sequence[str]
 ) -> bytes:
     """What a command in a container prints. Raises ExecFailed, also if it does not succeed."""
-    said = b""
-    async with aclosing(_run(kube, namespace, pod, container, argv)) as output:
-        async for piece in output:
-            said += piece
-    return said
+    return await _whole(_run(kube, namespace, pod, container, argv), f"{namespace}/{pod}")
 
 
 async def _output(kube: Kube, namespace: str, pod: str, path: str) -> AsyncGenerator[bytes, None]:

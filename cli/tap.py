@@ -75,14 +75,14 @@ async def _tap(
 
 def line(item: Item) -> str:
     """One link as one line for a person."""
-    end_ns = item.get("end_ns")
-    at = dt.datetime.fromtimestamp(end_ns / 1e9, dt.UTC) if isinstance(end_ns, int) else None
+    start_ns, end_ns = _whole(item, "start_ns"), _whole(item, "end_ns")
+    at = dt.datetime.fromtimestamp(end_ns / 1e9, dt.UTC) if end_ns else None
     verdict = printable(item.get("verdict"))
     arrow = "→" if item.get("direction") == "outbound" else "←"
     other = "destination" if item.get("direction") == "outbound" else "source"
     port = item.get("destination_port") if other == "destination" else item.get("original_port")
     who = item.get(f"{other}_pod") or item.get(f"{other}_ip") or item.get("original_ip") or "?"
-    took_ms = (int(item.get("end_ns") or 0) - int(item.get("start_ns") or 0)) / 1e6
+    took_ms = (end_ns - start_ns) / 1e6
     words = [
         f"{at:%H:%M:%S}" if at else "?",
         arrow,
@@ -91,9 +91,15 @@ def line(item: Item) -> str:
         printable(item.get("security")),
         click.style(verdict, fg=_STYLE.get(verdict)),
         f"({printable(item.get('reason'))})" if item.get("reason") else "",
-        f"{item.get('bytes_sent', 0)}/{item.get('bytes_received', 0)} bytes",
+        f"{_whole(item, 'bytes_sent')}/{_whole(item, 'bytes_received')} bytes",
         f"{took_ms:.1f} ms",
         "still open" if item.get("still_open") else printable(item.get("close")),
         printable(item.get("trace_id")),
     ]
     return "  ".join(filter(None, words))
+
+
+def _whole(item: Item, name: str) -> int:
+    """A count or a time; 0 for what is none, since a proxy may say anything."""
+    found = item.get(name)
+    return found if isinstance(found, int) and 0 <= found < 1 << 62 else 0

@@ -267,7 +267,8 @@ def naive_endpoints(
     return {(ip, uid, ready) for ip, (uid, ready) in found.items()}
 
 
-TestHistory = pytest.mark.timeout(60)(History.TestCase)
+# A second for each example: far more than one takes, in `make fuzz` too.
+TestHistory = pytest.mark.timeout(settings().max_examples)(History.TestCase)
 TestHistory.settings = settings(
     max_examples=settings().max_examples, stateful_step_count=30, deadline=None
 )
