@@ -14,7 +14,7 @@ from typing import Any
 from cni.config import Call
 from kit.ports import PortSet
 from sidecar.capture.apply import CaptureFailed, load
-from sidecar.capture.plan import TABLE, CapturePlan, parse_subnets
+from sidecar.capture.plan import TABLE, CapturePlan, bounded, parse_subnets
 from sidecar.contract import CAPTURE_ANNOTATION
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -92,11 +92,13 @@ def plan_of(call: Call, conf: Conf) -> CapturePlan | None:
         return None
     try:
         said = json.loads(raw)
-        return CapturePlan(
-            "uid",
-            PortSet.parse(said.get("skip-inbound-ports") or " "),
-            PortSet.parse(said.get("skip-outbound-ports") or " "),
-            parse_subnets(said.get("skip-subnets") or " "),
+        return bounded(
+            CapturePlan(
+                "uid",
+                PortSet.parse(said.get("skip-inbound-ports") or " "),
+                PortSet.parse(said.get("skip-outbound-ports") or " "),
+                parse_subnets(said.get("skip-subnets") or " "),
+            )
         )
     except (ValueError, AttributeError, TypeError) as e:
         where = f"{call.pod_namespace}/{call.pod}"

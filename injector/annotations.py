@@ -15,9 +15,6 @@ from sidecar import contract
 
 MAX_VALUE = 4096
 MAX_ITEMS = 64
-MAX_SKIPPED_PORTS = 4096
-"""In all: a skip list is for exceptions, and one that covers everything would be no mesh."""
-_SHORTEST_PREFIX = {4: 8, 6: 16}
 _MAX_GRACE_S = 3600
 _MAX_WORKERS = 16
 
@@ -154,8 +151,8 @@ def _ports(value: str) -> str:
             raise ValueError(f"{item} holds podlink's own ports")
         covered += high - low + 1
         texts.append(str(low) if low == high else f"{low}-{high}")
-    if covered > MAX_SKIPPED_PORTS:
-        raise ValueError(f"{covered} ports are more than {MAX_SKIPPED_PORTS}")
+    if covered > contract.MAX_SKIPPED_PORTS:
+        raise ValueError(f"{covered} ports are more than {contract.MAX_SKIPPED_PORTS}")
     return ",".join(texts)
 
 
@@ -165,7 +162,7 @@ def _subnets(value: str) -> str:
         if "%" in item:
             raise ValueError("a scope means nothing here")
         network = ip_network(item)  # strict: host bits must be zero
-        if network.prefixlen < _SHORTEST_PREFIX[network.version]:
+        if network.prefixlen < contract.SHORTEST_SKIPPED_PREFIX[network.version]:
             raise ValueError(f"{item} is too wide")
         texts.append(str(network))
     return ",".join(texts)

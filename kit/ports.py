@@ -36,6 +36,10 @@ class PortSet:
     def __bool__(self) -> bool:
         return bool(self.ranges)
 
+    def count(self) -> int:
+        """How many ports it holds."""
+        return sum(high - low + 1 for low, high in self.ranges)
+
     def __str__(self) -> str:
         return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in self.ranges)
 

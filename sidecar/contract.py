@@ -15,6 +15,11 @@ HEALTH_PORT_NAME = "podlink-health"
 OWN_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PORT, HEALTH_PORT})
 """A connection whose original destination is one of these is a loop or an attack: refused."""
 
+MAX_SKIPPED_PORTS = 4096
+"""In one list: a skip list is for exceptions, and one that covers everything would be no mesh."""
+SHORTEST_SKIPPED_PREFIX = {4: 8, 6: 16}
+"""By IP version, of a subnet that is skipped."""
+
 CANARIES = {4: ("192.0.2.1", 7), 6: ("2001:db8::1", 7)}
 """By IP version: nobody has these addresses (RFC 5737, RFC 3849), so what answers there is we behind
 the redirect."""

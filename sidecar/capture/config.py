@@ -4,7 +4,7 @@ from typing import Literal
 
 from kit.ports import PortSet
 from kit.settings import ConfigInvalid, Settings
-from sidecar.capture.plan import CapturePlan, parse_subnets
+from sidecar.capture.plan import CapturePlan, bounded, parse_subnets
 
 
 def plan_from(settings: Settings) -> CapturePlan:
@@ -15,12 +15,16 @@ def plan_from(settings: Settings) -> CapturePlan:
         subnets = parse_subnets(settings.text("PODLINK_SKIP_SUBNETS", " "))
     except ValueError as e:
         raise ConfigInvalid(f"PODLINK_SKIP_SUBNETS: {e}") from e
-    return CapturePlan(
+    plan = CapturePlan(
         exempt_by,
         ports_from(settings, "PODLINK_SKIP_INBOUND_PORTS"),
         ports_from(settings, "PODLINK_SKIP_OUTBOUND_PORTS"),
         subnets,
     )
+    try:
+        return bounded(plan)
+    except ValueError as e:
+        raise ConfigInvalid(f"PODLINK_SKIP_*: {e}") from e
 
 
 def ports_from(settings: Settings, name: str) -> PortSet:

@@ -21,12 +21,14 @@ from sidecar.contract import (
     CANARIES,
     HEALTH_PORT,
     INBOUND_PORT,
+    MAX_SKIPPED_PORTS,
     OTLP_GRPC_PORT,
     OUTBOUND_PORT,
     PROXY_GID,
     PROXY_MARK,
     PROXY_UID,
     REGISTRY_PORT,
+    SHORTEST_SKIPPED_PREFIX,
 )
 
 TABLE = "podlink"
@@ -92,6 +94,21 @@ class CapturePlan:
         if self.skip_inbound:
             rules.append(f"tcp dport {{ {_ports(self.skip_inbound)} }} accept")
         return [*rules, f"tcp dport 0-65535 redirect to :{INBOUND_PORT}"]
+
+
+def bounded(plan: CapturePlan) -> CapturePlan:
+    """The plan; raises ValueError if it skips more than an annotation may ask for.
+
+    The injector has looked already. But a pod that was made by hand while the injector was away, or
+    whose annotation for the CNI plugin was changed after it, has met nobody yet who counts.
+    """
+    for ports in (plan.skip_inbound, plan.skip_outbound):
+        if ports.count() > MAX_SKIPPED_PORTS:
+            raise ValueError(f"{ports.count()} ports are skipped, more than {MAX_SKIPPED_PORTS}")
+    for network in plan.skip_subnets:
+        if network.prefixlen < SHORTEST_SKIPPED_PREFIX[network.version]:
+            raise ValueError(f"{network} is too wide to be skipped")
+    return plan
 
 
 def _ports(ports: PortSet) -> str:

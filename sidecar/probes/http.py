@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
 from sidecar import sockets
+from sidecar.contract import OWN_PORTS
 from sidecar.probes.spec import HttpProbe
 
 _MAX_HEAD: Final = 64 << 10
@@ -49,6 +50,8 @@ async def _get(url: str, probe: HttpProbe, mark: int) -> tuple[int, str]:
     secure = parts.scheme == "https"
     host = parts.hostname or ""
     port = parts.port or (443 if secure else 80)
+    if port in OWN_PORTS:  # the app answers with where to ask next, and asking ourselves is a loop
+        raise ProbeFailed(f"a redirect to podlink's own port {port}")
     reader, writer = await connect(host, port, mark, _context() if secure else None)
     with closing(writer):
         writer.write(_request(probe, parts.path, parts.query, f"{_bracketed(host)}:{port}"))

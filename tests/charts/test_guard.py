@@ -248,3 +248,27 @@ def test_the_image_of_podlinks_own_containers_cannot_be_changed_later(rendered: 
     assert judged(earlier, meshed()) == "", "and take the mesh's image"
     assert judged(pod(), pod()) == ""
     assert "not to be changed" in judged(pod(), renamed)
+
+
+@pytest.mark.attack_row(34)
+def test_what_the_cni_plugin_leaves_alone_cannot_be_changed_after_admission(
+    rendered: Render,
+) -> None:
+    made = rendered().objects
+
+    def judged(before: dict[str, str], after: dict[str, str]) -> str:
+        old, new = meshed(), meshed()
+        old["metadata"]["annotations"], new["metadata"]["annotations"] = before, after
+        facts = {"object": new, "oldObject": old, "request": {"operation": "UPDATE"}}
+        return policies.judge(
+            find(made, "ValidatingAdmissionPolicy", "podlink-guard-images"),
+            find(made, "ValidatingAdmissionPolicyBinding", "podlink-guard-images"),
+            facts,
+        )
+
+    name, all_ports = "podlink.dev/capture", '{"skip-outbound-ports": "1-8,10-65535"}'
+    assert "podlink's own" in judged({name: "{}"}, {name: all_ports})
+    assert "podlink's own" in judged({}, {name: all_ports})
+    assert "podlink's own" in judged({name: "{}"}, {})
+    assert judged({name: "{}", "team": "a"}, {name: "{}", "team": "b"}) == ""
+    assert judged({}, {}) == ""

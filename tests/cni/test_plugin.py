@@ -60,7 +60,17 @@ def test_what_is_skipped_comes_from_the_annotation() -> None:
 
 @pytest.mark.attack_row(34)
 @pytest.mark.parametrize(
-    "said", ["{", "[]", '{"skip-inbound-ports": "x"}', '{"skip-subnets": "a; flush"}']
+    "said",
+    [
+        "{",
+        "[]",
+        '{"skip-inbound-ports": "x"}',
+        '{"skip-subnets": "a; flush"}',
+        '{"skip-outbound-ports": "1-8,10-65535"}',
+        '{"skip-inbound-ports": "1-4097"}',
+        '{"skip-subnets": "0.0.0.0/1,128.0.0.0/1"}',
+        '{"skip-subnets": "::/0"}',
+    ],
 )
 def test_an_annotation_that_cannot_be_read_keeps_the_pod_from_starting(said: str) -> None:
     with pytest.raises(Refused, match="shop/web-0"):

@@ -102,3 +102,19 @@ def test_a_bad_setting_is_one_line_that_names_it_and_no_rule(name: str, value: s
 
 def test_nothing_set_skips_nothing() -> None:
     assert plan_from(Settings({})) == CapturePlan()
+
+
+@pytest.mark.attack_row(34)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("PODLINK_SKIP_OUTBOUND_PORTS", "1-8,10-65535"),
+        ("PODLINK_SKIP_INBOUND_PORTS", "1-4000,5000-5096"),
+        ("PODLINK_SKIP_SUBNETS", "0.0.0.0/1,128.0.0.0/1"),
+        ("PODLINK_SKIP_SUBNETS", "::/15"),
+    ],
+)
+def test_a_pod_made_by_hand_skips_no_more_than_an_annotation_may(name: str, said: str) -> None:
+    """The guard looks at images and commands, not at what the environment says."""
+    with pytest.raises(ConfigInvalid, match="skip"):
+        plan_from(Settings({name: said}))

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from kit.settings import ConfigInvalid, Settings
 from kit.tasks import spawn
+from sidecar.contract import OWN_PORTS
 from sidecar.health import HealthServer
 from sidecar.pages import Answer, Request
 from sidecar.probes.spec import (
@@ -51,6 +52,9 @@ class App:
             raise web.HTTPFound("http://192.0.2.1/")
         if where == "here":
             raise web.HTTPFound("/500")
+        if where.startswith("own/"):
+            port, path = where.removeprefix("own/"), "/probe/web/liveness"
+            raise web.HTTPFound(f"http://127.0.0.1:{port}{path}")
         return web.Response(status=int(where) if where.isdigit() else 200, text="secret of the app")
 
 
@@ -104,6 +108,14 @@ async def test_the_apps_own_error_status_reaches_the_kubelet_but_not_its_words(
     assert got == status
     assert said.endswith(f"port {app.port}: status {status}\n")
     assert "secret" not in said
+
+
+@pytest.mark.attack_row(7)
+@pytest.mark.parametrize("port", sorted(OWN_PORTS))
+async def test_an_app_cannot_send_its_probe_to_podlinks_own_ports(app: App, port: int) -> None:
+    """Connected to, the health port would run the same probe, and wait for itself."""
+    got, said = await run(get(app.port, f"/own/{port}"))
+    assert got == 503 and said.endswith(f"a redirect to podlink's own port {port}\n")
 
 
 async def test_redirects_that_never_end_are_ended(app: App) -> None:
