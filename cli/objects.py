@@ -58,7 +58,7 @@ def build(choices: Choices) -> list[Object]:
     for one in made:
         _set_trust_domain(one, choices.trust_domain)
         if one["kind"] == GUARD_KINDS[0]:
-            _set_images(one, choices)
+            _set_variables(one, choices)
     return made if choices.guard else without_guard(made)
 
 
@@ -106,12 +106,19 @@ def _set_trust_domain(one: Object, domain: str) -> None:
                 entry["value"] = domain
 
 
-def _set_images(policy: Object, choices: Choices) -> None:
+def _set_variables(policy: Object, choices: Choices) -> None:
     for variable in policy["spec"]["variables"]:
         if variable["name"] == "images":
             others = [one for one in choices.also_images if one != choices.image]
-            expression = json.dumps([choices.image, *others], separators=(",", ":"))
-            variable["expression"] = expression
+            variable["expression"] = _cel([choices.image, *others])
+        if variable["name"] == "told":
+            told = json.loads(variable["expression"])
+            variable["expression"] = _cel(told | {"PODLINK_TRUST_DOMAIN": choices.trust_domain})
+
+
+def _cel(value: Any) -> str:
+    """As Helm writes it: JSON is CEL."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def dump(objects: list[Object]) -> str:

@@ -10,13 +10,15 @@ from injector.container import MeshSettings
 from local.apiserver import policies
 from tests.charts.conftest import Render
 from tests.charts.test_chart import find
-from tests.injector.pods import annotated, injected, namespace, pod
+from tests.injector.pods import annotated, container, injected, namespace, pod
 
 pytest.importorskip("cel_expr_python", reason="Google's CEL has wheels for x86-64 Linux only")
 Object = dict[str, Any]
 MESH = MeshSettings(
-    image="podlink/podlink:0.1.0", trust_domain="cluster.local", ca_address="a",
-    registry_address="r", otlp_endpoint="", cluster_cidrs="10.0.0.0/8", exempt_by="uid",
+    image="podlink/podlink:0.1.0", trust_domain="cluster.local",
+    ca_address="podlink-ca.podlink-system.svc:24110",
+    registry_address="podlink-registry.podlink-system.svc:24111",
+    otlp_endpoint="", cluster_cidrs="10.0.0.0/8", exempt_by="uid",
 )  # fmt: skip
 APP = {"name": "web", "image": "web:1"}
 Judge = Callable[..., str]
@@ -133,7 +135,83 @@ def specced(**spec: Any) -> Object:
     return made
 
 
+def volume(name: str, **source: Any) -> Object:
+    made = meshed()
+    kept = [one for one in made["spec"]["volumes"] if one["name"] != name]
+    made["spec"]["volumes"] = [*kept, {"name": name, **source}]
+    return made
+
+
+def told(name: str, value: str) -> Object:
+    made = meshed()
+    for one in container(made, "podlink-proxy")["env"]:
+        if one["name"] == name:
+            one["value"] = value
+    return made
+
+
+def hooked(**fields: Any) -> Object:
+    return altered("podlink-proxy", **fields)
+
+
+def more(field: str, *items: Object, name: str = "podlink-proxy") -> Object:
+    made = meshed()
+    one = container(made, name)
+    one[field] = [*(one.get(field) or ()), *items]
+    return made
+
+
+SHELL = {"exec": {"command": ["sh", "-c", "evil"]}}
+CODE = {"name": "code", "mountPath": "/code"}
+AS_ROOT = {"runAsUser": 0}
+NOT_AS_MADE: list[tuple[str, Object]] = [
+    ("not as podlink makes it", told("PODLINK_CA_ADDRESS", "ca.evil.svc:24110")),
+    ("not as podlink makes it", told("PODLINK_REGISTRY_ADDRESS", "registry.evil.svc:24111")),
+    ("not as podlink makes it", told("PODLINK_TRUST_DOMAIN", "evil.example")),
+    ("not as podlink makes it", hooked(env=[])),
+    ("not as podlink makes it", more("env", {"name": "PODLINK_CA_ADDRESS", "value": "evil:1"})),
+    ("not as podlink makes it", more("env", {"name": "PYTHONPATH", "value": "/code"})),
+    ("not as podlink makes it",
+     more("env", {"name": "LD_PRELOAD", "value": "/x"}, name="podlink-capture")),
+    ("not as podlink makes it", hooked(envFrom=[{"configMapRef": {"name": "evil"}}])),
+    ("not as podlink makes it", hooked(workingDir="/run/podlink")),
+    ("not as podlink makes it", hooked(lifecycle={"postStart": SHELL})),
+    ("not as podlink makes it", hooked(lifecycle={"preStop": SHELL})),
+    ("not as podlink makes it", hooked(startupProbe=SHELL)),
+    ("not as podlink makes it", hooked(livenessProbe=SHELL)),
+    ("not as podlink makes it", hooked(readinessProbe=SHELL)),
+    ("not as podlink makes it", hooked(securityContext=AS_ROOT)),
+    ("not as podlink makes it", altered("podlink-capture", securityContext={"privileged": True})),
+    ("is another", volume("podlink-bundle", configMap={"name": "evil"})),
+    ("is another", volume("podlink-bundle", emptyDir={})),
+    ("is another", volume("podlink-token", projected={
+        "sources": [{"serviceAccountToken": {"audience": "vault", "path": "token"}}]})),
+    ("is another", volume("podlink-run", hostPath={"path": "/run"})),
+]  # fmt: skip
+
+
+def mounting(raw: Object, *mounts: Object, where: int = 0) -> Object:
+    made = copy.deepcopy(raw)
+    made["spec"]["containers"][where]["volumeMounts"] = list(mounts)
+    return made
+
+
+def with_code() -> Object:
+    """Code of the pod's own, mounted into the proxy."""
+    made = more("volumeMounts", CODE)
+    made["spec"]["volumes"].append({"name": "code", "configMap": {"name": "evil"}})
+    return made
+
+
+NOT_AS_MADE += [
+    ("not as podlink makes it", with_code()),
+    *(
+        ("mounts the proxy's", mounting(meshed(), {"name": name, "mountPath": "/x"}))
+        for name in ("podlink-token", "podlink-bundle", "podlink-run")
+    ),
+]
 OTHERS = [
+    *NOT_AS_MADE,
     ("has no sidecar", without(meshed(), "podlink-proxy")),
     ("has no sidecar", altered("podlink-proxy", restartPolicy=None)),
     ("would not be captured", without(meshed(), "podlink-capture")),

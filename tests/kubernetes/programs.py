@@ -8,6 +8,7 @@ its own), and reports the pod's addresses. What a program may ask of the API ser
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import ssl
@@ -26,6 +27,7 @@ from tests.kubernetes.objects import Objects, until
 from tests.kubernetes.real_api import Object, free_ports
 
 SYSTEM = "podlink-system"
+_SERVICES = [f"podlink-{name}.{SYSTEM}.svc" for name in ("ca", "registry", "traces")]
 PROGRAMS = ("ca", "registry", "injector", "traces")
 _TAIL = 3000
 # /var/run leads to /run; both are this process's alone.
@@ -58,6 +60,12 @@ def _unshare() -> list[str]:
     return ["unshare", "--mount", *(() if os.getuid() == 0 else ("--user", "--map-root-user"))]
 
 
+def _loopback() -> str:
+    return (
+        f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+    )
+
+
 @dataclass
 class Program:
     """One that runs. `token` is what it shows to the API server, `podlink_token` what to the CA."""
@@ -81,6 +89,8 @@ class ControlPlane:
     folder: Path
     choices: Choices
     address: str = "127.0.0.1"
+    loopback: str = field(default_factory=_loopback)
+    """Where the Services' names lead to: an address of its own, so that the ports can be the chart's."""
     ports: dict[str, int] = field(default_factory=dict)
     programs: dict[str, Program] = field(default_factory=dict)
 
@@ -94,16 +104,7 @@ class ControlPlane:
                 continue
             answer = self.objects.create(one)
             assert (answer.status, answer.warnings) == (201, ()), f"{one['kind']}: {answer}"
-        names = (
-            "ca",
-            "ca-health",
-            "registry",
-            "registry-health",
-            "injector",
-            "otlp",
-            "otlp-http",
-            "review",
-        )
+        names = ("ca-health", "registry-health", "injector")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
 
     def uninstall(self) -> None:
@@ -130,8 +131,7 @@ class ControlPlane:
             "podlink/token/token": self.token(SYSTEM, account, pod, "podlink-ca"),
             "account/namespace": SYSTEM,
             "account/ca.crt": self.objects.api.certificate.read_text(),
-            # The CA is known by its Service's name alone.
-            "hosts": f"127.0.0.1 localhost podlink-ca.{SYSTEM}.svc podlink-traces.{SYSTEM}.svc\n",
+            "hosts": f"127.0.0.1 localhost\n{self.loopback} {' '.join(_SERVICES)}\n",
         }
         if name != "ca":  # the kubelet would wait for the ConfigMap just so
             tokens["podlink/bundle/root.pem"] = self.bundle()
@@ -174,7 +174,7 @@ class ControlPlane:
             "ca": f"http://127.0.0.1:{self.ports['ca-health']}/readyz",
             "registry": f"http://127.0.0.1:{self.ports['registry-health']}/readyz",
             "injector": f"https://127.0.0.1:{self.ports['injector']}/readyz",
-            "traces": f"http://127.0.0.1:{self.ports['review']}/healthz",
+            "traces": f"http://{self.loopback}:24114/healthz",
         }[name]
         return get_status(url) == 200
 
@@ -231,15 +231,10 @@ class ControlPlane:
         host, _, port = self.objects.api.url.removeprefix("https://").partition(":")
         return {
             "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port,
-            "PODLINK_CA_LISTEN": f"127.0.0.1:{self.ports['ca']}",
-            "PODLINK_CA_ADDRESS": f"podlink-ca.{SYSTEM}.svc:{self.ports['ca']}",
-            "PODLINK_REGISTRY_LISTEN": f"127.0.0.1:{self.ports['registry']}",
+            "PODLINK_CA_LISTEN": f"{self.loopback}:24110",
+            "PODLINK_REGISTRY_LISTEN": f"{self.loopback}:24111",
             "PODLINK_INJECTOR_LISTEN": f"[::]:{self.ports['injector']}",
-            "PODLINK_OTLP_ENDPOINT": f"podlink-traces.{SYSTEM}.svc:{self.ports['otlp']}",
-            "PODLINK_TRACES_HOST": "127.0.0.1",
-            "PODLINK_TRACES_GRPC_PORT": str(self.ports["otlp"]),
-            "PODLINK_TRACES_HTTP_PORT": str(self.ports["otlp-http"]),
-            "PODLINK_TRACES_REVIEW_PORT": str(self.ports["review"]),
+            "PODLINK_TRACES_HOST": self.loopback,
             "PODLINK_TRACES_DB": str(folder / "traces.db"),
         }  # fmt: skip
 

@@ -101,7 +101,14 @@ def test_podlink_inject_and_the_webhook_agree(served: ControlPlane) -> None:
     assert printed.exit_code == 0, printed.output
     by_hand = yaml.safe_load(printed.stdout)
     assert env(by_hand, "podlink-proxy")["PODLINK_WORKERS"] == "2"
-    # Its settings are the chart's defaults, and this mesh's addresses are the test's own.
+    answer = put(served, by_hand)
+    assert (answer.status, proxy(answer)) == (201, OURS), answer.said
+    webhooks = put(served, annotated(workers="2"))
+    for name in OURS:
+        one, other = container(answer.body, name), container(webhooks.body, name)
+        del one["volumeMounts"], other["volumeMounts"]  # the API token's is called anew each time
+        assert one == other
+    container(by_hand, "podlink-proxy")["image"] = "evil:1"
     assert "container_foreign" in put(served, by_hand).said
 
 

@@ -44,6 +44,12 @@ podlink-{{ .part }}.{{ .root.Release.Namespace }}.svc:{{ .port }}
 {{- end }}
 {{- end }}
 
+{{- define "podlink.guardTold" -}}
+{{- dict "PODLINK_CA_ADDRESS" (include "podlink.address" (dict "root" . "part" "ca" "port" 24110))
+"PODLINK_REGISTRY_ADDRESS" (include "podlink.address" (dict "root" . "part" "registry" "port" 24111))
+"PODLINK_TRUST_DOMAIN" .Values.trustDomain | toJson }}
+{{- end }}
+
 {{- define "podlink.failurePolicy" -}}
 {{- if ne .Values.injector.failurePolicy "auto" }}{{ .Values.injector.failurePolicy }}
 {{- else if include "podlink.guarded" . }}Ignore
