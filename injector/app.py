@@ -19,6 +19,8 @@ from kit.kube import Kube, KubeError
 from kit.tasks import spawn, stop
 
 GRACE_S = 3.0
+LINGER_S = 1.0
+"""How long the rest of a body that was refused unread is waited for before the connection is closed."""
 _log = logging.getLogger(__name__)
 
 
@@ -30,7 +32,9 @@ class InjectorServer:
         self.namespaces = Namespaces(kube)
         self.bundle = BundleKeeper(kube)
         webhook = Webhook(config.mesh, self.namespaces.get, lambda: self.ready)
-        self._runner = web.AppRunner(webhook.app(), access_log=None, shutdown_timeout=GRACE_S)
+        self._runner = web.AppRunner(
+            webhook.app(), access_log=None, shutdown_timeout=GRACE_S, lingering_time=LINGER_S
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
 

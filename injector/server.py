@@ -3,6 +3,7 @@
 Its certificate follows the CA client's (`certs.client.web`), so a renewal needs no restart.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from aiohttp import web
 
 from injector.container import MeshSettings
+from injector.limits import BODY_WITHIN_S, Limits, TooMuch
 from injector.review import Question, ReviewMalformed, Verdict, answer, read_review, refuse
+from kit.clock import monotonic
 from kit.kube import KubeError, Object
 
 MAX_BODY_BYTES = 8 << 20
@@ -31,8 +34,10 @@ class Webhook:
         mesh: MeshSettings,
         namespace_of: Callable[[str, bool], Awaitable[Object | None]],
         ready: Callable[[], bool],
+        limits: Limits | None = None,
     ) -> None:
         self._mesh, self._namespace_of, self._ready = mesh, namespace_of, ready
+        self._limits = limits or Limits(monotonic)
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
@@ -46,14 +51,33 @@ class Webhook:
         return app
 
     async def _mutate(self, request: web.Request) -> web.Response:
+        source = request.remote or ""
+        size = MAX_BODY_BYTES if request.content_length is None else request.content_length
         try:
-            question = read_review(await request.read())
+            with self._limits.review(source, size):
+                async with asyncio.timeout(BODY_WITHIN_S):
+                    body = await request.read()
+                return await self._review(body, source)
+        except TooMuch as much:
+            if much.tell:
+                _log.warning("too much asked", extra={"reason": much.reason, "source": source})
+            error, status = f"podlink: too much asked ({much.reason})", 429
+        except TimeoutError:
+            error, status = "podlink: the review did not come in time", 408
+        response = web.json_response({"error": error}, status=status)
+        response.force_close()  # what is left of the body is not read
+        return response
+
+    async def _review(self, body: bytes, source: str) -> web.Response:
+        try:
+            question = read_review(body)
         except ReviewMalformed as malformed:
             _log.warning("review refused", extra={"reason": malformed.reason, "error": malformed})
             return web.json_response({"error": str(malformed)}, status=400)
         verdict = await self._decide(question, fresh=False)
         if verdict.reason == "not_enrolled":
             # The API server's selectors chose this pod, so our view of the namespace may be old.
+            self._limits.ask_afresh(source)
             verdict = await self._decide(question, fresh=True)
         fields: Mapping[str, Any] = {
             "namespace": question.namespace,
