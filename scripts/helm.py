@@ -56,7 +56,8 @@ _KINDS: dict[str, list[tuple[str, str, bool]]] = {
         ("validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", False),
     ],
     "monitoring.coreos.com/v1": [
-        ("podmonitors", "PodMonitor", True), ("prometheusrules", "PrometheusRule", True),
+        ("podmonitors", "PodMonitor", True), ("servicemonitors", "ServiceMonitor", True),
+        ("prometheusrules", "PrometheusRule", True),
     ],
 }  # fmt: skip
 

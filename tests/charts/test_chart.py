@@ -24,6 +24,7 @@ MINORS = (29, 31, 34, 37)
 EVERYTHING: Object = {
     "monitoring": {
         "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "prometheusRule": {"enabled": True},
         "dashboard": {"enabled": True},
     },
@@ -267,6 +268,33 @@ def test_the_crd_is_kept_upgraded_and_refuses_what_the_reader_refuses(rendered: 
     bad["spec"]["mode"] = "Perhaps"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(bad, schema)
+
+
+def test_the_cas_metrics_can_be_read_where_a_monitor_is_wanted_and_nowhere_else(
+    rendered: Render,
+) -> None:
+    def opened(values: Object) -> list[Object]:
+        rules = find(rendered(values).objects, "NetworkPolicy", "podlink-ca")["spec"]["ingress"]
+        return [rule for rule in rules if {"protocol": "TCP", "port": 8080} in rule["ports"]]
+
+    monitored: Object = {"monitoring": {"serviceMonitor": {"enabled": True}}}
+    made = rendered(monitored).objects
+    monitor, service = (
+        find(made, "ServiceMonitor", "podlink-ca"),
+        find(made, "Service", "podlink-ca"),
+    )
+    assert (
+        monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    )
+    (endpoint,) = monitor["spec"]["endpoints"]
+    (port,) = (p for p in service["spec"]["ports"] if p["name"] == endpoint["port"])
+    pod = find(made, "Deployment", "podlink-ca")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": port["targetPort"], "containerPort": 8080} in pod["ports"]
+    assert opened({}) == []
+    assert opened(monitored) == [{"ports": [{"protocol": "TCP", "port": 8080}]}]
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    (rule,) = opened({**monitored, "networkPolicy": {"metricsFrom": peers}})
+    assert rule["from"] == peers
 
 
 def test_the_dashboard_and_the_alerts_use_metrics_that_exist(rendered: Render) -> None:
