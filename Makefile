@@ -7,6 +7,9 @@
 #   make threats  each row of the threat model with its tests
 #   make fuzz     the parsers under Hypothesis, longer
 #   make soak     what takes minutes: long rotations and outages under load
+#   make node-images  the image by buildah, as the Dockerfile says, and those of a real node's pods
+#   make node     the suite of a real node: kubelet, containerd, CNI (KUBEBUILDER_ASSETS names the programs)
+#   make cluster  such a node to look around on, until Ctrl-C
 #   make gen      code from proto/*.proto
 #   make docs     the pictures of the demo and the page, drawn anew; and whether pages and code agree
 #   make render   the plain manifests, from the chart by Helm itself
@@ -18,7 +21,7 @@ READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 SOURCES := kit certs proto policy registry sidecar injector traces cni local cli
 
-.PHONY: demo test check bench bench-registry fuzz soak gen docs render image-dry threats lock clean
+.PHONY: demo test check bench bench-registry fuzz soak node node-images cluster gen docs render image-dry threats lock clean
 
 $(READY): requirements/dev.lock pyproject.toml scripts/venv.sh
 	@sh scripts/venv.sh .venv requirements/dev.lock
@@ -64,6 +67,17 @@ fuzz: $(READY)
 soak: $(READY)
 	$(PY) -m pytest -m soak $(ARGS)
 
+NODE_IMAGES := $(or $(PODLINK_NODE_IMAGES),.node-images)
+
+node-images: $(READY)
+	$(PY) -m tests.kubernetes.node.images $(NODE_IMAGES)
+
+node: $(READY) $(HELM_READY)
+	PODLINK_NODE_IMAGES=$(abspath $(NODE_IMAGES)) $(PY) -m pytest -rs tests/kubernetes/node $(ARGS)
+
+cluster: $(READY)
+	$(PY) -m tests.kubernetes.node.cluster $(or $(FOLDER),$(shell mktemp -d)/node) $(NODE_IMAGES)
+
 gen: $(READY)
 	$(PY) scripts/gen.py
 
@@ -92,4 +106,4 @@ lock: $(READY)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra bench -c requirements/dev.lock pyproject.toml -o requirements/bench.lock
 
 clean:
-	rm -rf .venv .venv-bench .helm .image .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-bench .helm .image .node-images .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -26,6 +26,10 @@ PACKAGES = (
 )  # fmt: skip
 SIDECAR_PACKAGES = ("kit", "proto", "certs", "policy", "sidecar")
 _UNREAD = ("tests", "test", "testing", "__pycache__", "include")
+_UNREAD_TYPED = tuple(
+    f"kubernetes/{flavour}/{part}" for flavour in ("client", "aio/client") for part in ("api", "models")
+)
+"""The Kubernetes client's typed calls and models, 100 MB: loaded on first use, and `kit.kube` uses none."""
 _UNREAD_SUFFIXES = (".pyi", ".pyx", ".pxd", ".c", ".h", ".proto", ".a")
 
 
@@ -61,6 +65,9 @@ def prune(lib: Path) -> None:
             shutil.rmtree(path)
         elif path.is_file() and path.suffix in _UNREAD_SUFFIXES:
             path.unlink()
+    for folder in _UNREAD_TYPED:
+        for module in (lib / folder).glob("[!_]*.py"):
+            module.unlink()
     shutil.rmtree(lib / "bin", ignore_errors=True)
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,11 @@ def test_it_ends_as_an_ordinary_user_and_installs_by_hash() -> None:
         assert lock.count("==") and "--hash=sha256:" in lock
 
 
+def test_python_itself_comes_compiled_as_our_packages_do() -> None:
+    final = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert "compileall -q --invalidation-mode unchecked-hash" in final
+
+
 def digest(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -63,6 +70,31 @@ def test_the_same_sources_make_the_same_files(tmp_path: Path) -> None:
     assert any(f.startswith("app/sidecar/__pycache__/app.") for f in files), "compiled beforehand"
     assert "lib/some/types.pyi" not in files and "sbom.spdx.json" in files
     assert not any("/tests/" in f for f in files)
+
+
+@pytest.mark.timeout(60)
+def test_no_program_misses_the_typed_models_that_are_taken_off(tmp_path: Path) -> None:
+    import kubernetes
+
+    source = Path(kubernetes.__file__).parent
+    for name in ("models/v1_pod.py", "models/__init__.py", "api/core_v1_api.py", "api/__init__.py"):
+        (tmp_path / "kubernetes/aio/client" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / "aio/client" / name, tmp_path / "kubernetes/aio/client" / name)
+    assemble.prune(tmp_path)
+    left = {path.name for path in tmp_path.rglob("*.py")}
+    assert left == {"__init__.py"}
+    programs = ("certs.server.app", "registry.app", "injector.app", "traces.app", "sidecar.app")
+    names = "kubernetes.client", "kubernetes.aio.client"
+    script = (
+        "import importlib, sys\n"
+        f"for name in {programs}: importlib.import_module(name)\n"
+        f"parts = tuple(f'{{n}}.{{p}}.' for n in {names} for p in ('api', 'models'))\n"
+        "print([name for name in sys.modules if name.startswith(parts)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_the_sbom_names_what_is_there() -> None:

@@ -1,0 +1,47 @@
+"""`node`: a real node with podlink's images on it; `mesh`: podlink installed there."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.node.cluster import ROOT, RealNode, real_node, why_not
+from tests.kubernetes.node.images import ALL
+
+VARIABLE = "PODLINK_NODE_IMAGES"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.parent == here and "node" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
+    if said := why_not(os.environ):
+        pytest.skip(said)
+    images = Path(os.environ.get(VARIABLE, ROOT / ".node-images"))
+    if not all((images / f"{name}.tar").exists() for name in ALL):
+        pytest.skip(f"{VARIABLE}={images}: the images are not there; make node-images")
+    with real_node(Path(os.environ["KUBEBUILDER_ASSETS"]), tmp_path_factory.mktemp("node")) as made:
+        made.load(images)
+        yield made
+
+
+@pytest.fixture(scope="session")
+def mesh(node: RealNode) -> RealNode:
+    """podlink on the node, from the manifests that the CLI prints."""
+    node.kubectl("apply", "-f", "-", text=node.podlink("install"))
+    wait_programs(node)
+    return node
+
+
+def wait_programs(node: RealNode) -> None:
+    for name in ("ca", "registry", "injector", "traces"):
+        node.kubectl(
+            "-n", "podlink-system", "rollout", "status", f"deployment/podlink-{name}", "--timeout=180s",
+            timeout=200,
+        )  # fmt: skip
