@@ -27,9 +27,11 @@ PACKAGES = (
 SIDECAR_PACKAGES = ("kit", "proto", "certs", "policy", "sidecar")
 _UNREAD = ("tests", "test", "testing", "__pycache__", "include")
 _UNREAD_TYPED = tuple(
-    f"kubernetes/{flavour}/{part}" for flavour in ("client", "aio/client") for part in ("api", "models")
+    f"kubernetes/{flavour}/{part}"
+    for flavour in ("client", "aio/client")
+    for part in ("api", "models")
 )
-"""The Kubernetes client's typed calls and models, 100 MB: loaded on first use, and `kit.kube` uses none."""
+"""The Kubernetes client's typed calls and models, 100 MB: loaded on use, and `kit.kube` uses none."""
 _UNREAD_SUFFIXES = (".pyi", ".pyx", ".pxd", ".c", ".h", ".proto", ".a")
 
 

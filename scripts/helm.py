@@ -194,6 +194,14 @@ class Helm:
         finally:
             self._lib.helm_sdkpy_config_destroy(handle)
 
+    def test(self, name: str, namespace: str, kubeconfig: str) -> Object:
+        """Run the chart's tests to their end. Raises HelmRefused where one fails."""
+        handle = self._configured(namespace, kubeconfig)
+        try:
+            return self._call("test", handle, name.encode())
+        finally:
+            self._lib.helm_sdkpy_config_destroy(handle)
+
     def _release(
         self, what: str, name: str, chart: Path, values: Mapping[str, Any], namespace: str,
         kubeconfig: str, options: Mapping[str, Any],

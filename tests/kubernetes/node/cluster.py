@@ -148,7 +148,7 @@ def real_node(assets: Path, folder: Path) -> Iterator[RealNode]:
     with log.open("wb") as out:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+            env=_environment(), start_new_session=True,
         )  # fmt: skip
     node = RealNode(plan, process, log)
     try:
@@ -157,6 +157,24 @@ def real_node(assets: Path, folder: Path) -> Iterator[RealNode]:
     finally:
         _stop(process)
         _remove_cgroups(plan.cgroup)
+
+
+def _environment() -> dict[str, str]:
+    """Pods come and go with what the tests ask, so the suite's mark is not on them: `left_behind` says
+    what of the node outlived it."""
+    made = {name: value for name, value in os.environ.items() if name != "PODLINK_TEST_RUN"}
+    return {**made, "PYTHONPATH": str(ROOT)}
+
+
+def left_behind(plan: NodePlan) -> list[str]:
+    """Processes, mounts and cgroups of this node on the machine."""
+    found = [str(one / plan.cgroup) for one in _controllers() if (one / plan.cgroup).exists()]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(plan.folder).encode() in (process / "cmdline").read_bytes():
+                found.append(str(process))
+    mounts = Path("/proc/self/mounts").read_text()
+    return found + [line for line in mounts.splitlines() if str(plan.folder) in line]
 
 
 def _wait_ready(node: RealNode) -> None:

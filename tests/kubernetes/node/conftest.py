@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.node.cluster import ROOT, RealNode, real_node, why_not
+from tests.kubernetes.node.cluster import ROOT, RealNode, left_behind, real_node, why_not
 from tests.kubernetes.node.images import ALL
 
 VARIABLE = "PODLINK_NODE_IMAGES"
@@ -29,6 +29,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
     with real_node(Path(os.environ["KUBEBUILDER_ASSETS"]), tmp_path_factory.mktemp("node")) as made:
         made.load(images)
         yield made
+    assert left_behind(made.plan) == []
 
 
 @pytest.fixture(scope="session")
