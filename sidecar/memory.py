@@ -2,17 +2,23 @@
 
 Where there is a limit (cgroup v2, or PODLINK_MEMORY_LIMIT), what is used is looked at twice a second.
 Above HIGH new links are turned away and idle tunnels dropped, until it is below LOW: an app hears a
-reset at once, and the links that are open live on.
+reset at once, and the links that are open live on. Meanwhile free heap is given back from time to time:
+malloc keeps what links have freed, and by that alone the shedding would never end.
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from sidecar.resident import return_free_heap
+
 EVERY_S: Final = 0.5
 HIGH, LOW = 0.85, 0.75
+_GIVE_BACK_EVERY: Final = 4
+"""Looks; it takes milliseconds."""
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _PAGE: Final = 4096
 _log = logging.getLogger(__name__)
@@ -33,6 +39,7 @@ class MemoryWatch:
         """0 where there is none."""
         self._used = used or used_bytes
         self.shedding = False
+        self._looks = 0
         self._timer: asyncio.TimerHandle | None = None
         if limit_bytes:
             self._timer = loop.call_later(EVERY_S, self._tick)
@@ -43,6 +50,11 @@ class MemoryWatch:
 
     def look(self) -> None:
         """Compare, now."""
+        if self.shedding:
+            self._looks += 1
+            if self._looks % _GIVE_BACK_EVERY == 0:
+                gc.collect()
+                return_free_heap()
         share = self._used() / self.limit_bytes
         if share > HIGH and not self.shedding:
             self.shedding = True

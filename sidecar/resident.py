@@ -26,10 +26,8 @@ def let_go_of_the_start() -> int:
     """
     gc.collect()
     gc.freeze()  # what lives now lives on: keep the collector from walking it each time
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc only
-        libc.malloc_trim(ctypes.c_size_t(0))
-    madvise = libc.madvise
+    return_free_heap()
+    madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     dropped = 0
     try:
@@ -40,6 +38,13 @@ def let_go_of_the_start() -> int:
         if madvise(start, size, mmap.MADV_DONTNEED) == 0:
             dropped += resident
     return dropped
+
+
+def return_free_heap() -> None:
+    """Give the system what has been freed: malloc keeps it otherwise, and it counts as ours."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc only
+        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def unchanged_files(smaps: str) -> Iterator[tuple[int, int, int]]:

@@ -51,6 +51,21 @@ class TunnelUser(Protocol):
         """The tunnel is gone. Called at most once, never from within a write."""
 
 
+class _Nobody:
+    """The user of a closed tunnel."""
+
+    def tunnel_data(self, piece: memoryview) -> None: ...
+
+    def tunnel_control(self, kind: int, payload: bytes) -> None: ...
+
+    def tunnel_writable(self) -> None: ...
+
+    def tunnel_lost(self, error: SidecarError) -> None: ...
+
+
+_NOBODY: Final = _Nobody()
+
+
 class Tunnel:
     """A tunnel after its handshake. Whoever makes one sets `user` before calling `start`."""
 
@@ -328,9 +343,12 @@ class Tunnel:
                 self._sock.send(self._outgoing.read())
         self._poller.forget(self._fd)
         self._sock.close()
+        # Whoever minded it refers to it: without this TLS's buffers wait for the garbage collector.
+        self.user = _NOBODY
 
     def lose(self, error: SidecarError) -> None:
         """The peer, or the way to it, has failed: close, and tell `user`."""
         if not self.closed:
+            user = self.user
             self.close()
-            self.user.tunnel_lost(error)
+            user.tunnel_lost(error)

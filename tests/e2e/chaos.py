@@ -51,9 +51,10 @@ async def client(host: str, port: int, number: int) -> dict[str, Any]:
     if plan.kind == "slow_client":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     sock.setblocking(False)
+    sock.bind(("0.0.0.0", 0))  # so that the port is known of one that is reset at once
+    said["port"] = sock.getsockname()[1]
     try:
         await asyncio.get_running_loop().sock_connect(sock, (host, port))
-        said["port"] = sock.getsockname()[1]
         reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
     except OSError as e:
         sock.close()

@@ -265,31 +265,6 @@ async def test_a_peer_that_floods_handshakes_is_slowed_and_others_are_not(
     writer.close()
 
 
-@pytest.mark.timeout(60)
-async def test_a_thousand_connections_of_one_pod_at_once_are_within_every_limit(
-    start_pair: StartPair, serve: Serve
-) -> None:
-    """An honest app's start: at the defaults nothing of it may be turned away. All are held open, so
-    each has its own tunnel and its own handshake."""
-    pair = start_pair(await serve(_says_hello_and_waits))
-    opened = [await connected(pair.upstream, b"x") for _ in range(1000)]
-    said = await asyncio.gather(*(reader.readexactly(5) for reader, _ in opened))
-    assert said == [b"hello"] * 1000
-    assert pair.far.plane.handshakes._results["destination", "ok"] >= 1000
-    assert not pair.far.plane.turned_away and not pair.near.plane.turned_away
-    for _, writer in opened:
-        writer.close()
-    async with asyncio.timeout(20):
-        while pair.near.plane.live or pair.far.plane.live:
-            await asyncio.sleep(0.05)
-
-
-async def _says_hello_and_waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"hello")
-    await reader.read()
-    writer.close()
-
-
 async def test_over_the_limit_of_links_the_far_side_says_busy(
     start_pair: StartPair, serve: Serve
 ) -> None:
