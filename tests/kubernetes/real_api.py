@@ -31,11 +31,12 @@ from kit.kube import Kube
 VARIABLE = "KUBEBUILDER_ASSETS"
 PROGRAMS = ("etcd", "kube-apiserver")
 CONTROLLERS = "kube-controller-manager"
-# What a cluster does by itself and our objects count on. No pods: there is no node for them.
+# What a cluster does by itself and our objects count on. Pods are made, and wait: there is no node.
 _LOOPS = (
     "namespace-controller", "serviceaccount-controller", "root-ca-certificate-publisher-controller",
     "garbage-collector-controller", "validatingadmissionpolicy-status-controller",
-    "clusterrole-aggregation-controller",
+    "clusterrole-aggregation-controller", "deployment-controller", "replicaset-controller",
+    "statefulset-controller", "job-controller",
 )  # fmt: skip
 _READY_S = 60.0
 _TAIL = 2000

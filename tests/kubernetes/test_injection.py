@@ -202,6 +202,43 @@ def test_a_debug_container_that_shares_the_proxys_processes_is_refused(
         served.objects.delete(made.body)
 
 
+def workload(kind: str) -> Object:
+    template: Object = {"metadata": {"labels": {"app": "made"}}, "spec": {"containers": [APP]}}
+    spec: Object = {"template": template}
+    metadata = {"name": f"made-{kind.lower()}", "namespace": "shop"}
+    if kind == "Job":
+        template["spec"]["restartPolicy"] = "Never"
+        return {"apiVersion": "batch/v1", "kind": kind, "metadata": metadata, "spec": spec}
+    spec["selector"] = {"matchLabels": {"app": "made"}}
+    if kind == "StatefulSet":
+        spec["serviceName"] = "made"
+    return {"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "ReplicaSet", "Job"])
+def test_the_pods_that_controllers_make_get_their_sidecars(served: ControlPlane, kind: str) -> None:
+    """By the cluster's own controllers, which name the pods only as they are made."""
+    api = served.objects.api
+    if not api.has_controllers:
+        pytest.skip("the controllers that make pods are not here")
+    made = workload(kind)
+    answer = served.objects.create(made)
+    assert (answer.status, answer.warnings) == (201, ())
+    path = "/api/v1/namespaces/shop/pods"
+    try:
+        (found,) = until(
+            lambda: api.need("GET", path, labelSelector="app=made")["items"], f"a pod of the {kind}"
+        )
+        assert found["metadata"]["ownerReferences"][0]["controller"] is True
+        assert container(found, "podlink-proxy")["restartPolicy"] == "Always"
+        status = json.loads(found["metadata"]["annotations"]["podlink.dev/status"])
+        assert status["mode"] == "redirect"
+    finally:
+        served.objects.delete(made)
+        api.call("DELETE", path, labelSelector="app=made", gracePeriodSeconds="0")
+        until(lambda: not api.need("GET", path, labelSelector="app=made")["items"], "they are gone")
+
+
 @contextlib.contextmanager
 def bundle(plane: ControlPlane, pem: bytes) -> Iterator[None]:
     """The webhook's caBundle, written over; the injector puts its own back within ten seconds."""

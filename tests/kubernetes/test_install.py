@@ -169,6 +169,10 @@ def test_what_install_prints_is_taken_by_kubectl_and_uninstall_leaves_nothing(
         done = apply(printed)
         assert (done.returncode, done.stderr) == (0, ""), "no error and no warning"
         assert done.stdout.count(" created\n") == len(list(yaml.safe_load_all(printed)))
+        if real.has_controllers:  # else nobody makes pods of Deployments
+            pods = f"/api/v1/namespaces/{SYSTEM}/pods"
+            # Their namespace enforces Pod Security "restricted", and they name a PriorityClass.
+            until(lambda: len(real.need("GET", pods)["items"]) == 7, "each Deployment has its pods")
         again = apply(run(kubeconfig, "upgrade").stdout)
         assert (again.returncode, again.stderr) == (0, "")
         assert " created\n" not in again.stdout
