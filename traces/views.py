@@ -5,7 +5,7 @@ spans one by one, so none grows with how many there are.
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from traces.edges import Edge, End, State, edges_of
@@ -72,22 +72,81 @@ def edges(
         where.append("(source_namespace = ? OR destination_namespace = ?)")
         values += ["" if namespace == "outside" else namespace] * 2
     if identity:
-        where.append("(source = ? OR destination = ?)")
-        values += [identity] * 2
-    return edges_of(traffic(db, since_s, until_s, " AND ".join(where), tuple(values)))
+        where.append(
+            "(source = ? OR destination = ? OR destination_kind = 'pod' AND destination IN "
+            "(SELECT pod FROM certificates WHERE event = 'issued' AND identity = ?))"
+        )
+        values += [identity] * 3
+    found = traffic(db, since_s, until_s, " AND ".join(where), tuple(values))
+    identity_of = _Identities(db)
+    return edges_of(
+        t
+        if t.destination_kind != "pod" or not (known := identity_of[t.destination])
+        else replace(t, destination_kind="identity", destination=known)
+        for t in found
+    )
+
+
+class _Identities(dict[str, str]):
+    """Of each pod the identity that the CA issued its last leaf to; empty if it issued none.
+
+    A link that went to a pod without mutual TLS knows its name only: with this it stands beside those
+    that went to the same identity under mutual TLS, and what both make of the edge is seen as one. Of a
+    source it is not asked: who has not shown a leaf is nobody yet, whatever its address says.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        super().__init__()
+        self._db = db
+
+    def __missing__(self, pod: str) -> str:
+        row = self._db.execute(
+            "SELECT identity FROM certificates WHERE pod = ? AND event = 'issued' "
+            "ORDER BY at_ns DESC LIMIT 1",
+            (pod,),
+        ).fetchone()
+        self[pod] = found = row[0] if row is not None else ""
+        return found
+
+
+_FIRST: Final = (
+    "SELECT source_kind, source, source_namespace, destination_kind, destination, "
+    "destination_namespace, port, min(first_ns) AS first_ns, first_trace FROM edges "
+)
 
 
 def first_seen(db: sqlite3.Connection, since_ns: int, until_ns: int) -> dict[EdgeName, FirstSeen]:
-    """Edges that nobody had seen before `since`. A Service asked for is no part of an edge's name."""
-    rows = db.execute(
-        "SELECT source_kind, source, source_namespace, destination_kind, destination, "
-        "destination_namespace, port, min(first_ns) AS first_ns, first_trace FROM edges "
-        "GROUP BY 1, 2, 3, 4, 5, 6, 7 HAVING min(first_ns) >= ? AND min(first_ns) < ?",
-        (since_ns, until_ns),
-    )
+    """Edges that nobody had seen before `since`. A Service asked for is no part of an edge's name, nor
+    is whether the destination showed its identity (see `edges`)."""
+    identity_of, found = _Identities(db), dict[EdgeName, FirstSeen]()
+    by_pod = dict[EdgeName, FirstSeen]()
+    where = "WHERE destination_kind = 'pod' GROUP BY 1, 2, 3, 4, 5, 6, 7"
+    for row in db.execute(_FIRST + where):
+        if known := identity_of[row[4]]:
+            _keep_first(by_pod, row, End("identity", known, row[5]))
+    having = "GROUP BY 1, 2, 3, 4, 5, 6, 7 HAVING min(first_ns) >= ? AND min(first_ns) < ?"
+    for row in db.execute(_FIRST + having, (since_ns, until_ns)):
+        to = End(*row[3:6])
+        if to.kind == "pod" and (known := identity_of[to.name]):
+            to = End("identity", known, to.namespace)
+            seen = db.execute(
+                "SELECT 1 FROM edges WHERE source = ? AND source_kind = ? AND destination = ? AND "
+                "port = ? AND first_ns < ? LIMIT 1",
+                (row[1], row[0], known, row[6], since_ns),
+            ).fetchone()
+            if seen is not None:
+                continue
+        _keep_first(found, row, to)
     return {
-        (End(*row[0:3]), End(*row[3:6]), row[6]): FirstSeen(row[7], row[8].hex()) for row in rows
+        name: first
+        for name, first in found.items()
+        if name not in by_pod or by_pod[name].first_ns >= since_ns
     }
+
+
+def _keep_first(found: dict[EdgeName, FirstSeen], row: sqlite3.Row, to: End) -> None:
+    name, first = (End(*row[0:3]), to, row[6]), FirstSeen(row[7], row[8].hex())
+    found[name] = min(first, found.get(name, first), key=lambda one: one.first_ns)
 
 
 def recorded_since(db: sqlite3.Connection) -> int | None:

@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tests.sidecar.telemetry.records import API, DB, denied, inbound_of, outbound
 from tests.traces.spans import request_of
+from traces import views
 from traces.insert import OTHER, Inserter
 from traces.rollups import FINE_S, Traffic, segments, traffic
 from traces.rows import rows_of
@@ -175,3 +176,59 @@ def test_segments_cover_the_time_once_and_little_more(since_s: int, length_s: in
         assert until_s <= covered[-1][1] < until_s + slack_s
     assert all(low % step == 0 and high % step == 0 for step, low, high in parts)
     assert sum((high - low) // step for step, low, high in parts) <= 200
+
+
+def issued(pod: str, identity: str) -> ExportTraceServiceRequest:
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add()
+    span.trace_id, span.span_id = secrets.token_bytes(16), secrets.token_bytes(8)
+    span.name, span.end_time_unix_nano = "certificate issued", NOW_NS
+    for key, value in (("pod", pod), ("identity", identity), ("serial", "5f")):
+        span.attributes.add(key=f"podlink.certificate.{key}").value.string_value = value
+    return request
+
+
+def plaintext_to(pod: str) -> ExportTraceServiceRequest:
+    out = outbound(
+        security="plaintext", reason="skip_port", destination_pod=pod, destination_identity=""
+    )
+    return request_of(out)
+
+
+def test_plaintext_to_a_pod_and_mtls_to_its_identity_are_one_mixed_edge(
+    db: sqlite3.Connection,
+) -> None:
+    out = outbound()
+    keep(db, request_of(out, inbound_of(out)))
+    keep(db, plaintext_to("prod/db-0"), NOW_NS + 3600 * 10**9)
+    assert [edge.state for edge in views.edges(db, *EVER)] == ["plaintext", "mtls"]
+    keep(db, issued("prod/db-0", DB))
+    [edge] = views.edges(db, *EVER)
+    assert (edge.state, edge.destination.name, edge.links) == ("mixed", DB, 2)
+    assert edge.protected_percent == 50.0
+    [same] = views.edges(db, *EVER, identity=DB)
+    assert same.count("plaintext") == 1
+    # The edge was known before its plaintext was seen: it is no news, but its plaintext shows.
+    assert views.first_seen(db, NOW_NS + 10**9, NOW_NS * 2) == {}
+    assert len(views.first_seen(db, 0, NOW_NS * 2)) == 1
+
+
+def test_mtls_to_an_identity_whose_pod_was_reached_before_is_no_news(
+    db: sqlite3.Connection,
+) -> None:
+    keep(db, issued("prod/db-0", DB))
+    keep(db, plaintext_to("prod/db-0"))
+    out = outbound()
+    keep(db, request_of(out, inbound_of(out)), NOW_NS + 3600 * 10**9)
+    assert views.first_seen(db, NOW_NS + 10**9, NOW_NS * 2) == {}
+
+
+@pytest.mark.attack_row(43)
+def test_a_source_that_showed_no_leaf_is_not_taken_for_the_identity_of_its_pod(
+    db: sqlite3.Connection,
+) -> None:
+    keep(db, issued("shop/api-1", API))
+    out = outbound()
+    keep(db, request_of(inbound_of(out, source_identity="", security="plaintext")))
+    [edge] = views.edges(db, *EVER)
+    assert (edge.source.kind, edge.source.name) == ("pod", "shop/api-1")

@@ -82,7 +82,7 @@ def records(talk: Talk, at_ns: int, dice: random.Random) -> list[LinkRecord]:
         end_ns=at_ns,
         source_pod=f"{talk.source}-7d9f",
         source_identity=identity(talk.source),
-        destination_pod="" if external else f"{talk.destination}-0",
+        destination_pod="" if external else f"{talk.destination}-7d9f",
         destination_identity="" if external else identity(talk.destination),
         destination_ip=talk.destination if external else "10.1.0.9",
         destination_port=talk.port,
