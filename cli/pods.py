@@ -1,6 +1,7 @@
 """Names of pods on the command line, and what the API says of one."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -47,19 +48,19 @@ async def read_pod(kube: Kube, pod: PodName) -> dict[str, Any]:
         raise explained(e, f"read pod {pod}", f"`get` on pods in namespace {pod.namespace}") from e
 
 
-def is_meshed(pod: dict[str, Any]) -> bool:
+def is_meshed(pod: Mapping[str, Any]) -> bool:
     """The spec carries our proxy; a label proves nothing."""
     spec = pod["spec"]
     containers = (*(spec.get("initContainers") or ()), *(spec.get("containers") or ()))
     return any(c.get("name") == PROXY_CONTAINER for c in containers)
 
 
-def identity_of(pod: dict[str, Any], trust_domain: str = "cluster.local") -> str:
+def identity_of(pod: Mapping[str, Any], trust_domain: str = "cluster.local") -> str:
     account = pod["spec"].get("serviceAccountName") or "default"
     return f"spiffe://{trust_domain}/ns/{pod['metadata']['namespace']}/sa/{account}"
 
 
-def addresses_of(pod: dict[str, Any]) -> list[str]:
+def addresses_of(pod: Mapping[str, Any]) -> list[str]:
     status = pod.get("status") or {}
     listed = [a["ip"] for a in status.get("podIPs") or () if a.get("ip")]
     return listed or ([status["podIP"]] if status.get("podIP") else [])

@@ -1,4 +1,5 @@
-"""`podlink verify-link ns/a ns/b[:port]`: is the path from one pod to another what it should be?
+"""`podlink verify-link ns/a ns/b[:port]`: is the path from one pod to another, or to a Service, what it
+should be?
 
 Both proxies are asked what they are, a link is really made from inside the source's app, and what
 both sides recorded of it is compared. The answer is text to paste into a ticket.
@@ -14,7 +15,8 @@ import click
 
 from cli.cluster import ClusterUnavailable, open_kube
 from cli.exec import ExecFailed, exec_json, exec_lines, exec_output
-from cli.pods import PodName, addresses_of, identity_of, is_meshed, read_pod
+from cli.pods import PodName, identity_of, is_meshed, read_pod
+from cli.target import Target, read_target
 from cli.terminal import printable, printable_json
 from kit.clock import utcnow
 from kit.kube import Kube
@@ -89,8 +91,8 @@ def verify_link(
     kubeconfig: str | None,
     context: str | None,
 ) -> None:
-    """Prove the path from SOURCE (ns/pod) to DESTINATION (ns/pod[:port]): capture, resolution,
-    handshake, identities, policy, directness, round trip.
+    """Prove the path from SOURCE (ns/pod) to DESTINATION (ns/pod[:port], or ns/service[:port]): capture,
+    resolution, handshake, identities, policy, directness, round trip.
 
     It makes one connection from inside the source's app container, which the destination's app sees
     come and go. Status 0 only if nothing is wrong."""
@@ -133,34 +135,48 @@ async def _verify(
     a: PodName, b: PodName, wait_s: int, kubeconfig: str | None, context: str | None
 ) -> list[Check]:
     async with await open_kube(kubeconfig, context) as kube:
-        source, destination = await read_pod(kube, a), await read_pod(kube, b)
-        port = b.port or _first_port(destination)
-        if not port:
-            raise ClusterUnavailable(f"{b} names no containerPort: give one, as {b}:8080")
+        source = await read_pod(kube, a)
         if not is_meshed(source):
             raise ClusterUnavailable(f"{a} has no sidecar, so nothing can be proven from it")
-        checks = [
-            *await _one_end(kube, a, source, "source"),
-            *await _one_end(kube, b, destination, "destination"),
-        ]
-        ips = addresses_of(destination)
-        if not ips:
+        to = await read_target(kube, b)
+        checks = await _one_end(kube, a, source, "source")
+        if not to.service:
+            checks += await _one_end(kube, b, to.pods[str(b)], "destination")
+        if not to.ip:
             return [*checks, Check("destination's address", False, f"{b} has no IP yet")]
-        out, into, how = await _link(kube, a, b, source, destination, ips[0], port, wait_s)
+        out, into, how = await _link(kube, a, source, to, wait_s)
         checks.append(Check("a link was made", out is not None, how))
-        if out is not None:
-            checks += judge(
-                out,
-                into,
-                source=identity_of(source, _domain(out)),
-                destination=identity_of(destination, _domain(out)),
-                pod=str(b),
-                ip=ips[0],
-                port=port,
-                meshed=is_meshed(destination),
-            )
-        checks.append(await _round_trip(kube, a, ips[0], is_meshed(destination)))
+        if out is None:
+            return checks
+        pod, ip = str(b), to.ip
+        if to.service:  # which of its pods it was, the link has shown
+            pod, ip = str(out.get("destination_pod") or ""), str(out.get("destination_ip") or "")
+            checks.append(of_service(b, to.pods, pod))
+            if pod not in to.pods:
+                return checks
+            checks += await _one_end(kube, PodName.parse(pod), to.pods[pod], "destination")
+        destination = to.pods[pod]
+        checks += judge(
+            out,
+            into,
+            source=identity_of(source, _domain(out)),
+            destination=identity_of(destination, _domain(out)),
+            pod=pod,
+            ip=ip,
+            port=to.port,
+            meshed=is_meshed(destination),
+            dialled=to.ip,
+        )
+        checks.append(await _round_trip(kube, a, ip, is_meshed(destination)))
         return checks
+
+
+def of_service(service: PodName, pods: Mapping[str, Any], chosen: str) -> Check:
+    """Whether what was dialled is one of the Service's pods, by the API's word. Pure."""
+    among = f"one of {len(pods)}" if len(pods) != 1 else "the only one"
+    if chosen in pods:
+        return Check("endpoint", True, f"{chosen}, {among} of Service {service}")
+    return Check("endpoint", False, f"{chosen or 'none'} is no pod behind Service {service}")
 
 
 def _domain(record: Item) -> str:
@@ -219,6 +235,7 @@ def judge(
     ip: str,
     port: int,
     meshed: bool,
+    dialled: str = "",
 ) -> list[Check]:
     """What both sides recorded of the link, against what the API says of the pods. Pure."""
     resolved = str(out.get("destination_pod") or "")
@@ -229,7 +246,7 @@ def judge(
         Check(
             "resolution",
             resolved == pod and out.get("destination_ip") in (ip, "") if resolved else None,
-            f"{ip}:{port} is {resolved or 'not told'}, chosen by {choice}",
+            f"{dialled or ip}:{port} is {resolved or 'not told'}, chosen by {choice}",
         ),
         Check(
             "handshake",
@@ -295,16 +312,10 @@ def judge(
 
 
 async def _link(
-    kube: Kube,
-    a: PodName,
-    b: PodName,
-    source: Mapping[str, Any],
-    destination: Mapping[str, Any],
-    ip: str,
-    port: int,
-    wait_s: int,
+    kube: Kube, a: PodName, source: Mapping[str, Any], to: Target, wait_s: int
 ) -> tuple[Item | None, Item | None, str]:
-    """Listen at both proxies, make a link, and wait until both have told of it."""
+    """Listen at the proxies, make a link, and wait until both sides have told of it."""
+    ip, port = to.ip, to.port
     out_found: list[Item] = []
     in_found: list[Item] = []
     told = asyncio.Event()
@@ -317,8 +328,10 @@ async def _link(
                     told.set()
 
     taps = [spawn(listen(a, out_found, "outbound"), name="tap of the source")]
-    if is_meshed(dict(destination)):
-        taps.append(spawn(listen(b, in_found, "inbound"), name="tap of the destination"))
+    for name, pod in to.pods.items():
+        if is_meshed(dict(pod)):
+            listening = listen(PodName.parse(name), in_found, "inbound")
+            taps.append(spawn(listening, name=f"tap of {name}"))
     own = source["spec"]["containers"][0]["name"]
     how = ""
     out: Item | None = None
@@ -327,7 +340,7 @@ async def _link(
     deadline = loop.time() + wait_s
     try:
         await asyncio.sleep(0.5)  # a tap has nothing to say until a link ends: give it time to open
-        while loop.time() < deadline and (out is None or (into is None and len(taps) == 2)):
+        while loop.time() < deadline and (out is None or (into is None and len(taps) > 1)):
             told.clear()
             if out is None:
                 how = await _connect(kube, a, own, ip, port)
@@ -390,11 +403,3 @@ async def _round_trip(kube: Kube, a: PodName, ip: str, meshed: bool) -> Check:
         return Check("round trip", True, f"{float(said):.2f} ms at best of 5, pod to pod")
     except (ExecFailed, ValueError) as e:
         return Check("round trip", None, f"could not be measured: {str(e).rpartition(': ')[2]}")
-
-
-def _first_port(pod: Mapping[str, Any]) -> int:
-    for container in pod["spec"].get("containers") or ():
-        for port in container.get("ports") or ():
-            if port.get("protocol", "TCP") == "TCP" and isinstance(port.get("containerPort"), int):
-                return int(port["containerPort"])
-    return 0

@@ -58,6 +58,20 @@ def test_verify_link_proves_a_path_in_text_for_a_ticket(asked: Mesh) -> None:
         assert re.search(line, done.stdout), (line, done.stdout)
 
 
+def test_verify_link_goes_to_a_service_and_says_which_of_its_pods_it_was(asked: Mesh) -> None:
+    asked.apply(service("pair", {"port": 80, "targetPort": 8080}, app="asked"))
+    done = run(asked, "verify-link", f"{MESH}/client", f"{MESH}/pair")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in (
+        r"✓ endpoint .*mesh/asked, the only one of Service mesh/pair",
+        r"✓ resolution .*:80 is mesh/asked, chosen by only",
+        r"✓ destination's identity .*sa/asked",
+        r"✓ both sides told .*[0-9a-f]{32}",
+    ):
+        assert re.search(line, done.stdout), (line, done.stdout)
+    asked.delete(service("pair", {"port": 80, "targetPort": 8080}, app="asked"))
+
+
 def test_verify_link_says_what_is_wrong_and_ends_with_status_1(asked: Mesh) -> None:
     done = run(
         asked, "verify-link", f"{MESH}/client", f"{PLAIN}/stranger:9", "-o", "json", "--wait", "4"

@@ -23,6 +23,12 @@ SINCE: Final = {
     "30d": "last 30 days",
 }
 """What the form offers; any number of m, h or d is taken."""
+REFRESH: Final = {
+    "30s": (30, "every 30 seconds"),
+    "1m": (60, "every minute"),
+    "5m": (300, "every 5 minutes"),
+}
+"""How often a view may be made anew by itself, in seconds, if its reader asks for it."""
 _DEFAULT = "24h"
 _MAX_TEXT = 2048
 _MAX_S = 3660 * 86400
@@ -45,6 +51,8 @@ class Asked:
     identity: str = ""
     state: str = ""
     text: str = ""
+    refresh_s: int = 0
+    """The reader wants the view anew so often; 0: only when asked."""
     now_ns: int = 0
     raw: Mapping[str, str] = field(default_factory=dict)
     """All words of the query as they came; a view may know more than these."""
@@ -56,6 +64,9 @@ class Asked:
         for name in ("ns", "identity", "q", "state"):
             if len(query.get(name, "")) > _MAX_TEXT:
                 raise QueryMalformed(f"{name} is too long")
+        refresh = query.get("refresh", "")
+        if refresh and refresh not in REFRESH:
+            raise QueryMalformed(f"refresh must be one of {', '.join(REFRESH)}")
         state = query.get("state", "")
         if state and state not in STATES:
             raise QueryMalformed(f"state must be one of {', '.join(STATES)}")
@@ -76,6 +87,7 @@ class Asked:
             identity=query.get("identity", ""),
             state=state,
             text=query.get("q", ""),
+            refresh_s=REFRESH[refresh][0] if refresh else 0,
             now_ns=now_ns,
             raw=query,
         )
@@ -94,6 +106,7 @@ class Asked:
             "identity": self.identity,
             "state": self.state,
             "q": self.text,
+            "refresh": self.raw.get("refresh", "") if self.refresh_s else "",
         }
         if "from" in changes:
             words["since"] = ""
@@ -102,7 +115,8 @@ class Asked:
 
     def pinned(self) -> str:
         """The query with the time spelled out, so that it shows the same to whoever gets it."""
-        return self.query(**{"from": stamp(self.since_s), "to": stamp(self.until_s)})
+        words = {"from": stamp(self.since_s), "to": stamp(self.until_s), "refresh": ""}
+        return self.query(**words)
 
     def before(self) -> "Asked":
         """The same length of time, just before."""

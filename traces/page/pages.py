@@ -13,7 +13,7 @@ from aiohttp import web
 from kit.clock import unix_ns
 from traces import views
 from traces.page import session
-from traces.page.asked import SINCE, Asked, QueryMalformed, stamp
+from traces.page.asked import REFRESH, SINCE, Asked, QueryMalformed, stamp
 from traces.page.export import as_csv, as_json
 from traces.page.packed import pack
 from traces.page.questions import QUESTIONS, Answer, replay_view
@@ -185,6 +185,7 @@ def page(
         "asked": asked,
         "query": asked.raw,
         "since_choices": SINCE,
+        "refresh_choices": REFRESH,
         "from_value": stamp(asked.since_s)[:16],
         "to_value": stamp(asked.until_s)[:16],
         "namespaces": namespaces,

@@ -138,6 +138,16 @@ def test_levels_go_from_the_front_door_to_the_database() -> None:
     assert found["web"] < found["api"] < found["db"]
 
 
+def test_a_view_comes_anew_by_itself_only_if_asked_and_a_permalink_never() -> None:
+    asked = Asked.parse({"refresh": "1m", "since": "1h"}, 10**18)
+    assert asked.refresh_s == 60
+    assert "refresh=1m" in asked.query(ns="shop")
+    assert "refresh" not in asked.pinned()
+    assert Asked.parse({}, 10**18).refresh_s == 0
+    with pytest.raises(QueryMalformed, match="refresh must be one of"):
+        Asked.parse({"refresh": "0;url=https://example.com"}, 10**18)
+
+
 @given(st.text(max_size=500))
 def test_a_packed_text_comes_back_whole(text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
