@@ -145,6 +145,9 @@ def _candidates(db: sqlite3.Connection, wanted: LinkFilter, first: int) -> Itera
     ways = _numbers(
         db, "ways", {"verdict = ?": [wanted.verdict], "security = ?": [wanted.security]}
     )
+    if [] in (edges, ways):
+        # Nothing of the kind was ever told, and SQLite finds no way to use an index for `IN ()`.
+        return iter(())
     if edges is not None:
         where.append(f"edge IN ({', '.join(map(str, edges))})")
     if ways is not None:

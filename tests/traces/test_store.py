@@ -177,6 +177,21 @@ def test_links_are_found_by_what_the_question_names(store: StoreProcess) -> None
     assert len(store.links("since=60")) == 3
 
 
+def test_what_nobody_told_of_yet_is_an_empty_answer_and_no_error(store: StoreProcess) -> None:
+    queries = (
+        "verdict=denied",
+        "verdict=failed&since=60",
+        "security=plaintext",
+        "security=none&namespace=shop",
+        "security=self",
+        "namespace=nowhere&verdict=denied",
+        "identity=spiffe://cluster.local/ns/x/sa/y&security=plaintext",
+    )
+    assert [store.links(query) for query in queries] == [[]] * len(queries)
+    send(store, payload_of(outbound()))
+    assert [store.links(query) for query in queries] == [[]] * len(queries)
+
+
 def test_a_link_denied_by_one_side_is_not_among_the_allowed(store: StoreProcess) -> None:
     out = outbound()
     send(store, payload_of(out, inbound_of(out, verdict="denied", reason="policy_denied")))
