@@ -10,12 +10,15 @@ import yaml
 from click.testing import CliRunner
 
 from cli import __main__ as main
+from local.errors import BadManifest
 from policy.linkpolicy import API_VERSION
 from tests.e2e.mesh import Mesh, now, until
 from tests.e2e.objects import MESH, Object, account, pod, service, serving
 
 VAULT = {"matchLabels": {"app": "vault"}}
 FROM_CLERK = {"from": [{"namespace": MESH, "serviceAccount": "clerk"}], "ports": [7001]}
+UNREADABLE = {"fromCIDRs": ["10.0.0.1/8"]}
+"""The schema and the guard let it pass; only who reads it sees the host's bits."""
 REFUSED = {"ConnectionResetError", "ConnectionRefusedError"}
 
 
@@ -155,10 +158,13 @@ def test_a_slip_leaves_the_last_good_policy_in_force_and_is_told(mesh: Mesh) -> 
     until(lambda: refused(mesh, "thief"), "the thief is refused")
     assert condition(mesh, "InForce")["reason"] == "Current"
     slip = {"from": [{"namespace": MESH}], "port": [7001]}  # pruned, it would open every port
-    mesh.apply(link_policy(allow=[slip]))
+    with pytest.raises(BadManifest, match="a field of a rule is not known"):
+        mesh.apply(link_policy(allow=[slip]))
+    assert condition(mesh, "InForce")["reason"] == "Current", "refused when it was applied"
+    mesh.apply(link_policy(allow=[{"from": [{"namespace": MESH}]}, UNREADABLE]))
     accepted = condition(mesh, "Accepted")
     assert accepted["status"] == "False"
-    assert accepted["message"].startswith("spec.allow[0].port: is not known here")
+    assert accepted["message"].startswith("spec.allow[1].fromCIDRs[0]: 10.0.0.1/8 has host bits")
     assert condition(mesh, "InForce")["reason"] == "LastGood"
     assert refused(mesh, "thief") and reaches(mesh, "clerk")
 
@@ -171,7 +177,7 @@ def test_a_registry_that_is_killed_leaves_policies_in_force_and_comes_back_with_
     mesh.apply(link_policy(allow=[FROM_CLERK]))
     until(lambda: refused(mesh, "thief"), "the thief is refused")
     assert condition(mesh, "InForce")["reason"] == "Current"
-    mesh.apply(link_policy(allow=[{"from": [{"namespace": MESH}], "port": [7001]}]))
+    mesh.apply(link_policy(allow=[{"from": [{"namespace": MESH}]}, UNREADABLE]))
     assert condition(mesh, "InForce")["reason"] == "LastGood"
 
     (registry,) = [
@@ -182,7 +188,7 @@ def test_a_registry_that_is_killed_leaves_policies_in_force_and_comes_back_with_
     mesh.node("kill", "-9", mesh.system_pid("registry"))
     assert refused(mesh, "thief") and reaches(mesh, "clerk"), "while it is away"
     mesh.cluster.wait_ready(registry, timeout_s=60.0)
-    slip = link_policy(allow=[{"from": [{"namespace": MESH}], "port": [7001], "x": 1}])
+    slip = link_policy(allow=[{"from": [{"namespace": MESH}], "ports": [7001]}, UNREADABLE])
     mesh.apply(slip)  # so that the new registry has something to say
     told = condition(mesh, "InForce")
     assert (told["reason"], told["status"]) == ("LastGood", "True")
