@@ -4,6 +4,11 @@ The plugin is run on the node, outside of any container, where there may be no P
 own loader, interpreter, libraries and nft are copied beside it, and a script of /bin/sh starts them.
 A node without /bin/sh (Talos, Bottlerocket) cannot run it: use the init container there.
 
+During an update the new installer starts before the old one ends, and says so in a file: the old one
+then leaves the chain as it is, so that no pod starts uncaptured in between. Without a successor it takes
+the plugin out of the chain and off the node, but for a stub: a runtime that remembers the chain of a
+running pod (CRI-O) asks it to take that pod down.
+
 Every file is written beside its place and renamed, so that the runtime never sees half of one.
 """
 
@@ -15,6 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +31,16 @@ from kit.settings import ConfigInvalid, Settings
 
 NAME = "podlink"
 _TREE = ".podlink"
+_OWNER = ".podlink-owner"
+_SETTLE_S = 2.0
+"""How long the runtime may take to see its new configuration before the plugin is gone."""
+_STUB = """\
+#!/bin/sh
+# podlink has been taken off this node. Whoever remembers it may take pods down, and start none.
+[ "$CNI_COMMAND" = DEL ] && exit 0
+echo '{"code": 999, "msg": "podlink: the plugin was taken off this node"}'
+exit 1
+"""
 _RECHECK_S = 10.0
 _OUR_PACKAGES = ("kit", "sidecar", "cni")
 _log = logging.getLogger("podlink.cni")
@@ -127,6 +143,25 @@ def put_plugin(bin_dir: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def claim(bin_dir: Path, owner: str) -> None:
+    """From now on this installer looks after the node. Raises OSError."""
+    _write(bin_dir / _OWNER, owner, 0o644)
+
+
+def owned(bin_dir: Path, owner: str) -> bool:
+    try:
+        return (bin_dir / _OWNER).read_text() == owner
+    except OSError:
+        return False
+
+
+def take_away(bin_dir: Path) -> None:
+    """What `put_plugin` put there, but for the stub."""
+    _write(bin_dir / NAME, _STUB, 0o755)
+    (bin_dir / _OWNER).unlink(missing_ok=True)
+    shutil.rmtree(bin_dir / _TREE, ignore_errors=True)
+
+
 def _script(loader: str) -> str:
     """It finds its tree beside itself: the node knows this folder by another name than we do."""
     return f"""#!/bin/sh
@@ -156,17 +191,19 @@ def main() -> None:
     start_logging()
     bin_dir = settings.path("PODLINK_CNI_BIN_DIR", "/host/bin")
     conf_dir = settings.path("PODLINK_CNI_CONF_DIR", "/host/conf")
+    owner = settings.text("PODLINK_CNI_OWNER", "installer")
     text = settings.optional("PODLINK_CNI_EXCLUDE_NAMESPACES") or ""
     exclude = [one for one in text.split(",") if one]
     if "--check" in sys.argv[1:]:
         path = cluster_conf(conf_dir)
         here = path is not None and f'"{NAME}"' in path.read_text() and (bin_dir / NAME).exists()
-        sys.exit(0 if here else 1)
+        sys.exit(0 if here and owned(bin_dir, owner) else 1)
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
     try:
         put_plugin(bin_dir)
+        claim(bin_dir, owner)
     except (OSError, ValueError) as e:
         raise ConfigInvalid(f"the plugin cannot be put into {bin_dir}: {e}") from e
     _log.info("plugin in place")
@@ -177,8 +214,14 @@ def main() -> None:
         except (OSError, ValueError) as e:
             _log.warning("not chained", extra={"error": str(e)})
         told.wait(_RECHECK_S)
+    if not owned(bin_dir, owner):
+        _log.info("another installer has taken over")
+        return
     unchain(conf_dir)
     _log.info("taken out of the chain")
+    time.sleep(_SETTLE_S)
+    if owned(bin_dir, owner):  # nobody has come since
+        take_away(bin_dir)
 
 
 if __name__ == "__main__":

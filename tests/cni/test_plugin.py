@@ -4,14 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from cni.config import Call
-from cni.install import chain, chained, put_plugin, unchain
+from cni.install import NAME, chain, chained, claim, owned, put_plugin, take_away, unchain
 from cni.plugin import CAPABILITY, Refused, answer, plan_of, read_conf
 from sidecar.contract import CAPTURE_ANNOTATION
 from tests.sidecar.capture.test_apply import ROOT, Pod
@@ -138,6 +139,63 @@ def test_what_is_no_configuration_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no CNI configuration"):
         chain(tmp_path / "..", [])
     assert chained(chained(CALICO, ["b", "a"]), ["a", "b"]) == chained(CALICO, ["a", "b"])
+
+
+def installer(folder: Path, owner: str) -> subprocess.Popen[bytes]:
+    settings = {"PODLINK_CNI_BIN_DIR": str(folder / "bin"), "PODLINK_CNI_CONF_DIR": str(folder / "conf"),
+                "PODLINK_CNI_OWNER": owner}  # fmt: skip
+    script = "import cni.install as one; one.put_plugin = lambda _: None; one.main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def types(folder: Path) -> list[str]:
+    return [
+        p["type"] for p in json.loads((folder / "conf/10-calico.conflist").read_text())["plugins"]
+    ]
+
+
+def wait(true: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if true():
+            return
+        time.sleep(0.05)
+    raise AssertionError("not within 15 s")
+
+
+@pytest.mark.timeout(60)
+def test_an_update_never_leaves_the_chain_and_the_last_one_takes_the_plugin_along(
+    tmp_path: Path,
+) -> None:
+    for name in ("bin", "conf"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "conf/10-calico.conflist").write_text(json.dumps(CALICO))
+    ours = ["calico", "portmap", "podlink"]
+    old = installer(tmp_path, "old")
+    wait(lambda: types(tmp_path) == ours)
+    new = installer(tmp_path, "new")
+    wait(lambda: owned(tmp_path / "bin", "new"))
+    old.terminate()
+    assert old.wait(20) == 0
+    assert types(tmp_path) == ours
+    new.terminate()
+    assert new.wait(20) == 0
+    assert types(tmp_path) == ["calico", "portmap"]
+    assert sorted(p.name for p in (tmp_path / "bin").iterdir()) == [NAME]
+
+
+def test_what_is_left_on_a_node_takes_pods_down_and_starts_none(tmp_path: Path) -> None:
+    (tmp_path / ".podlink").mkdir()
+    claim(tmp_path, "me")
+    take_away(tmp_path)
+    stub = [str(tmp_path / NAME)]
+    down = subprocess.run(stub, env={"CNI_COMMAND": "DEL"}, capture_output=True)
+    assert (down.returncode, down.stdout) == (0, b"")
+    up = subprocess.run(stub, env={"CNI_COMMAND": "ADD"}, capture_output=True)
+    assert up.returncode == 1 and json.loads(up.stdout)["code"] == 999
 
 
 # --- for real -----------------------------------------------------------------------------------

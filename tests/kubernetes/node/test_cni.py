@@ -1,6 +1,7 @@
 """Capture by the CNI plugin on a real node: installed by its DaemonSet, called by containerd."""
 
 import json
+import time
 
 import pytest
 
@@ -70,18 +71,35 @@ def test_skipped_ports_reach_the_plugin_by_the_annotation(plugged: RealNode) -> 
     assert answer.strip() == "open"
 
 
+def test_an_update_of_the_installer_never_leaves_the_chain(plugged: RealNode) -> None:
+    daemons = ("-n", "podlink-system", "rollout")
+    plugged.kubectl(*daemons, "restart", "daemonset/podlink-cni")
+    seen = set[tuple[str, ...]]()
+
+    def updated() -> bool:
+        seen.add(tuple(chain(plugged)))
+        said = plugged.kubectl(*daemons, "status", "daemonset/podlink-cni", "--watch=false")
+        return "successfully rolled out" in said
+
+    apps.until(updated, "the new installer has taken over")
+    assert seen == {("bridge", "portmap", "podlink")}
+    time.sleep(3)  # as long as the old one may take to end
+    assert chain(plugged) == ["bridge", "portmap", "podlink"]
+
+
 @pytest.mark.attack_row(36)
 def test_a_pod_that_the_plugin_did_not_see_never_starts_its_app(plugged: RealNode) -> None:
     """The race of every chained plugin: the node's network was complete before ours was in it."""
-    whole = plugged.run("cat", CONF)
-    without = json.loads(whole)
-    without["plugins"] = [one for one in without["plugins"] if one["type"] != "podlink"]
-    # The installer would put it back within seconds: for this node only, it is stopped.
+    # The installer leaves this node, and with it the plugin.
     stop = {"spec": {"template": {"spec": {"nodeSelector": {"nowhere": "true"}}}}}
     daemons = ("-n", "podlink-system", "patch", "daemonset", "podlink-cni", "--type=merge", "-p")
     plugged.kubectl(*daemons, json.dumps(stop))
     try:
         apps.until(lambda: chain(plugged) == ["bridge", "portmap"], "the plugin leaves the chain")
+        apps.until(
+            lambda: plugged.run("ls", "-A", "/opt/cni/bin").count("podlink") == 1,
+            "only the stub stays",
+        )
         apps.apply(plugged, apps.pod(SPACE, "late", apps.client(**APP)))
 
         def failed() -> bool:
