@@ -5,7 +5,7 @@
 #   make bench    against Envoy and HAProxy in one run
 #   make bench-registry  the registry with 10,000 pods, 1,000 Services, 500 sidecars and churn
 #   make threats  each row of the threat model with its tests
-#   make fuzz     the parsers under Hypothesis, longer
+#   make fuzz     whatever parses, judges or keeps state, under Hypothesis for ten minutes
 #   make soak     what takes minutes: long rotations and outages under load
 #   make node-images  the image by buildah, as the Dockerfile says, and those of a real node's pods
 #   make node     the suite of a real node: kubelet, containerd, CNI (KUBEBUILDER_ASSETS names the programs)
@@ -62,7 +62,7 @@ bench: $(BENCH_READY)
 	.venv-bench/bin/python -m bench $(ARGS)
 
 fuzz: $(READY)
-	HYPOTHESIS_PROFILE=deep $(PY) -m pytest --timeout 1800 tests/sidecar/wire tests/sidecar/workers/test_wire.py tests/sidecar/metrics tests/policy tests/registry/test_policies.py tests/registry/test_model_history.py tests/certs/trust tests/certs/evidence tests/injector $(ARGS)
+	$(PY) -m scripts.fuzz $(ARGS)
 
 soak: $(READY)
 	$(PY) -m pytest -m soak $(ARGS)

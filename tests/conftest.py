@@ -31,7 +31,11 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("deep", settings.get_profile("fast"), max_examples=5000)
+settings.register_profile(
+    "deep",
+    settings.get_profile("fast"),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "5000")),
+)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "fast")
 settings.load_profile(PROFILE)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import leaks
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """
 import asyncio, os, socket, subprocess, sys, threading, time
@@ -117,6 +119,24 @@ def test_a_test_that_leaves_something_behind_fails(
         subprocess.run(["ip", "netns", "del", f"leak-{os.getpid()}"], stderr=subprocess.DEVNULL)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["the * left behind:", f"  {kind}: *"])
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.netns
+def test_a_namespace_of_another_run_is_not_blamed_on_this_one() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    with subprocess.Popen(["sleep", "30"]) as other:
+        name = f"leak-{other.pid}"
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        try:
+            assert ("network namespace", name) not in leaks.present()
+            other.kill()
+            other.wait()
+            assert ("network namespace", name) in leaks.present(), "its run is gone, it stayed"
+        finally:
+            other.kill()
+            subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 def _sleepers(folder: Path) -> list[int]:
