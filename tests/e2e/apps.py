@@ -128,7 +128,7 @@ def _hold(host: str, port: int) -> None:
         sock.sendall(b"hello")
         sock.recv(5, socket.MSG_WAITALL)
         print(json.dumps({"open": True}), flush=True)
-        sock.settimeout(30)
+        sock.settimeout(90)
         try:
             ended = "end" if not sock.recv(1) else "data"
         except OSError as e:
@@ -150,6 +150,27 @@ def _trickle(host: str, port: int) -> None:
             ended = "never"
         except OSError as e:
             ended = type(e).__name__
+    print(json.dumps({"ended": ended}), flush=True)
+
+
+def _talk(host: str, port: int) -> None:
+    """Send a little now and then and read what comes back, so that data is under way in both
+    directions, until the connection ends."""
+    with socket.create_connection((host, port), timeout=10) as sock:
+        sock.sendall(b"hello")
+        sock.recv(5, socket.MSG_WAITALL)
+        print(json.dumps({"open": True}), flush=True)
+        sock.settimeout(0.05)
+        began, ended = time.monotonic(), "never"
+        while time.monotonic() - began < 90:
+            try:
+                sock.sendall(b"x" * 100)
+                sock.recv(_CHUNK)
+            except TimeoutError:
+                continue
+            except OSError as e:
+                ended = type(e).__name__
+                break
     print(json.dumps({"ended": ended}), flush=True)
 
 
@@ -259,6 +280,8 @@ def main(argv: list[str]) -> None:
             _hold(rest[0], int(rest[1]))
         case "trickle":
             _trickle(rest[0], int(rest[1]))
+        case "talk":
+            _talk(rest[0], int(rest[1]))
         case "drip":
             _drip(rest[0], int(rest[1]), int(rest[2]))
         case "half-close":
