@@ -3,6 +3,7 @@
     python -m bench.traces ingest --seconds 20        spans/s over OTLP/gRPC, real store, real senders
     python -m bench.traces fill --spans 10000000 --for 280 --db /tmp/spans.db     goes on where it ended
     python -m bench.traces ask --db /tmp/spans.db     every view, over HTTP, from the real store
+    python -m bench.traces ask --db /tmp/spans.db --senders 1     the same while spans arrive
 
 `fill` writes through the store's own insertion (tables, indexes, roll-ups), without OTLP before it, so
 that ten million spans take minutes; spread over seven days, 400 identities and 2,000 edges. `ask` times
@@ -75,7 +76,7 @@ VIEWS = (
 # --- ingest ------------------------------------------------------------------------------------
 
 
-def send_for(seconds: float, number: int, results: Any) -> None:
+def send_for(seconds: float, number: int, results: Any, pause_s: float = 0.0) -> None:
     """One sender, as a sidecar would: one request at a time, every span with ids of its own."""
     encoder, sent, refused = SpanEncoder(), 0, 0
     records = [link(n + number, repeats=True) for n in range(BATCH)]
@@ -94,6 +95,7 @@ def send_for(seconds: float, number: int, results: Any) -> None:
             except grpc.RpcError:
                 refused += BATCH
                 time.sleep(0.05)
+            time.sleep(pause_s)
     results.put((sent, refused))
 
 
@@ -308,6 +310,11 @@ def ask(args: argparse.Namespace) -> None:
                 "SELECT trace_id FROM spans WHERE id >= (SELECT max(id) / 2 FROM spans) LIMIT 1"
             ).fetchone()[0]
         views += [f"/api/traces/{newest.hex()}", f"/api/traces/{middle.hex()}"]
+        if args.senders:
+            told: Any = multiprocessing.Queue()
+            for number in range(args.senders):
+                send = (args.seconds, number * BATCH, told, args.pause)
+                multiprocessing.Process(target=send_for, args=send, daemon=True).start()
         for view in views:
             took, size = [], 0
             for _ in range(5):
@@ -318,6 +325,10 @@ def ask(args: argparse.Namespace) -> None:
                 f"{max(took) * 1e3:8.0f} ms worst {statistics.median(took) * 1e3:8.0f} ms median "
                 f"{size:9,} bytes  {view[:90]}"
             )
+        if args.senders:
+            kept = sum(told.get(timeout=args.seconds + 60)[0] for _ in range(args.senders))
+            print(f"meanwhile {kept / args.seconds:,.0f} spans/s were taken")
+            return
         _report(args.db)
         print(f"store memory {resident_mib(process.pid):.0f} MiB")
 
@@ -409,6 +420,9 @@ def main() -> None:
     asking = words.add_parser("ask")
     asking.add_argument("--db", type=Path, required=True)
     asking.add_argument("--views", type=Path)
+    asking.add_argument("--senders", type=int, default=0, help="that send spans meanwhile")
+    asking.add_argument("--seconds", type=float, default=40.0, help="for how long they do")
+    asking.add_argument("--pause", type=float, default=0.0, help="of each after a batch, seconds")
     args = parser.parse_args()
     {"ingest": ingest, "fill": fill, "ask": ask}[args.word](args)
 

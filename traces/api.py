@@ -47,6 +47,8 @@ _CHOICES = {
 _KNOWN = frozenset({"since", "namespace", "identity", "verdict", "security", "limit"})
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_NAME = 2048
+_REPORT_DEADLINE_S = 50.0
+"""Of a report: 20,000 records are judged one by one. An API server waits for a minute."""
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +184,8 @@ async def _report(http: web.Request) -> web.Response:
         mesh.trust_domain, svid.bundle_generation, svid.material.bundle_pem
     )
     found = await http.app[READER].ask(
-        lambda db: evidence.record(db, asked.since_s, asked.until_s, now_ns, bundle)
+        lambda db: evidence.record(db, asked.since_s, asked.until_s, now_ns, bundle),
+        _REPORT_DEADLINE_S,
     )
     whole = evidence.report(
         found, cluster, asked.since_s, asked.until_s, now_ns, str(svid.facts.identity)

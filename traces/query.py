@@ -71,11 +71,13 @@ class Reader:
         """Every span of one trace, oldest first; empty if there is none."""
         return await self.ask(lambda db: spans_of_trace(db, trace_id))
 
-    async def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+    async def ask(
+        self, question: Callable[[sqlite3.Connection], T], deadline_s: float | None = None
+    ) -> T:
         """The answer to a question, asked in a thread. Raises QueryTooSlow at the deadline."""
 
         def answer() -> T:
-            with _reading(self._path, self._deadline_s) as db:
+            with _reading(self._path, deadline_s or self._deadline_s) as db:
                 return question(db)
 
         async with self._turns:

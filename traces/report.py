@@ -66,7 +66,7 @@ def record(
     began_ns = views.recorded_since(db)
     new = [e for e in edges if (e.source, e.destination, e.port) in seen]
     leaves = views.newest_leaves(db, now_ns - 24 * 3600 * 10**9)
-    refused = views.certificate_events(db, ("refused", "banned"), since_ns, until_ns)
+    refused = views.refusals(db, since_ns, until_ns)
     return {
         "recorded_since": iso_second(began_ns) if began_ns else None,
         "coverage": {

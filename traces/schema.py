@@ -90,6 +90,9 @@ CREATE INDEX IF NOT EXISTS certificates_by_serial ON certificates (serial);
 CREATE INDEX IF NOT EXISTS certificates_by_time ON certificates (at_ns);
 CREATE INDEX IF NOT EXISTS refused_by_time ON certificates (at_ns) WHERE event = 'refused';
 CREATE INDEX IF NOT EXISTS certificates_by_pod ON certificates (pod, at_ns);
+CREATE INDEX IF NOT EXISTS certificates_by_end ON certificates (not_after_ns);
+CREATE INDEX IF NOT EXISTS certificates_not_issued ON certificates (at_ns)
+    WHERE event <> 'issued';
 CREATE TABLE IF NOT EXISTS chains (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL,                 -- podlink.chain.id: one run of one sidecar

@@ -4,7 +4,7 @@ spans one by one, so none grows with how many there are.
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -174,11 +174,12 @@ def timeline(
     step = 86400 if length % 86400 == 0 else 3600 if length % 3600 == 0 else 60
     only = "" if not namespace else " AND (source_namespace = ? OR destination_namespace = ?)"
     values = [] if not namespace else ["" if namespace == "outside" else namespace] * 2
+    edges = " JOIN edges ON edges.id = edge" if namespace else ""
     rows = db.execute(
         # Told by both sides, counted once: per bar, as per edge, by whichever side told more.
         "SELECT bar, security, verdict, max(o, i) FROM ("  # noqa: S608 - fixed text
         "SELECT (bucket_s - ?) / ? AS bar, security, verdict, sum(out_links) AS o, "
-        "sum(in_links) AS i FROM rollups JOIN edges ON edges.id = edge JOIN ways ON ways.id = way "
+        f"sum(in_links) AS i FROM rollups{edges} JOIN ways ON ways.id = way "
         f"WHERE step_s = ? AND bucket_s >= ? AND bucket_s < ?{only} GROUP BY 1, 2, 3)",
         (start, length, step, start, until_s, *values),
     )
@@ -209,21 +210,20 @@ _LEAF: Final = (
 def newest_leaves(db: sqlite3.Connection, ended_after_ns: int) -> list[Leaf]:
     """Of each pod the leaf that was issued last, if it ends after this; soonest to end first."""
     rows = db.execute(
-        f"SELECT {_LEAF}, max(at_ns) FROM certificates WHERE event = 'issued' AND "  # noqa: S608 - fixed text
-        "not_after_ns > ? GROUP BY pod, pod_uid, identity ORDER BY not_after_ns LIMIT ?",
+        f"SELECT {_LEAF}, max(at_ns) FROM certificates INDEXED BY certificates_by_end "  # noqa: S608 - fixed text
+        "WHERE event = 'issued' AND not_after_ns > ? GROUP BY pod, pod_uid, identity "
+        "ORDER BY not_after_ns LIMIT ?",
         (ended_after_ns, MAX_CERTIFICATES),
     )
     return [Leaf(*row[:12]) for row in rows]
 
 
-def certificate_events(
-    db: sqlite3.Connection, events: Collection[str], since_ns: int, until_ns: int
-) -> list[Leaf]:
-    """What the CA told in this time, newest first, at most 500."""
+def refusals(db: sqlite3.Connection, since_ns: int, until_ns: int) -> list[Leaf]:
+    """What the CA refused or banned in this time, newest first, at most 500."""
     rows = db.execute(
-        f"SELECT {_LEAF} FROM certificates WHERE event IN ({','.join('?' * len(events))}) "  # noqa: S608 - fixed text
-        "AND at_ns >= ? AND at_ns < ? ORDER BY at_ns DESC LIMIT ?",
-        (*events, since_ns, until_ns, _EVENTS),
+        f"SELECT {_LEAF} FROM certificates INDEXED BY certificates_not_issued "  # noqa: S608 - fixed text
+        "WHERE event <> 'issued' AND at_ns >= ? AND at_ns < ? ORDER BY at_ns DESC LIMIT ?",
+        (since_ns, until_ns, _EVENTS),
     )
     return [Leaf(*row) for row in rows]
 

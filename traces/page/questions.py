@@ -73,7 +73,7 @@ def overview(db: sqlite3.Connection, asked: Asked) -> Answer:
         for leaf in views.newest_leaves(db, asked.now_ns - _HOUR_NS)
         if not asked.namespace or f"/ns/{asked.namespace}/" in leaf.identity
     ]
-    refused = views.certificate_events(db, ("refused", "banned"), since_ns, until_ns)
+    refused = views.refusals(db, since_ns, until_ns)
     found = decisions(edges, new, leaves, refused, asked.now_ns)
     alive = [leaf for leaf in leaves if leaf.not_after_ns > asked.now_ns]
     return Answer(
@@ -205,9 +205,7 @@ def certificates(db: sqlite3.Connection, asked: Asked) -> Answer:
     ]
     order = {"expired": 0, "due": 1, "valid": 2}
     leaves.sort(key=lambda leaf: (order[leaf.state(asked.now_ns)], leaf.not_after_ns))
-    refused = views.certificate_events(
-        db, ("refused", "banned"), asked.since_s * 10**9, asked.until_s * 10**9
-    )
+    refused = views.refusals(db, asked.since_s * 10**9, asked.until_s * 10**9)
     issuers: dict[str, int] = {}
     for leaf in leaves:
         if leaf.not_after_ns > asked.now_ns:
