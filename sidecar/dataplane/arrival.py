@@ -43,37 +43,45 @@ class Arrivals:
     def __init__(self, plane: Plane) -> None:
         self.plane = plane
         self.tunnels: Kept[InboundTunnel] = Kept()
-        self._strangers: dict[str, int] = {}
-        self._strangers_in_all = 0
+        self._strangers: dict[Arrival, None] = {}
+        self._strangers_of: dict[str, dict[Arrival, None]] = {}
+        """The same by source. Both in the order in which they came."""
 
     def accepted(self, sock: socket.socket, raw_ip: str, port: int) -> None:
         ip = canonical_ip(raw_ip)
-        waiting = self._strangers.get(ip, 0)
         plane = self.plane
-        limits = plane.limits
+        limits, source = plane.limits, plane.source_of(ip)
+        waiting = len(self._strangers_of.get(source, ()))
         if waiting >= limits.strangers_per_source:
             return plane.turn_away(sock, "strangers_per_source")
-        if self._strangers_in_all >= limits.strangers:
-            return plane.turn_away(sock, "strangers")
         if plane.shedding:
             return plane.turn_away(sock, "memory")
-        self._strangers[ip] = waiting + 1
-        self._strangers_in_all += 1
-        return Arrival(self, sock, ip, port).start()
+        if len(self._strangers) >= limits.strangers:
+            self._make_room(waiting + 1)
+        arrival = Arrival(self, sock, ip, port, source)
+        self._strangers[arrival] = None
+        self._strangers_of.setdefault(source, {})[arrival] = None
+        return arrival.start()
+
+    def _make_room(self, newcomers: int) -> None:
+        """The longest waiting stranger goes, of the source that has most if that has more than the
+        newcomer's: a handshake takes milliseconds, so who has waited longest is hardly honest."""
+        self.plane.count_turned_away("strangers")
+        heaviest = max(self._strangers_of.values(), key=len)
+        next(iter(heaviest if len(heaviest) > newcomers else self._strangers)).give_way()
 
     @property
     def strangers(self) -> int:
         """Connections that have not shown who they are yet."""
-        return self._strangers_in_all
+        return len(self._strangers)
 
-    def no_stranger_any_more(self, ip: str) -> None:
+    def no_stranger_any_more(self, arrival: "Arrival") -> None:
         """The connection has become a tunnel or a plaintext link, or is gone."""
-        self._strangers_in_all -= 1
-        left = self._strangers[ip] - 1
-        if left:
-            self._strangers[ip] = left
-        else:
-            del self._strangers[ip]
+        del self._strangers[arrival]
+        of = self._strangers_of[arrival.source]
+        del of[arrival]
+        if not of:
+            del self._strangers_of[arrival.source]
 
     def go_away(self) -> None:
         """Tell every peer to open no more links here; those that run go on."""
@@ -98,11 +106,16 @@ class Arrival:
         "_port",
         "_sock",
         "_to",
+        "source",
     )
 
-    def __init__(self, arrivals: Arrivals, sock: socket.socket, ip: str, port: int) -> None:
+    def __init__(
+        self, arrivals: Arrivals, sock: socket.socket, ip: str, port: int, source: str
+    ) -> None:
         self._arrivals, self._plane, self._sock = arrivals, arrivals.plane, sock
         self._ip, self._port = ip, port
+        self.source = source
+        """Whom the limits per source count it to."""
         self._to = original_dst(sock)
         self._head = b""
         self._handshake: Handshake | None = None
@@ -148,7 +161,7 @@ class Arrival:
         if not got:
             self._stop()
             self._sock.close()  # a port scan or a health check: it asked for nothing
-            self._arrivals.no_stranger_any_more(self._ip)
+            self._arrivals.no_stranger_any_more(self)
             return
         self._head += got
         first = classify(self._head, _ALPN)
@@ -178,8 +191,8 @@ class Arrival:
             return None
         self._stop()
         trust = plane.usable_trust()
-        if not plane.handshake_rate.take(self._ip, plane.now()):
-            self._arrivals.no_stranger_any_more(self._ip)
+        if not plane.handshake_rate.take(self.source, plane.now()):
+            self._arrivals.no_stranger_any_more(self)
             return plane.turn_away(self._sock, "handshakes_per_source")
         if trust is None:
             return self._turn_away(
@@ -200,7 +213,7 @@ class Arrival:
         return self._handshake.start(self._head)
 
     def _shook_hands(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
-        self._arrivals.no_stranger_any_more(self._ip)
+        self._arrivals.no_stranger_any_more(self)
         handshake, plane = self._handshake, self._plane
         assert handshake is not None
         result = "ok" if error is None else error.reason
@@ -227,17 +240,26 @@ class Arrival:
             permit = authorise(None, self._ip, self._to[1], plane.policy)
         except Denied as e:
             return self._turn_away(e)
-        self._arrivals.no_stranger_any_more(self._ip)
+        self._arrivals.no_stranger_any_more(self)
         if limit := plane.full_for_plaintext():
             return plane.turn_away(self._sock, limit)
         return PlaintextLink(plane, self._sock, self._to, permit, record).start(self._head)
 
     # --- the end ----------------------------------------------------------------------------
 
+    def give_way(self) -> None:
+        """Close without a word, whatever it waits for: somebody else needs the place."""
+        if self._handshake is not None:
+            self._handshake.abandon()
+        else:
+            self._stop()
+            reset(self._sock)
+        self._arrivals.no_stranger_any_more(self)
+
     def _turn_away(self, error: SidecarError) -> None:
         self._stop()
         reset(self._sock)
-        self._arrivals.no_stranger_any_more(self._ip)
+        self._arrivals.no_stranger_any_more(self)
         self._report(error)
 
     def _record(self) -> LinkRecord:

@@ -4,7 +4,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from random import Random, SystemRandom
 from typing import Final, Protocol
 
@@ -162,6 +162,13 @@ class Plane:
     def in_cluster(self, ip: str) -> bool:
         address: IPv4Address | IPv6Address = ip_address(ip)
         return any(address in network for network in self.cluster_networks)
+
+    def source_of(self, ip: str) -> str:
+        """Whom limits per source count a connection to: its address, but of IPv6 from outside the
+        cluster the /64, all of whose addresses one host may have (RFC 4291, section 2.5.4)."""
+        if ":" not in ip or not self.cluster_networks or self.in_cluster(ip):
+            return ip
+        return str(ip_network((ip, 64), strict=False))
 
     def new_ids(self, record: LinkRecord) -> None:
         """Give a record a trace and a span of its own: never ones that the app or a peer claimed."""

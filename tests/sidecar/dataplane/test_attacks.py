@@ -10,6 +10,8 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -372,6 +374,56 @@ async def test_strangers_that_say_nothing_are_bounded_and_a_good_client_is_serve
         sock.close()
     await asyncio.sleep(0.1)
     await honest_link_works(pair)
+
+
+@pytest.mark.attack_row(24)
+@pytest.mark.parametrize("each", [4, 1])
+async def test_strangers_from_everywhere_give_way_to_who_comes_now(
+    pair: Pair, app: App, each: int
+) -> None:
+    """One limit for each address holds nobody back who has many: together they would take every place
+    until their time is up, and start over."""
+    plane = pair.far.plane
+    plane.limits = replace(plane.limits, strangers=16, strangers_per_source=4)
+    hello, quiet = client_hello(), []
+    for number in range(32):
+        sock = socket.create_connection(
+            inbound_address(pair), 1, source_address=(f"127.0.3.{1 + number // each}", 0)
+        )
+        if number % 2:
+            sock.sendall(hello)  # and never the second flight
+        quiet.append(sock)
+    await asyncio.sleep(0.1)
+    assert pair.arrivals.strangers == 16
+    assert plane.turned_away == {"strangers": 16}
+    await honest_link_works(pair)
+    for sock in quiet:
+        sock.close()
+    await asyncio.sleep(0.1)
+    assert pair.arrivals.strangers == 0
+
+
+def client_hello() -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols([ALPN])
+    out = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), out).do_handshake()
+    return out.read()
+
+
+@pytest.mark.attack_row(23)
+async def test_a_network_outside_the_cluster_is_one_source_however_many_addresses_it_has(
+    pair: Pair,
+) -> None:
+    """A host has a /64 of IPv6 at least (RFC 6177); a pod has the addresses that the cluster gave it."""
+    plane = pair.far.plane
+    plane.cluster_networks = (ip_network("fd00::/16"), ip_network("10.0.0.0/8"))
+    assert plane.source_of("2001:db8::1") == plane.source_of("2001:db8::dead:beef")
+    assert plane.source_of("2001:db8::1") != plane.source_of("2001:db8:0:1::1")
+    assert plane.source_of("fd00::1") != plane.source_of("fd00::2")
+    assert plane.source_of("192.0.2.1") != plane.source_of("192.0.2.2")
 
 
 @pytest.mark.attack_row(24)
