@@ -22,6 +22,10 @@ OTLP_VOLUME = "podlink-otlp"
 _HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
 _TOKEN, _BUNDLE = PurePosixPath(contract.TOKEN_PATH), PurePosixPath(contract.BUNDLE_PATH)
 _RUN = PurePosixPath(contract.ADMIN_SOCKET).parent
+API_TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
+NO_API_TOKEN: Spec = {"name": BUNDLE_VOLUME, "mountPath": API_TOKEN_PATH, "readOnly": True}
+"""Where the API server mounts a token of the app's ServiceAccount for each container that has nothing
+there (admission plugin ServiceAccount). Ours never talk to the API: they get the roots once more."""
 _DOWNWARD = (
     ("POD_NAME", "metadata.name"),
     ("POD_NAMESPACE", "metadata.namespace"),
@@ -172,6 +176,7 @@ def _capture(mesh: MeshSettings, pod: PodSettings) -> Spec:
             PODLINK_SKIP_SUBNETS=pod.skip_subnets,
         ),
         "resources": _resources(pod),
+        "volumeMounts": [dict(NO_API_TOKEN)],
         "securityContext": {
             "runAsUser": 0,
             "runAsGroup": 0,
@@ -246,6 +251,7 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
             {"name": TOKEN_VOLUME, "mountPath": str(_TOKEN.parent), "readOnly": True},
             {"name": BUNDLE_VOLUME, "mountPath": str(_BUNDLE.parent), "readOnly": True},
             {"name": RUN_VOLUME, "mountPath": str(_RUN)},
+            dict(NO_API_TOKEN),
             *(
                 [{"name": OTLP_VOLUME, "mountPath": contract.OTLP_SECRET_PATH, "readOnly": True}]
                 if mesh.otlp_secret and _otlp_files(mesh)

@@ -7,7 +7,14 @@ would only be found out later.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from injector.container import BUNDLE_VOLUME, OTLP_VOLUME, RUN_VOLUME, TOKEN_VOLUME, Injected
+from injector.container import (
+    API_TOKEN_PATH,
+    BUNDLE_VOLUME,
+    OTLP_VOLUME,
+    RUN_VOLUME,
+    TOKEN_VOLUME,
+    Injected,
+)
 from sidecar import contract
 
 Raw = Mapping[str, Any]
@@ -17,7 +24,6 @@ _OUR_CONTAINERS = frozenset(
 )
 _OUR_VOLUMES = frozenset({TOKEN_VOLUME, BUNDLE_VOLUME, RUN_VOLUME, OTLP_VOLUME})
 _OUR_IDS = frozenset({contract.PROXY_UID, contract.PROXY_GID})
-_TOKEN_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path
 _DEFAULTS: Mapping[str, Any] = {
     "imagePullPolicy": ("IfNotPresent", "Always"),
     "terminationMessagePath": ("/dev/termination-log",),
@@ -177,7 +183,8 @@ def _is_api_token(key: str, mount: Any) -> bool:
     return (
         key == "volumeMounts"
         and isinstance(mount, Mapping)
-        and mount.get("mountPath") == _TOKEN_MOUNT
+        and mount.get("mountPath") == API_TOKEN_PATH
+        and mount.get("name") not in _OUR_VOLUMES
         and mount.get("readOnly") is True
         and set(mount) <= {"name", "mountPath", "readOnly"}
     )

@@ -292,6 +292,16 @@ def test_the_last_versions_image_may_be_let_in_during_an_upgrade(judge: Judge) -
     assert judge(old, guard={"alsoAllowImages": ["podlink/podlink:0.0.9"]}) == ""
 
 
+def test_a_collectors_secret_is_let_in_where_the_operator_named_it(judge: Judge) -> None:
+    made = meshed(otlp_secret="collector", otlp_secret_keys=("ca.crt", "headers"))
+    assert any(v["name"] == "podlink-otlp" for v in made["spec"]["volumes"])
+    named = {"otlp": {"secret": {"name": "collector", "keys": ["ca.crt", "headers"]}}}
+    assert judge(made, **named) == ""
+    assert "is another" in judge(made), "no operator named one"
+    evil = meshed(otlp_secret="evil", otlp_secret_keys=("ca.crt",))
+    assert "is another" in judge(evil, **named)
+
+
 def test_an_expression_that_fails_refuses(judge: Judge) -> None:
     broken = meshed()
     del broken["spec"]["containers"]

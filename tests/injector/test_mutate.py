@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from injector.container import NO_API_TOKEN
 from injector.guard import PodRefused
 from sidecar.contract import INJECT_LABEL
 from tests.injector.pods import (
@@ -120,7 +121,9 @@ def test_the_token_and_the_bundle_are_mounted_into_the_proxy_only() -> None:
     made = injected(pod())
     mounts = {m["name"] for m in container(made, "podlink-proxy")["volumeMounts"]}
     assert mounts == {"podlink-token", "podlink-bundle", "podlink-run"}
-    assert "volumeMounts" not in container(made, "podlink-capture")
+    assert container(made, "podlink-capture")["volumeMounts"] == [NO_API_TOKEN], (
+        "in a token's place"
+    )
     assert "volumeMounts" not in container(made, "web")
 
 

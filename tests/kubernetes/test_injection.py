@@ -12,6 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from cli.__main__ import podlink
+from injector.container import API_TOKEN_PATH
 from tests.certs.forge import Forge
 from tests.injector.pods import annotated, container, env, pod
 from tests.kubernetes.objects import until
@@ -105,11 +106,22 @@ def test_podlink_inject_and_the_webhook_agree(served: ControlPlane) -> None:
     assert (answer.status, proxy(answer)) == (201, OURS), answer.said
     webhooks = put(served, annotated(workers="2"))
     for name in OURS:
-        one, other = container(answer.body, name), container(webhooks.body, name)
-        del one["volumeMounts"], other["volumeMounts"]  # the API token's is called anew each time
-        assert one == other
+        assert container(answer.body, name) == container(webhooks.body, name)
     container(by_hand, "podlink-proxy")["image"] = "evil:1"
     assert "container_foreign" in put(served, by_hand).said
+
+
+@pytest.mark.attack_row(41)
+def test_the_apps_token_for_the_api_server_is_not_given_to_the_sidecar(
+    served: ControlPlane,
+) -> None:
+    """The API server mounts it into every container that has nothing in its place, ours among them."""
+    found = put(served, pod()).body
+    for one in (*found["spec"]["initContainers"], *found["spec"]["containers"]):
+        (there,) = (m["name"] for m in one["volumeMounts"] if m["mountPath"] == API_TOKEN_PATH)
+        assert there.startswith("kube-api-access-") == (one["name"] == "web")
+        if one["name"] != "web":
+            assert not any(m["name"].startswith("kube-api-access") for m in one["volumeMounts"])
 
 
 def test_labels_of_pod_and_namespace_decide_as_they_say(served: ControlPlane) -> None:
