@@ -8,6 +8,7 @@ import sys
 
 from kit.logs import start_logging
 from kit.settings import Settings
+from kit.undumpable import forbid_dumps
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
 from sidecar.dataplane.poller import DataLoop
@@ -18,6 +19,7 @@ _log = logging.getLogger("podlink.sidecar")
 
 
 def main() -> None:
+    forbid_dumps()
     settings = Settings()
     config = SidecarConfig.from_settings(settings)
     telemetry = TelemetryConfig.from_settings(settings)

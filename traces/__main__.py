@@ -10,6 +10,7 @@ import uvloop
 from kit.logs import start_logging
 from kit.settings import Settings
 from kit.tasks import spawn, stop
+from kit.undumpable import forbid_dumps
 from traces.app import TraceStore
 from traces.config import TracesConfig
 
@@ -31,6 +32,7 @@ async def serve(config: TracesConfig) -> int:
 
 
 def main() -> None:
+    forbid_dumps()
     config = TracesConfig.from_settings(Settings())
     start_logging(config.log_level)
     os.umask(0o077)  # who talked to whom is nobody else's business

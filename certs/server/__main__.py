@@ -10,9 +10,11 @@ from certs.server.app import run
 from certs.server.config import CaConfig
 from kit.logs import start_logging
 from kit.settings import Settings
+from kit.undumpable import forbid_dumps
 
 
 def main() -> None:
+    forbid_dumps()
     config = CaConfig.from_settings(Settings())
     start_logging()
     try:

@@ -15,6 +15,7 @@ import sys
 from kit.logs import start_logging
 from kit.settings import Settings
 from kit.tasks import spawn
+from kit.undumpable import forbid_dumps
 from proto import registry_pb2 as pb
 from sidecar.admin import views
 from sidecar.carrier import Carrier
@@ -93,6 +94,7 @@ class Worker:
 
 
 def main() -> None:
+    forbid_dumps()
     config = SidecarConfig.from_settings(Settings())
     start_logging(config.log_level)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -79,6 +79,16 @@ def test_the_proxys_memory_and_files_are_closed_to_the_app(mesh: Mesh, file: str
     assert code == 0, said
 
 
+@pytest.mark.attack_row(41)
+def test_the_proxys_memory_is_closed_to_its_own_user_and_to_core_files(mesh: Mesh) -> None:
+    """The kernel shows what is not dumpable as root's, whoever runs it (proc(5))."""
+    owner = {
+        name: mesh.node("stat", "-c", "%u", f"/proc/{pid}/mem").strip()
+        for name, pid in (("proxy", mesh.proxy_pid(POD)), ("app", mesh.pid(POD)))
+    }
+    assert owner == {"proxy": "0", "app": str(DEFAULT_UID)}
+
+
 _READ_MEMORY = """
 import sys
 with open(f"/proc/{sys.argv[1]}/maps") as maps:
