@@ -1,10 +1,12 @@
 """Which pod behind a Service a link goes to: affinity, turns, hashes, nearness; and what fails."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from sidecar.dataplane.obtain import FRESH_S
 from tests.e2e.mesh import Mesh, now, until
 from tests.e2e.objects import Object, pod, service, serving
 
@@ -142,16 +144,23 @@ BLACKHOLE = (
 
 @pytest.mark.fault_row("endpoint-death")
 @pytest.mark.fault_row("half-open")
-def test_a_pod_that_vanishes_without_a_word_costs_its_service_time_and_no_error(mesh: Mesh) -> None:
+@pytest.mark.parametrize("caller", ["fresh-caller", "client"])
+def test_a_pod_that_vanishes_without_a_word_costs_its_service_time_and_no_error(
+    caller: str, mesh: Mesh
+) -> None:
     """Its address swallows everything. Links move to another endpoint before ACCEPT; the app notices
-    nothing but the wait, and after that nobody is sent there."""
+    nothing but the wait, and after that nobody is sent there. One of the callers has idle tunnels to
+    each pod, which nobody has used for a moment: they are asked first."""
+    if caller == "client":
+        _went(mesh, "turns", 3)
+        time.sleep(FRESH_S + 0.2)
     since, pod_pid = now(), str(mesh.pid("mesh/tills-0"))
     enter = ("nsenter", f"--net=/proc/{pod_pid}/ns/net", "nft")
     mesh.node(*enter, BLACKHOLE)
     try:
         for _ in range(6):
-            mesh.talk("mesh/fresh-caller", "turns", 7001, "word")
-        links = mesh.eventually_links(since, 6, source="mesh/fresh-caller", service="turns.mesh")
+            mesh.talk(f"mesh/{caller}", "turns", 7001, "word")
+        links = mesh.eventually_links(since, 6, source=f"mesh/{caller}", service="turns.mesh")
     finally:
         mesh.node(*enter, "delete table inet hole")
     assert {link["verdict"] for link in links} == {"allowed"}
