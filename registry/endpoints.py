@@ -164,7 +164,7 @@ def _merge(one: EndpointView, other: EndpointView) -> EndpointView:
         terminating=one.terminating and other.terminating,
         zone=one.zone or other.zone,
         names=one.names | other.names,
-        pod=one.pod,
+        pod=one.pod or other.pod,
         for_zones=tuple(sorted({*one.for_zones, *other.for_zones})),
     )
 

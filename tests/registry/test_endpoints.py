@@ -42,6 +42,17 @@ def test_an_address_in_two_slices_is_one_endpoint_with_the_ports_of_both() -> No
     assert dict(view.ports) == {1: 11, 2: 12}
 
 
+@pytest.mark.parametrize("named_first", [True, False])
+def test_an_address_listed_twice_is_the_pods_that_one_of_both_names(named_first: bool) -> None:
+    cluster = shop()
+    agent = pod("relay", "10.0.0.7", host_network=True)
+    cluster.pods(agent)
+    twice = [endpoint("10.0.0.7", agent), endpoint("10.0.0.7")]
+    cluster.slices(slice_of("db", *(twice if named_first else reversed(twice))))
+    (view,) = cluster.service("db.shop").endpoints
+    assert view.pod is not None and view.pod.name == "relay"
+
+
 def test_a_pod_of_the_services_namespace_is_a_workload() -> None:
     cluster = shop()
     cluster.slices(slice_of("db", endpoint("10.0.0.1", pod("db-0"))))

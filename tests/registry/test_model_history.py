@@ -262,8 +262,8 @@ def naive_endpoints(
                 or any(ip in p.node_ips for p in pods)
             ):
                 continue
-            ready = end.ready or found.get(ip, ("", False))[1]
-            found[ip] = (here.uid if here else "", ready)
+            uid, was_ready = found.get(ip, ("", False))
+            found[ip] = (uid or (here.uid if here else ""), end.ready or was_ready)
     return {(ip, uid, ready) for ip, (uid, ready) in found.items()}
 
 
