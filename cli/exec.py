@@ -29,7 +29,8 @@ class ExecFailed(Exception):
 
 async def exec_json(kube: Kube, namespace: str, pod: str, path: str) -> Any:
     """What the admin page at `path` says. Raises ExecFailed."""
-    said = await _whole(_output(kube, namespace, pod, path), f"{namespace}/{pod}")
+    output = _run(kube, namespace, pod, PROXY_CONTAINER, _asking(path))
+    said = await _whole(output, f"{namespace}/{pod}")
     try:
         return json.loads(said)
     except (ValueError, RecursionError) as e:
@@ -41,7 +42,8 @@ async def exec_lines(
 ) -> AsyncIterator[dict[str, Any]]:
     """Each line of a stream such as /tap, parsed. Raises ExecFailed."""
     rest = b""
-    async with aclosing(_output(kube, namespace, pod, path)) as output:
+    argv = _asking(f"{path}?until=eof")
+    async with aclosing(_run(kube, namespace, pod, PROXY_CONTAINER, argv, stdin=True)) as output:
         async for piece in output:
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
@@ -81,18 +83,23 @@ async def exec_output(
     return await _whole(_run(kube, namespace, pod, container, argv), f"{namespace}/{pod}")
 
 
-async def _output(kube: Kube, namespace: str, pod: str, path: str) -> AsyncGenerator[bytes, None]:
-    argv = ("python", "-m", "sidecar.admin", path)
-    async with aclosing(_run(kube, namespace, pod, PROXY_CONTAINER, argv)) as output:
-        async for piece in output:
-            yield piece
+def _asking(path: str) -> tuple[str, ...]:
+    return "python", "-m", "sidecar.admin", path
 
 
 async def _run(
-    kube: Kube, namespace: str, pod: str, container: str, argv: Sequence[str]
+    kube: Kube,
+    namespace: str,
+    pod: str,
+    container: str,
+    argv: Sequence[str],
+    *,
+    stdin: bool = False,
 ) -> AsyncGenerator[bytes, None]:
+    """`stdin` has nothing to say: its end tells the command that the caller has gone."""
     query = [("command", word) for word in argv]
     query += [("container", container), ("stdout", "true"), ("stderr", "true")]
+    query += [("stdin", "true")] if stdin else []
     where = f"/api/v1/namespaces/{namespace}/pods/{pod}/exec"
     complaint = b""
     try:

@@ -2,14 +2,14 @@
 
 Each binary message begins with its channel: 0 stdin, 1 stdout, 2 stderr, 3 the final status as
 JSON, 4 the terminal's size. `v5.channel.k8s.io` adds 255, by which the caller closes a channel
-(KEP-4006). When the caller goes away its command is killed.
+(KEP-4006). When the caller goes away its command is not killed: its input ends and its output breaks, as
+containerd does it.
 """
 
 import asyncio
 import fcntl
 import json
 import os
-import signal
 import struct
 import termios
 from collections.abc import Callable, Sequence
@@ -107,7 +107,7 @@ async def _run(
             awaited: set[asyncio.Future[Any]] = {process.ended, heard}
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             if not process.ended.done():
-                process.send(signal.SIGKILL)
+                return {}  # nobody is there to be told
             code = await process.ended
             await asyncio.wait(senders, timeout=2.0)  # a child may hold them open
         finally:

@@ -1,10 +1,13 @@
 """`python -m sidecar.admin /links`: ask the proxy in this container and print what it says.
 
 Runs inside `podlink-proxy`, by `kubectl exec` or the CLI. Imports nothing heavy: it starts in a pod
-whose memory is counted.
+whose memory is counted. A stream asked for with `?until=eof` ends with stdin: a container runtime kills
+no command whose caller has gone, it closes its input.
 """
 
 import json
+import os
+import select
 import socket
 import sys
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ from sidecar.contract import ADMIN_SOCKET
 _CHUNK: Final = 65536
 _TIMEOUT_S: Final = 10.0
 _STREAMS: Final = ("/tap",)
+_STDIN: Final = 0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _ask(where: str, path: str) -> int:
-    streams = path.partition("?")[0] in _STREAMS
+    page, _, query = path.partition("?")
+    streams = page in _STREAMS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(_TIMEOUT_S)
         sock.connect(where)
@@ -45,7 +50,7 @@ def _ask(where: str, path: str) -> int:
         status = int(head.split(b" ", 2)[1])
         if streams and status == 200:
             sock.settimeout(None)
-            _copy(sock, rest)
+            _copy(sock, rest, until_eof=query == "until=eof")
             return 0
         body = rest + b"".join(iter(lambda: sock.recv(_CHUNK), b""))
     if status != 200:
@@ -69,11 +74,18 @@ def _head(sock: socket.socket) -> tuple[bytes, bytes]:
     return head, rest
 
 
-def _copy(sock: socket.socket, rest: bytes) -> None:
+def _copy(sock: socket.socket, rest: bytes, *, until_eof: bool) -> None:
     out = sys.stdout.buffer
+    heard: list[socket.socket | int] = [sock, _STDIN] if until_eof else [sock]
     while True:
         out.write(rest)
         out.flush()
+        ready, _, _ = select.select(heard, (), ())
+        if _STDIN in ready and not os.read(_STDIN, _CHUNK):
+            return
+        if sock not in ready:
+            rest = b""
+            continue
         rest = sock.recv(_CHUNK)
         if not rest:
             return

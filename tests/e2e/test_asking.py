@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -84,6 +85,28 @@ def test_verify_link_says_what_is_wrong_and_ends_with_status_1(asked: Mesh) -> N
     assert (
         done.returncode == 1 and done.stderr.count("\n") == 1 and "there is no pod" in done.stderr
     )
+
+
+def test_nothing_runs_on_in_the_proxy_when_whoever_tapped_is_killed(asked: Mesh) -> None:
+    def taps() -> int:
+        argv = ["ps", "-eo", "args"]
+        said = asked.cluster.exec(f"{MESH}/asked", argv, container="podlink-proxy").stdout
+        return said.count("sidecar.admin /tap")
+
+    def until(wanted: int) -> None:
+        for _ in range(100):
+            if taps() == wanted:
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{taps()} run")
+
+    words = [*PODLINK, "tap", f"{MESH}/asked", "--kubeconfig", str(asked.cluster.kubeconfig)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as tap:
+        try:
+            until(1)
+        finally:
+            tap.kill()
+    until(0)
 
 
 def test_tap_tells_of_a_link_as_it_ends(asked: Mesh) -> None:

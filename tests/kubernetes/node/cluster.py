@@ -28,6 +28,7 @@ from tests.kubernetes.node.plan import (
 
 ROOT = Path(__file__).parents[3]
 VARIABLE = "KUBEBUILDER_ASSETS"
+PROXY_MODE = "PODLINK_NODE_PROXY_MODE"
 _CGROUPS = Path("/sys/fs/cgroup")
 _NEEDED = {"containerd": "containerd", "runc": "runc", "buildah": "buildah", "nft": "nftables"}
 _READY_S = 120.0
@@ -138,7 +139,8 @@ def prepare(plan: NodePlan) -> None:
 @contextlib.contextmanager
 def real_node(assets: Path, folder: Path) -> Iterator[RealNode]:
     """A node that is Ready, until the block ends. Raises NodeUnusable."""
-    plan = NodePlan(folder, assets, f"podlink-{os.getpid()}")
+    mode = os.environ.get(PROXY_MODE, "nftables")
+    plan = NodePlan(folder, assets, f"podlink-{os.getpid()}", proxy_mode=mode)
     prepare(plan)
     _make_cgroups(plan.cgroup)
     log = folder / "log" / "inside.log"

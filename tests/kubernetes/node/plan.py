@@ -39,6 +39,8 @@ class NodePlan:
     cgroup: str
     """Name of the cgroup that all pods live in, below the root of each controller."""
     name: str = "node-1"
+    proxy_mode: str = "nftables"
+    """kube-proxy's: `nftables` or `iptables`."""
 
     @property
     def server(self) -> str:
@@ -167,7 +169,7 @@ state = "/run/containerd/state"
             "kind": "KubeProxyConfiguration",
             "clientConnection": {"kubeconfig": str(self.kubeconfig("proxy"))},
             "clusterCIDR": PODS[4],
-            "mode": "nftables",
+            "mode": self.proxy_mode,
             # Both limits belong to the machine, not to this network namespace.
             "conntrack": {"maxPerCore": 0, "min": 0},
             "oomScoreAdj": 0,

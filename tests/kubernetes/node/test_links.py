@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,24 @@ def test_tap_shows_a_link_as_it_ends(shop: RealNode) -> None:
         stop.set()
         asking.join()
     assert "spiffe://cluster.local/ns/shop/sa/api" in done.stdout, done.stderr
+
+
+def test_nothing_runs_on_in_the_proxy_when_whoever_tapped_is_killed(shop: RealNode) -> None:
+    words = (sys.executable, "-m", "cli", "tap", "shop/client")
+    shop.run("timeout", "-s", "KILL", "6", *words, check=False)
+
+    def taps() -> bool:
+        return "sidecar.admin /tap" in shop.run("ps", "-eo", "args")
+
+    apps.until(lambda: not taps(), "the command in the proxy ends", 20)
+
+
+def test_a_report_is_signed_by_the_store_and_verified_offline(
+    shop: RealNode, tmp_path: Path
+) -> None:
+    shop.podlink("report", "--since", "1h", "--out", str(tmp_path / "week"))
+    said = shop.podlink("report", "verify", str(tmp_path / "week.json"))
+    assert "signed by spiffe://cluster.local/ns/podlink-system/sa/podlink-traces" in said
 
 
 def test_the_kubelet_runs_the_apps_probes_through_the_proxy(shop: RealNode) -> None:

@@ -178,3 +178,23 @@ async def test_who_connected_is_the_kernels_word(tmp_path: Path) -> None:
     near, far = socket.socketpair()
     with near, far:
         assert admin.peer_uid(near) == os.geteuid()
+
+
+@pytest.mark.timeout(30)
+async def test_a_stream_ends_with_its_input_though_no_link_ends_meanwhile(
+    server: AdminServer, tap: Tap, tmp_path: Path
+) -> None:
+    """Whoever ran `podlink tap` was killed: its runtime closes the input, and kills nothing."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sidecar.admin", "/tap?until=eof",
+        env={"PODLINK_ADMIN_SOCKET": str(tmp_path / "admin.sock"), "PYTHONPATH": os.getcwd()},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    while not tap._listeners:
+        await asyncio.sleep(0.01)
+    process.stdin.close()
+    assert await asyncio.wait_for(process.stdout.read(), 10) == b""
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+    while tap._listeners:
+        await asyncio.sleep(0.01)
