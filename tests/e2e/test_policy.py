@@ -1,5 +1,6 @@
 """LinkPolicies from `kubectl apply` to the link that they refuse, let in or cut."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -293,3 +294,20 @@ def test_replay_and_suggest_go_by_the_links_on_record(mesh: Mesh, tmp_path: Path
     cut = {one["source"] for one in again["outcomes"] if one["fate"] == "cut"}
     # Plaintext from a pod whose address is not on record cannot be suggested; a comment says so.
     assert cut <= {"plain/stranger"}
+
+
+def test_a_policy_in_force_is_picked_on_the_page_and_judged_by_its_pods_labels(mesh: Mesh) -> None:
+    mesh.apply(link_policy(allow=[FROM_CLERK]), link_policy("other", allow=[FROM_CLERK]))
+    until(lambda: refused(mesh, "thief"), "the policies are in force")
+    assert reaches(mesh, "clerk")
+
+    def replayed() -> dict[str, set[str]]:
+        ask = mesh._traces._ask("/replay.json", {"pick": f"{MESH}/vault", "since": "1h"})
+        found: dict[str, set[str]] = {}
+        for row in asyncio.run(ask)["rows"]:
+            found.setdefault(row["source"].rpartition("/")[2], set()).add(row["fate"])
+        return found
+
+    # What the thief did before there was a policy would be cut; nobody ticked which pods are meant.
+    until(lambda: "kept" in replayed().get("clerk", ()), "the record has the clerk's link")
+    assert "cut" in replayed()["thief"] or "still" in replayed()["thief"]

@@ -20,6 +20,8 @@ _TALLEST: Final = 7
 """Nodes of one level beyond which they take another column."""
 _SHAPE: Final = 1.9
 """How much wider than tall the whole should be."""
+_TOO_WIDE: Final = 2.0
+"""How many times wider than that it may become for the sake of a column for each level."""
 
 Size = tuple[int, int]
 
@@ -106,23 +108,43 @@ def _columns(ids: Sequence[str], level: Mapping[str, int]) -> list[list[str]]:
     most = {
         depth: max(_TALLEST, round((len(found) * 1.6) ** 0.5)) for depth, found in by_level.items()
     }
-    return [
+    found = [
         by_level[depth][start : start + most[depth]]
         for depth in sorted(by_level)
         for start in range(0, len(by_level[depth]), most[depth])
     ]
+    if len(found) <= max(4, round(_TOO_WIDE * len(ids) ** 0.5)):
+        return found
+    # Everybody talks to everybody: a column for each level would make one long line of it.
+    in_order = [node for column in found for node in column]
+    tall = max(2, round((len(ids) * COLUMN / ROW / _SHAPE) ** 0.5))
+    return [in_order[start : start + tall] for start in range(0, len(in_order), tall)]
 
 
 def _box_columns(sizes: Mapping[str, Size], level: Mapping[str, int]) -> list[list[str]]:
-    """Boxes of one level below each other, in as many columns as give the whole its shape."""
+    """Boxes of one level below each other, in as many columns as give the whole its shape. Where the
+    levels are so many that they would make one long line, several share a column."""
     area = sum((w + _GAP_X) * (h + _GAP_Y) for w, h in sizes.values())
     tallest = max(11 * ROW, int((area / _SHAPE) ** 0.5))
+    by_level: dict[int, list[str]] = defaultdict(list)
+    for box in sorted(sizes, key=lambda b: (sizes[b][1], b)):
+        by_level[level[box]].append(box)
+    groups = [by_level[depth] for depth in sorted(by_level)]
+    columns = _filled(groups, sizes, tallest)
+    wide = sum(max(sizes[box][0] for box in column) + _GAP_X for column in columns)
+    if wide > _TOO_WIDE * _SHAPE * tallest:
+        columns = _filled([[box for group in groups for box in group]], sizes, tallest)
+    return columns
+
+
+def _filled(
+    groups: Iterable[Iterable[str]], sizes: Mapping[str, Size], tallest: int
+) -> list[list[str]]:
     columns: list[list[str]] = []
-    for depth in sorted(set(level.values())):
+    for group in groups:
         columns.append([])
         used = 0
-        here = (b for b in sizes if level[b] == depth)
-        for box in sorted(here, key=lambda b: (sizes[b][1], b)):
+        for box in group:
             height = sizes[box][1] + _GAP_Y
             if columns[-1] and used + height > tallest:
                 columns.append([])

@@ -131,6 +131,17 @@ def test_every_node_has_a_place_of_its_own_whatever_the_graph(raw: list[tuple[in
     assert len(set(found.values())) == len(ids)
 
 
+@pytest.mark.parametrize(("ends", "boxes"), [(41, 41), (500, 40), (500, 1), (60, 60)])
+def test_a_long_chain_becomes_no_long_line(ends: int, boxes: int) -> None:
+    """Where everybody calls the next one there are as many levels as ends."""
+    nodes = [Node(f"n{i:03}", f"box{i % boxes}" if boxes < ends else "") for i in range(ends)]
+    found = positions(nodes, [(f"n{i:03}", f"n{i + 1:03}") for i in range(ends - 1)])
+    xs, ys = zip(*found.values(), strict=True)
+    wide, tall = max(xs) - min(xs) + 215, max(ys) - min(ys) + 78
+    assert 0.5 < wide / tall < 5
+    assert len(set(found.values())) == ends
+
+
 def test_levels_go_from_the_front_door_to_the_database() -> None:
     found = levels(
         ["db", "api", "web"], [("web", "api"), ("api", "db"), ("web", "db"), ("db", "web")]
