@@ -94,11 +94,19 @@ class GrpcSender:
             )
         except grpc.aio.AioRpcError as e:
             code = e.code()
+            if code is grpc.StatusCode.UNAVAILABLE and self._reads_files:
+                # A channel never looks at its files again, and what it has may be what is refused.
+                await self.close()
             raise SendFailed(
                 code.name,
                 transient=code in _TRANSIENT,
                 timed_out=code is grpc.StatusCode.DEADLINE_EXCEEDED,
             ) from e
+
+    @property
+    def _reads_files(self) -> bool:
+        config = self._config
+        return bool(config.ca_path or config.client_cert_path)
 
     async def _connected(self) -> grpc.aio.Channel:
         if self._channel is None:

@@ -41,11 +41,16 @@ class Collector(service.TraceServiceServicer):
 
 
 @asynccontextmanager
-async def collecting() -> AsyncIterator[tuple[Collector, str]]:
+async def collecting(
+    credentials: grpc.ServerCredentials | None = None,
+) -> AsyncIterator[tuple[Collector, str]]:
     collector = Collector()
     server = grpc.aio.server()
     service.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
         yield collector, f"127.0.0.1:{port}"

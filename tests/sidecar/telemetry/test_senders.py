@@ -7,14 +7,15 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 
 from certs.trust.contexts import TlsMaterial
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
-from sidecar.telemetry.senders import HttpSender, SendFailed
-from tests.certs.forge import Forge
-from tests.sidecar.telemetry.collectors import black_hole, nobody
+from sidecar.telemetry.senders import GrpcSender, HttpSender, SendFailed
+from tests.certs.forge import Forge, Pair
+from tests.sidecar.telemetry.collectors import black_hole, collecting, nobody
 from tests.sidecar.telemetry.records import denied, outbound
 from tests.traces.process import StoreProcess
 from tests.traces.spans import payload_of
@@ -104,6 +105,38 @@ async def test_https_is_verified_by_the_roots_given_and_shows_the_clients_certif
                 with pytest.raises(SendFailed):
                     await sender.send(b"x")
             await sender.close()
+
+
+async def test_renewed_files_count_at_the_next_attempt_over_grpc_too(tmp_path: Path) -> None:
+    forge, other = Forge(), Forge(name="another root")
+    server = forge.leaf("spiffe://cluster.local/ns/o/sa/otel", ips=["127.0.0.1"])
+    credentials = grpc.ssl_server_credentials(
+        [(server.key_pem, server.chain_pem)], forge.root_pem, require_client_auth=True
+    )
+
+    def renew(client: Pair) -> None:
+        (tmp_path / "key").write_bytes(client.key_pem)
+        (tmp_path / "cert").write_bytes(client.chain_pem)
+
+    (tmp_path / "root").write_bytes(forge.root_pem)
+    renew(other.leaf())  # as good as one that has expired
+    async with collecting(credentials) as (collector, where):
+        sender = GrpcSender(
+            TelemetryConfig(
+                endpoint=where,
+                timeout_s=3.0,
+                ca_path=str(tmp_path / "root"),
+                client_cert_path=str(tmp_path / "cert"),
+                client_key_path=str(tmp_path / "key"),
+            )
+        )
+        with pytest.raises(SendFailed) as failed:
+            await sender.send(payload_of(outbound()))
+        assert failed.value.transient
+        renew(forge.leaf())
+        await sender.send(payload_of(outbound()))
+        assert len(collector.spans) == 1
+        await sender.close()
 
 
 @pytest.mark.parametrize(
