@@ -6,6 +6,7 @@
 #   make bench-registry  the registry with 10,000 pods, 1,000 Services, 500 sidecars and churn
 #   make threats  each row of the threat model with its tests
 #   make fuzz     whatever parses, judges or keeps state, under Hypothesis for ten minutes
+#   make fuzz-native  the parsers under Atheris, where it has a build for this Python
 #   make soak     what takes minutes: long rotations and outages under load
 #   make node-images  the image by buildah, as the Dockerfile says, and those of a real node's pods
 #   make node     the suite of a real node: kubelet, containerd, CNI (KUBEBUILDER_ASSETS names the programs)
@@ -21,7 +22,7 @@ READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 SOURCES := kit certs proto policy registry sidecar injector traces cni local cli
 
-.PHONY: demo test check bench bench-registry fuzz soak node node-images cluster gen docs render image-dry threats lock clean
+.PHONY: demo test check bench bench-registry fuzz fuzz-native soak node node-images cluster gen docs render image-dry threats lock clean
 
 $(READY): requirements/dev.lock pyproject.toml scripts/venv.sh
 	@sh scripts/venv.sh .venv requirements/dev.lock
@@ -64,6 +65,16 @@ bench: $(BENCH_READY)
 fuzz: $(READY)
 	$(PY) -m scripts.fuzz $(ARGS)
 
+FUZZ_READY := .fuzz/.ready
+
+$(FUZZ_READY): requirements/fuzz.lock $(READY)
+	@rm -rf .fuzz/lib && mkdir -p .fuzz
+	@.venv/bin/uv pip install --quiet --python $(PY) --target .fuzz/lib --require-hashes --only-binary :all: -r requirements/fuzz.lock || echo "no build of Atheris for this Python"
+	@touch $@
+
+fuzz-native: $(FUZZ_READY)
+	PYTHONPATH=.fuzz/lib $(PY) -m scripts.fuzz_native $(ARGS)
+
 soak: $(READY)
 	$(PY) -m pytest -m soak $(ARGS)
 
@@ -103,7 +114,8 @@ lock: $(READY)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -c requirements/dev.lock pyproject.toml -o requirements/sidecar.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra control -c requirements/dev.lock pyproject.toml -o requirements/image.lock
 	.venv/bin/uv pip compile --quiet --python-version 3.13 --no-deps --generate-hashes --no-header --no-emit-index-url --no-emit-find-links requirements/helm.in -o requirements/helm.lock
+	.venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links requirements/fuzz.in -o requirements/fuzz.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra bench -c requirements/dev.lock pyproject.toml -o requirements/bench.lock
 
 clean:
-	rm -rf .venv .venv-bench .helm .image .node-images .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-bench .helm .image .fuzz .node-images .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -203,6 +203,9 @@ def _read_names(
             ips.add(canonical_ip(name.value))
         elif not isinstance(name, x509.DNSName):
             raise SvidRefused("san_kind", type(name).__name__)
+        elif not (name.value.isascii() and name.value.isprintable()):
+            # Nobody here goes by it; but whoever reads C strings reads another name than we do.
+            raise SvidRefused("san_kind", "a DNS name with a byte that no name has")
     if len(uris) != 1:
         reason = "identity_ambiguous" if uris else "identity_missing"
         raise SvidRefused(reason, f"{len(uris)} URI names")

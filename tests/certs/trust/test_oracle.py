@@ -138,6 +138,15 @@ def test_a_leaf_with_a_spoilt_byte_is_believed_only_if_both_read_the_same(
         assert mine == theirs(der)
 
 
+@pytest.mark.attack_row(14)
+@pytest.mark.parametrize("byte", [b"\0", b"\n", b"\x7f"])
+def test_a_dns_name_beside_a_good_identity_has_no_byte_that_no_name_has(byte: bytes) -> None:
+    der = GOOD.replace(b"api.shop.svc", b"api.sho" + byte + b".svc")
+    assert der != GOOD
+    assert isinstance(as_opinion(ours(GOOD)), Opinion)
+    assert not isinstance(as_opinion(ours(der)), Opinion)
+
+
 @given(st.data())
 def test_a_leaf_with_a_piece_cut_out_or_doubled_is_believed_only_if_both_read_the_same(
     data: st.DataObject,
