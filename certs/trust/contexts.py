@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from certs.trust.lean import send_own_chain_only
+
 MAX_CHAIN = 4
 """The leaf and at most three intermediates."""
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
@@ -83,6 +85,7 @@ class TlsMaterial:
             _load_chain(context, self.chain_pem, self.key_pem)
         except (ValueError, ssl.SSLError) as e:
             raise MaterialRefused(f"{type(e).__name__}: {e}") from e
+        send_own_chain_only(context)
         return context
 
 

@@ -50,6 +50,8 @@ _SETTLE_POLL_S: Final = 0.05
 class InboundTunnel:
     """Minds a peer's tunnel: waits for OPEN, and gives the tunnel to one link after the other."""
 
+    __slots__ = ("_kept", "_tunnel", "plane", "to")
+
     def __init__(
         self,
         plane: Plane,

@@ -7,6 +7,7 @@ one buffer of a link waits in memory.
 
 import contextlib
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -20,6 +21,8 @@ from sidecar.wire.opening import APP_RESET, RESETS, decode_code, encode_code
 _BUFFER: Final = bytearray(256 * 1024)
 _VIEW: Final = memoryview(_BUFFER)
 _PAYLOAD: Final = _VIEW[HEADER:]
+_put_head: Final = struct.Struct("!I").pack_into
+_DATA: Final = DATA << 24
 FIRST_READ: Final = 32768 - HEADER
 MAX_READ: Final = 262144 - HEADER
 """Header and payload fill whole TLS records: anything else leaves a record of a few bytes each time."""
@@ -94,10 +97,7 @@ class TunnelSplice:
             return self._near_reset()
         if not size:
             return self._near_finished()
-        _BUFFER[0] = DATA
-        _BUFFER[1] = size >> 16
-        _BUFFER[2] = size >> 8 & 0xFF
-        _BUFFER[3] = size & 0xFF
+        _put_head(_BUFFER, 0, _DATA | size)
         self.from_near += size
         if size < self._read_size:
             if self._poller.hung_up:

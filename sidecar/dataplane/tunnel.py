@@ -11,28 +11,47 @@ between two events.
 import contextlib
 import socket
 import ssl
+import struct
+import sys
 from typing import Final, Protocol
 
 from certs.trust.facts import LeafFacts
+from certs.trust.lean import forget_handshake
 from sidecar.dataplane.poller import Poller
 from sidecar.errors import PeerLost, ProtocolViolation, SidecarError
 from sidecar.sockets import is_unanswered, reset_on_close
-from sidecar.wire.frames import GOAWAY, PING, PING_FRAME, PONG, PONG_FRAME, FrameReader, encode
+from sidecar.wire.frames import (
+    DATA,
+    GOAWAY,
+    HEADER,
+    PING,
+    PING_FRAME,
+    PONG,
+    PONG_FRAME,
+    FrameReader,
+    encode,
+)
 from sidecar.wire.session import Phase, Role, Session
 
 RECORD: Final = 16384
-FIRST_CHUNK: Final = 2 * RECORD
-MAX_CHUNK: Final = 16 * RECORD
+_SEALED: Final = RECORD + 22
+"""What a full record takes on the wire: its header, content type and tag (RFC 8446, section 5.2)."""
+FIRST_CHUNK: Final = 2 * _SEALED
+MAX_CHUNK: Final = 16 * _SEALED
 """Bytes asked of one receive: grows to this while a tunnel fills them, because the BIO of a tunnel
-keeps the size it once had."""
+keeps the size it once had. Just what a peer's largest write takes, so that one receive brings whole
+records, and one frame."""
 MAX_OWED: Final = 1 << 20
 """Encrypted bytes that may wait in the BIO behind a write that the kernel did not take whole. One
 chunk of a link is a quarter of it; more piles up only if the peer asks for answers (KeyUpdate) and
 does not read them."""
 
 _received = memoryview(bytearray(MAX_CHUNK))
-_plain = memoryview(bytearray(MAX_CHUNK))
-_PLAIN_FULL: Final = MAX_CHUNK - RECORD
+_plain = memoryview(bytearray(16 * RECORD))
+_PLAIN_FULL: Final = 15 * RECORD
+_head: Final = struct.Struct("!I").unpack_from
+_WHOLE: Final = (DATA << 24) - HEADER
+"""Plus a size: the header of a DATA frame that fills so many bytes."""
 
 
 class TunnelUser(Protocol):
@@ -114,7 +133,9 @@ class Tunnel:
         expires_at: float,
     ) -> None:
         self._poller, self._sock, self._fd = poller, sock, sock.fileno()
-        self._ssl, self._incoming, self._outgoing = tls, incoming, outgoing
+        # The inner object: SSLObject would be one more Python call for each read and write.
+        self._ssl = tls._sslobj  # type: ignore[attr-defined]
+        self._incoming, self._outgoing = incoming, outgoing
         self._reader = FrameReader()
         self._backlog: memoryview | None = None
         """What the kernel did not take; more waits encrypted in the BIO."""
@@ -124,9 +145,9 @@ class Tunnel:
         self.session = Session(role)
         self.peer = peer
         """Who is at the other end: the facts of its checked leaf."""
-        self.peer_name = str(peer.identity)
+        self.peer_name = sys.intern(str(peer.identity))  # one text for all tunnels of a peer
         self.peer_ip, self.peer_port = peer_address
-        self.cipher = (tls.cipher() or ("",))[0]
+        self.cipher = sys.intern((tls.cipher() or ("",))[0])
         self.direct = self.peer_ip in peer.ips
         """Nothing between the two pods rewrote the address."""
         self.expires_at = expires_at
@@ -146,6 +167,7 @@ class Tunnel:
         """Begin to read; what the handshake left in the BIO is delivered at once."""
         self._poller.add_reader(self._fd, self._readable)
         self._drain()
+        forget_handshake(self._ssl)
 
     def look(self) -> None:
         """Called every few seconds: end it if the peer is gone and data is under way to it."""
@@ -259,20 +281,28 @@ class Tunnel:
 
     def _drain(self) -> None:
         """Decrypt all that has come and pass it on. Data left in the BIO raises no event."""
-        incoming, read = self._incoming, self._ssl.read
+        incoming, read, reader = self._incoming, self._ssl.read, self._reader
         try:
             while incoming.pending and not self._paused:
-                size, got = 0, 1
+                size, got, room = 0, 1, _plain
                 try:
-                    while incoming.pending and size <= _PLAIN_FULL:
-                        got = read(RECORD, _plain[size:])  # type: ignore[assignment]
-                        if not got:
-                            break
+                    while got := read(RECORD, room):
                         size += got
+                        if size > _PLAIN_FULL or not incoming.pending:
+                            break
+                        room = _plain[size:]
                 except ssl.SSLWantReadError:
                     pass
-                if size:
-                    self._reader.feed(_plain[:size], self)
+                if (
+                    size > HEADER
+                    and _head(_plain)[0] == _WHOLE + size
+                    and not reader.left
+                    and not reader.partial
+                    and self.session.data_allowed
+                ):
+                    self.user.tunnel_data(_plain[HEADER:size])  # one whole DATA frame, as mostly
+                elif size:
+                    reader.feed(_plain[:size], self)
                 if self.closed:
                     return None
                 if not got:
@@ -338,7 +368,7 @@ class Tunnel:
         self.closed = True
         if self._backlog is None and not self._outgoing.pending:
             with contextlib.suppress(OSError):  # SSLWantReadError: said, and not answered yet
-                self._ssl.unwrap()
+                self._ssl.shutdown()
             with contextlib.suppress(OSError):
                 self._sock.send(self._outgoing.read())
         self._poller.forget(self._fd)

@@ -78,41 +78,41 @@ class FrameReader:
     that it must not be fed again.
     """
 
-    __slots__ = ("_kind", "_left", "_partial")
+    __slots__ = ("_kind", "left", "partial")
 
     def __init__(self) -> None:
         self._kind = 0
-        self._left = 0
+        self.left = 0
         """Payload bytes still to come of the frame in progress; 0 between frames."""
-        self._partial = b""
+        self.partial = b""
         """A cut header between frames, or what has come of a control payload."""
 
     @property
     def between_frames(self) -> bool:
-        return not self._left and not self._partial
+        return not self.left and not self.partial
 
     def feed(self, view: memoryview, sink: FrameSink) -> None:
         at, end = 0, len(view)
         while at < end:
-            if self._left:
-                stop = min(at + self._left, end)
-                self._left -= stop - at
+            if self.left:
+                stop = min(at + self.left, end)
+                self.left -= stop - at
                 if self._kind == DATA:
                     sink.data(view[at:stop])
                 else:
-                    self._partial += view[at:stop]
-                    if not self._left:
-                        payload, self._partial = self._partial, b""
+                    self.partial += view[at:stop]
+                    if not self.left:
+                        payload, self.partial = self.partial, b""
                         sink.control(self._kind, payload)
                 at = stop
                 continue
-            if self._partial or end - at < HEADER:
-                take = min(HEADER - len(self._partial), end - at)
-                self._partial += view[at : at + take]
+            if self.partial or end - at < HEADER:
+                take = min(HEADER - len(self.partial), end - at)
+                self.partial += view[at : at + take]
                 at += take
-                if len(self._partial) < HEADER:
+                if len(self.partial) < HEADER:
                     return
-                head, self._partial = self._partial, b""
+                head, self.partial = self.partial, b""
                 kind, size = head[0], head[1] << 16 | head[2] << 8 | head[3]
             else:
                 kind = view[at]
@@ -126,6 +126,6 @@ class FrameReader:
                     else f"{KIND_NAMES[kind]} of {size} bytes"
                 )
             if size:
-                self._kind, self._left = kind, size
+                self._kind, self.left = kind, size
             elif kind != DATA:
                 sink.control(kind, b"")
