@@ -5,6 +5,7 @@
 - `svid`: decides whether a leaf is lawful; the only maker of `LeafFacts`.
 - `bundle`: the roots we trust.
 - `contexts`: TLS contexts from key, chain and bundle.
+- `lean`: lets OpenSSL keep less than Python's `ssl` lets it; a saving, never a defence.
 
-The data plane may import `identity`, `facts` and `contexts`, which never import `cryptography`.
+The data plane may import `identity`, `facts`, `contexts` and `lean`, which never import `cryptography`.
 """
