@@ -12,10 +12,16 @@ from tests.kubernetes.node.images import ALL
 VARIABLE = "PODLINK_NODE_IMAGES"
 
 
+_ORDER = ("test_plan", "test_links", "test_cni", "test_life")
+"""One installation serves all: the last file takes it away."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.parent == here and "node" in getattr(item, "fixturenames", ()):
+    places = [n for n, item in enumerate(items) if item.path.parent == Path(__file__).parent]
+    ours = sorted((items[n] for n in places), key=lambda item: _ORDER.index(item.path.stem))
+    for place, item in zip(places, ours, strict=True):
+        items[place] = item
+        if "node" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(600))
 
 
