@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certs.authority import issue
 from certs.authority.issue import (
     BACKDATE,
     MAX_NAMES,
@@ -53,6 +54,41 @@ def test_a_leaf_says_what_was_ordered(authority: Authority, key: ec.EllipticCurv
     assert usage.value.digital_signature
     assert not usage.value.key_encipherment
     assert len(der) < 1000
+
+
+def _other(order: Order, key: ec.EllipticCurvePublicKey, wrong: str) -> tuple[Order, object]:
+    """What a fault between order and signature might make of them."""
+    changes = {
+        "identity": {"identity": WorkloadIdentity("cluster.local", "shop", "admin")},
+        "trust domain": {"identity": WorkloadIdentity("elsewhere.example", "shop", "api")},
+        "address": {"ips": frozenset({"10.0.0.7", "10.0.0.8"})},
+        "name": {"dns_names": ("podlink-ca.podlink-system.svc",)},
+    }
+    if wrong == "key":
+        return order, ec.generate_private_key(ec.SECP256R1()).public_key()
+    return dataclasses.replace(order, **changes[wrong]), key  # type: ignore[arg-type]
+
+
+@pytest.mark.attack_row(26)
+@pytest.mark.parametrize("wrong", ["identity", "trust domain", "address", "name", "key", "issuer"])
+def test_a_leaf_that_came_out_other_than_ordered_is_never_handed_out(
+    authority: Authority,
+    key: ec.EllipticCurvePublicKey,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+) -> None:
+    """Nothing a caller says gets so far; this is the look at what was signed, before it leaves."""
+    order = Order(WHO, frozenset({"10.0.0.7"}), (), HOUR)
+    if wrong == "issuer":
+        stranger = load_authority(create_root("cluster.local", NOW), "cluster.local", 1, NOW)
+        authority = dataclasses.replace(authority, issuer=stranger.issuer)
+    else:
+        made = issue._template
+        monkeypatch.setattr(
+            issue, "_template", lambda o, k, *rest: made(*_other(o, k, wrong), *rest)
+        )
+    with pytest.raises(CertificateUnsound):
+        authority.issue(order, key, NOW)
 
 
 def test_no_two_leaves_share_a_serial(authority: Authority, key: ec.EllipticCurvePublicKey) -> None:

@@ -1,7 +1,9 @@
 """Position C: what a caller of the CA's port may try, each with a positive control beside it."""
 
 import asyncio
+import gzip
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
+from certs import records
 from certs.server.limits import InFlight, Limits, TokenBuckets
 from certs.server.pods import PodSeen, check_source
 from certs.server.refusals import RETRY_AFTER, CallerForbidden
+from certs.trust.bans import Ban, Bans
 from certs.trust.svid import check_leaf
 from kit.clock import monotonic, utcnow
 from tests.certs.running_ca import RunningCa, running_ca
@@ -239,3 +243,35 @@ async def test_a_serial_tells_its_pod_and_a_leaf_passes_the_validator(ca: Runnin
         (await ca.sign(token)).chain_der[0], trust_domain="cluster.local", now=utcnow()
     )
     assert again.serial != facts.serial
+
+
+@pytest.mark.attack_row(45)
+async def test_a_ban_that_comes_while_the_api_server_is_asked_still_counts(ca: RunningCa) -> None:
+    token = ca.fake.add_pod()
+    assert (await ca.sign(token)).chain_der, "the positive control"
+    identity = ca.issued[0].identity
+
+    def banned_meanwhile(_method: str, path: str) -> None:
+        if "/pods/" in path:
+            ca.server.feed.ban(Bans.of([Ban("identity", identity)]))
+
+    ca.fake.before = banned_meanwhile
+    assert_opaque(await ca.refusal(token), Code.PERMISSION_DENIED)
+    assert ca.refused[-1].reason == "banned" and len(ca.issued) == 1
+
+
+@pytest.mark.attack_row(31)
+def test_a_stored_book_is_read_no_further_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes of gzip may hold gigabytes."""
+    bomb, most = gzip.compress(b"\n" * (4 << 20)), 1 << 16
+    monkeypatch.setattr(records, "_MAX_BOOK_BYTES", most)
+    with pytest.raises(records.BookMalformed, match="more than 65536 bytes"):
+        records.from_bytes(bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(records.BookMalformed):
+            records.from_bytes(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert records.from_bytes(gzip.compress(b"")) == []
