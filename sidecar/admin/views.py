@@ -234,6 +234,7 @@ def _merged_endpoints(parts: Sequence[Json]) -> Json:
         "pods": list(pods.values()),
         "external": sorted(external),
         "gone": list(gone.values()),
+        "ejected": [one for part in parts for one in _list(part["ejected"])],
     }
 
 

@@ -56,7 +56,9 @@ def test_a_leaf_says_what_was_ordered(authority: Authority, key: ec.EllipticCurv
     assert len(der) < 1000
 
 
-def _other(order: Order, key: ec.EllipticCurvePublicKey, wrong: str) -> tuple[Order, object]:
+def _other(
+    order: Order, key: ec.EllipticCurvePublicKey, wrong: str
+) -> tuple[Order, ec.EllipticCurvePublicKey]:
     """What a fault between order and signature might make of them."""
     changes = {
         "identity": {"identity": WorkloadIdentity("cluster.local", "shop", "admin")},

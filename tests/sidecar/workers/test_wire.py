@@ -148,10 +148,13 @@ def test_pages_of_workers_become_one() -> None:
             "pods": [],
             "external": ["1.1.1.1"],
             "gone": [],
+            "ejected": ejected,
         }
-        for each in (endpoint, twin)
+        for each, ejected in ((endpoint, []), (twin, [{"ip": "10.0.0.7", "port": 80}]))
     ]
     merged = merge("endpoints", parts)
+    assert merged.keys() == parts[0].keys(), "no part of the page is lost"
+    assert merged["ejected"] == [{"ip": "10.0.0.7", "port": 80}]
     assert merged["external"] == ["1.1.1.1"]
     assert merged["services"] == [
         {
