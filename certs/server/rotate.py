@@ -9,6 +9,7 @@ import asyncio
 import datetime as dt
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -37,9 +38,13 @@ from certs.server.keeper import KeyKeeper, prove
 from certs.server.ledger import Ledger
 from certs.server.publish import BundlePublisher
 from kit.backoff import Backoff
-from kit.clock import Clock
+from kit.clock import Clock, monotonic
 from kit.kube import Kube, KubeError
 
+_ASKED_AT_ONCE = 200
+"""Pods that one look asks the API server for."""
+_TICKS_APART = 10
+"""Looks between two questions for the same pod."""
 _log = logging.getLogger(__name__)
 Told = Callable[[str, str, str], None]
 """Phase, who asked, and what was said: a step of a rotation, for the traces."""
@@ -72,6 +77,8 @@ class Rotator:
         self._import_secret, self._tick_s = import_secret, tick_s
         self._maps = f"/api/v1/namespaces/{namespace}/configmaps"
         self._gone: set[str] = set()
+        self._asked_at: dict[str, float] = {}
+        """By pod UID, monotonic: when the API server last said that it is still there."""
 
     async def run(self) -> None:
         """Look every `tick_s` until cancelled."""
@@ -160,6 +167,7 @@ class Rotator:
         now, rotation = self._clock(), keyring.rotation
         if rotation is None:
             self._gone.clear()
+            self._asked_at.clear()
             return Seen(now)
         leaves = self.living_leaves()
         lagging = [e for e in leaves.values() if e.acked < keyring.generation]
@@ -184,8 +192,16 @@ class Rotator:
 
     async def _still_there(self, lagging: list[Entry]) -> tuple[str, ...]:
         """Those whose pod exists: a pod that is gone will never acknowledge anything."""
-        found = []
-        for entry in lagging[:200]:  # the rest is looked at when these are done with
+        found, asked, now = [], 0, monotonic()
+        for entry in lagging:
+            # A node that is away with its pods may keep hundreds lagging for hours: neither all of
+            # them at each look, nor the same ones only.
+            again = self._asked_at.get(entry.pod_uid, -math.inf) + _TICKS_APART * self._tick_s
+            if asked == _ASKED_AT_ONCE or now < again:
+                found.append(entry.pod)
+                continue
+            asked += 1
+            self._asked_at[entry.pod_uid] = now
             namespace, _, name = entry.pod.partition("/")
             try:
                 pod = await self._kube.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
@@ -200,7 +216,7 @@ class Rotator:
                 self._ledger.forget(entry.pod_uid)
             else:
                 found.append(entry.pod)
-        return (*found, *(entry.pod for entry in lagging[200:]))
+        return tuple(found)
 
     def _roots_of(self, files: KeyFiles) -> set[bytes]:
         return set(roots_of(files, self._trust_domain))

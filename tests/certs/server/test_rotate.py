@@ -381,3 +381,29 @@ async def test_what_no_ca_would_use_is_never_stored(tmp_path: Path) -> None:
         with pytest.raises(AuthorityRefused, match="roots differ"):
             await keeper.replace(strange, keeper.keyring)
         assert fake.objects[SECRET]["data"] == stored
+
+
+@pytest.mark.fault_row("rotation-laggard")
+async def test_pods_that_lag_for_long_are_not_asked_for_at_every_look(tmp_path: Path) -> None:
+    """A node that is away keeps its pods lagging for hours, and the API server has other work."""
+    fake = FakeKube()
+    async with running_ca(tmp_path, fake, tick_s=0.02) as ca:
+        for number in range(3):
+            await ca.sign(fake.add_pod(name=f"away-{number}"))
+        await answered(fake, give(fake, "start", automatic=True))
+        await until(lambda: len(status(fake).get("waits", [{}])[0].get("names", ())) == 3)
+        fake.seen.clear()
+        looks, step = 0, ca.server.rotator.step
+
+        async def counted() -> None:
+            nonlocal looks
+            looks += 1
+            await step()
+
+        ca.server.rotator.step = counted  # type: ignore[method-assign]
+        await until(lambda: looks >= 20)
+        asked = sum(method == "GET" and "/pods/away-" in path for method, path in fake.seen)
+        assert 0 < asked <= 3 * (looks // 5)
+        # One that has gone meanwhile is noticed all the same.
+        fake.pods.clear()
+        await until(lambda: phase(ca) is not Phase.PUBLISHING)
