@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,11 @@ async def test_under_a_real_limit_links_are_shed_and_the_process_lives(
         at_rest = (await resting.state())["used"]
     limit = int((at_rest + ROOM) / 0.85)
     pair = start_pair(await serve(_patient))
-    async with far_process(forge, PODLINK_MODE="localhost", PODLINK_MEMORY_LIMIT=str(limit)) as far:
-        undo = hard_limit(far.process.pid, limit)
+    async with (
+        AsyncExitStack() as after,
+        far_process(forge, PODLINK_MODE="localhost", PODLINK_MEMORY_LIMIT=str(limit)) as far,
+    ):
+        after.callback(hard_limit(far.process.pid, limit))  # once the process has ended
         pair.near.plane.tunnel_port = far.port
         opened: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         refused = 0
@@ -138,5 +141,4 @@ async def test_under_a_real_limit_links_are_shed_and_the_process_lives(
                 assert isinstance(link, OutboundLink)
                 link.cut(4, "drain")
             pair.near.plane.pool.drop_all()
-    undo()
     assert far.process.returncode == 0
