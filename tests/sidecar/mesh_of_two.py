@@ -41,6 +41,16 @@ class Two:
     clients: list[CaClient]
     upstream: tuple[str, int]
     records: list[LinkRecord] = field(default_factory=list)
+    far_records: list[LinkRecord] = field(default_factory=list)
+
+    def why(self) -> str:
+        """What went wrong, as both sides tell it; for the message of a test that failed."""
+        near, far = (
+            Counter((r.verdict, r.reason, r.close, r.error) for r in records if r.reason)
+            for records in (self.records, self.far_records)
+        )
+        away = self.near.plane.turned_away, self.far.plane.turned_away
+        return f"near {near.most_common(5)}, far {far.most_common(5)}, turned away {away}"
 
 
 @asynccontextmanager
@@ -50,6 +60,7 @@ async def two_sidecars(ca: RunningCa) -> AsyncIterator[Two]:
     app = await asyncio.start_server(_echo, "127.0.0.1", 0)
     app_port = app.sockets[0].getsockname()[1]
     records: list[LinkRecord] = []
+    far_records: list[LinkRecord] = []
     listeners: list[Listener] = []
     async with AsyncExitStack() as stack:
         clients, carriers = [], []
@@ -58,7 +69,10 @@ async def two_sidecars(ca: RunningCa) -> AsyncIterator[Two]:
             client = ca.client(token, name)
             config = SidecarConfig.from_settings(Settings({**GOOD, "PODLINK_MODE": "localhost"}))
             carrier = Carrier(
-                loop, config, FakeDirectory(), records.append if name == "web" else _nobody
+                loop,
+                config,
+                FakeDirectory(),
+                records.append if name == "web" else far_records.append,
             )
             carrier.plane.policy, carrier.plane.unsettled = PolicySet(), False
             client.subscribe(carrier.svid_came)
@@ -84,7 +98,7 @@ async def two_sidecars(ca: RunningCa) -> AsyncIterator[Two]:
 
         listeners.append(Listener(near.plane.poller, outbound, accepted))
         try:
-            yield Two(near, far, clients, outbound.getsockname(), records)
+            yield Two(near, far, clients, outbound.getsockname(), records, far_records)
         finally:
             for listener in listeners:
                 listener.close()
@@ -137,7 +151,3 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(await reader.read())
         await writer.drain()
     writer.close()
-
-
-def _nobody(_: LinkRecord) -> None:
-    """The other side's records are not looked at."""

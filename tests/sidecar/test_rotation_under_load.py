@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,7 @@ async def rotate(ca: RunningCa, number: int, *, wait_for_clocks: bool) -> None:
 
 
 def check(two: Two, load: Load) -> None:
-    why = Counter((r.verdict, r.reason, r.close, r.error) for r in two.records if r.reason)
-    assert not load.failed, (dict(load.failed), why.most_common(5))
+    assert not load.failed, (dict(load.failed), two.why())
     assert load.done == len([r for r in two.records if r.verdict == "allowed"])
     assert all(r.security == "mtls" for r in two.records), "never plaintext"
     assert all(client.renewals >= 2 for client in two.clients), "leaves were replaced as well"
