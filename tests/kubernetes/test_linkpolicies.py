@@ -15,6 +15,9 @@ from registry.answers import Answers
 from registry.hub import Hub
 from registry.model import Model
 from registry.watch import ClusterWatch
+from tests.charts.conftest import Render
+from tests.charts.test_chart import find
+from tests.charts.test_policy_guard import SLIPS, SOUND
 from tests.kubernetes.real_api import RealApi
 
 CRD = Path(__file__).parents[2] / "charts/podlink/files/linkpolicy.crd.yaml"
@@ -92,3 +95,34 @@ async def test_the_registry_watches_and_writes_the_status(kube: Kube) -> None:
         assert model.policies.of("default", "db") is not None
     finally:
         await stop(running)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.attack_row(17)
+async def test_the_guard_refuses_an_unknown_field_that_the_schema_keeps(
+    kube: Kube, rendered: Render
+) -> None:
+    kinds = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+    guard = [find(rendered().objects, kind, "podlink-guard-policies") for kind in kinds]
+    where = ("validatingadmissionpolicies", "validatingadmissionpolicybindings")
+    paths = [f"/apis/admissionregistration.k8s.io/v1/{plural}" for plural in where]
+    try:
+        for path, one in zip(paths, guard, strict=True):
+            await kube.create(path, one)
+        async with asyncio.timeout(60):  # the API server compiles it a moment later
+            while True:
+                try:
+                    await kube.create(PATH, policy("slip", alow=[]))
+                except KubeError as e:
+                    assert "a field of spec is not known" in str(e)
+                    break
+                await kube.delete(f"{PATH}/slip")
+                await asyncio.sleep(0.2)
+        for number, spec in enumerate(SLIPS):
+            with pytest.raises(KubeError, match="is not known|Invalid"):
+                await kube.create(PATH, policy(f"slip-{number}", **spec))
+        for number, spec in enumerate(SOUND):
+            await kube.create(PATH, policy(f"sound-{number}", **spec))
+    finally:
+        for path, one in zip(paths, guard, strict=True):
+            await kube.delete(f"{path}/{one['metadata']['name']}")
