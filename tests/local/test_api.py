@@ -395,18 +395,30 @@ def test_kubectl_runs_commands_in_a_container(cluster: Cluster) -> None:
     assert "no-such-container" in other.stderr
 
 
-def test_a_command_ends_when_its_caller_goes_away(cluster: Cluster) -> None:
+def test_a_command_hears_that_its_caller_went_away_and_is_not_killed(cluster: Cluster) -> None:
+    """As containerd does it: who reads its input ends with it, who is deaf lives on."""
     cluster.apply(pod("left", sleeper()))
     cluster.wait_ready("default/left")
-    argv = ["kubectl", "--kubeconfig", str(cluster.kubeconfig), "exec", "left", "--"]
-    with subprocess.Popen([*argv, "sh", "-c", "echo up; exec sleep 4567"], stdout=-1) as caller:
+    _leave_behind(cluster, "exec sleep 4567")
+    _leave_behind(cluster, "exec cat -u -")
+    deadline = time.monotonic() + 20
+    while "cat\x00-u\x00-" in (commands := _node_commands(cluster)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "sleep\x004567" in commands
+
+
+def _leave_behind(cluster: Cluster, command: str) -> None:
+    argv = ["kubectl", "--kubeconfig", str(cluster.kubeconfig), "exec", "-i", "left", "--"]
+    script = ["sh", "-c", f"echo up; {command}"]
+    with subprocess.Popen([*argv, *script], stdin=-1, stdout=-1) as caller:
         assert caller.stdout is not None
         assert caller.stdout.readline() == b"up\n"
         caller.kill()
-    deadline = time.monotonic() + 20
-    while "sleep\x004567" in cluster.node_exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+
+
+def _node_commands(cluster: Cluster) -> str:
+    return cluster.node_exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout
 
 
 def _told(cluster: Cluster, kind: str, prefix: str) -> list[Object]:
