@@ -1,6 +1,8 @@
 """`node`: a real node with podlink's images on it; `mesh`: podlink installed there."""
 
+import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +54,14 @@ def wait_programs(node: RealNode) -> None:
             "-n", "podlink-system", "rollout", "status", f"deployment/podlink-{name}", "--timeout=180s",
             timeout=200,
         )  # fmt: skip
+    _wait_injecting(node)
+
+
+def _wait_injecting(node: RealNode) -> None:
+    """A ready injector is not yet one that kube-proxy sends to; until it is, the guard refuses pods."""
+    for _ in range(30):
+        checks = json.loads(node.podlink("check", "-o", "json", check=False))["checks"]
+        if any(each["id"] == "webhook-injects" and each["state"] == "ok" for each in checks):
+            return
+        time.sleep(1)
+    raise AssertionError(f"nothing is injected: {checks}")
