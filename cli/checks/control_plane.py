@@ -38,7 +38,11 @@ def programs(found: Installation) -> list[Outcome]:
         ready = (one.get("status") or {}).get("readyReplicas") or 0
         said = f"{ready} of {wanted} ready"
         where = f"kubectl -n {found.namespace} describe pods -l app.kubernetes.io/name={program}"
-        if ready == 0 and wanted:
+        if not wanted:
+            many = 1 if program == "podlink-traces" else 2
+            todo = f"kubectl -n {found.namespace} scale deployment {program} --replicas={many}"
+            outcomes.append(fail(id_, "scaled to 0: nobody does its work", todo))
+        elif ready == 0:
             outcomes.append(fail(id_, said, where))
         elif ready < wanted:
             outcomes.append(warn(id_, said, where))
