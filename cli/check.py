@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from cli.checks import control_plane, pre, proxies
+from cli.checks import control_plane, pre, proxies, slips
 from cli.checks.model import MARKS, Outcome, fail
 from cli.cluster import ClusterUnavailable, open_kube
 from cli.installed import find_installation
@@ -67,6 +67,7 @@ async def _installed(kube: Kube) -> list[Outcome]:
     outcomes += await control_plane.webhook(kube, found)
     outcomes += await control_plane.guard(kube)
     outcomes += await control_plane.bundles(kube, found)
+    outcomes += await slips.namespace_labels(kube)
     outcomes += await control_plane.uninjected(kube)
     outcomes += await control_plane.policies(kube)
     return outcomes

@@ -1,0 +1,89 @@
+"""`podlink check` names what the API server took though it was hardly meant."""
+
+from typing import Any, cast
+
+import pytest
+
+from cli import check
+from cli.checks import slips
+from cli.checks.model import Outcome
+from kit.kube import Kube, KubeError
+
+
+class FakeKube:
+    """Answers a path with a list of objects; any other is forbidden."""
+
+    def __init__(self, lists: dict[str, list[dict[str, Any]]]) -> None:
+        self.lists = lists
+
+    async def get(self, path: str, **_query: str) -> dict[str, Any]:
+        if path not in self.lists:
+            raise KubeError(403, "Forbidden", "no")
+        return {"items": self.lists[path]}
+
+
+def named(name: str, **metadata: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name, **metadata}}
+
+
+async def labels_of(*namespaces: dict[str, Any]) -> Outcome:
+    kube = FakeKube({"/api/v1/namespaces": list(namespaces)})
+    (one,) = await slips.namespace_labels(cast(Kube, kube))
+    return one
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("podlink.dev/inject", "enable", "podlink.dev/inject=enabled"),
+        ("podlink.dev/inject", "true", "podlink.dev/inject=enabled"),
+        ("podlink.dev/inject", "Enabled", "podlink.dev/inject=enabled"),
+        ("podlink.dev/inject", "disable", "podlink.dev/inject=disabled"),
+        ("podlink.dev/inject", "", "podlink.dev/inject=enabled or disabled"),
+        ("podlink.dev/injection", "enabled", "podlink.dev/inject=enabled"),
+        ("podlink.dev/injected", "true", "podlink.dev/inject=enabled"),
+        ("podlink.io/inject", "enabled", "podlink.dev/inject=enabled"),
+        ("inject.podlink/inject", "enabled", "podlink.dev/inject=enabled"),
+        ("config.podlink.dev/plaintext", "allow", "as an annotation"),
+    ],
+)
+async def test_a_namespaces_label_that_enrols_nobody_is_named_with_what_was_meant(
+    key: str, value: str, meant: str
+) -> None:
+    one = await labels_of(named("calm"), named("shop", labels={key: value}))
+    assert (one.id, one.state) == ("namespace-labels", "warn")
+    assert f"shop: label {key}" in one.said and f"meant {meant}?" in one.said
+    assert "calm" not in one.said and one.todo
+
+
+async def test_a_label_put_among_the_annotations_is_named() -> None:
+    one = await labels_of(named("shop", annotations={"podlink.dev/inject": "enabled"}))
+    assert one.state == "warn" and "shop: annotation podlink.dev/inject" in one.said
+
+
+async def test_labels_as_they_should_be_and_those_of_others_are_left_alone() -> None:
+    one = await labels_of(
+        named("a", labels={"podlink.dev/inject": "enabled"}),
+        named("b", labels={"podlink.dev/inject": "disabled"}),
+        named("c", labels={"app.kubernetes.io/part-of": "podlink", "team/podlink": "yes"}),
+        named("d", labels={"linkerd.io/inject": "enabled", "podlink": "x"}),
+    )
+    assert one.state == "ok", one
+
+
+async def test_many_slips_are_counted_and_the_first_named() -> None:
+    many = [named(f"n{i}", labels={"podlink.dev/inject": "yes"}) for i in range(9)]
+    one = await labels_of(*many)
+    assert "n4:" in one.said and "n5:" not in one.said and "and 4 more" in one.said
+
+
+async def test_namespaces_that_may_not_be_read_are_said_to_be_so() -> None:
+    (one,) = await slips.namespace_labels(cast(Kube, FakeKube({})))
+    assert one.state == "warn" and "may not read" in one.said
+
+
+async def test_the_command_asks_for_each() -> None:
+    one = {"metadata": {"name": "podlink-ca", "namespace": "podlink-system"}, "spec": {}}
+    kube = FakeKube({"/apis/apps/v1/deployments": [one]})
+    asked = {outcome.id for outcome in await check._installed(cast(Kube, kube))}
+    assert asked >= {"namespace-labels"}
