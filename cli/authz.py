@@ -36,6 +36,8 @@ def authz(pod: str, output: str, kubeconfig: str | None, context: str | None) ->
         return
     for line in found["notes"]:
         click.echo(printable(line))
+    if not found["meshed"]:
+        return
     print_rows(
         ("VERDICT", "WHO", "PORTS", "BECAUSE OF"),
         [(row["verdict"], row["who"], row["ports"], row["because"]) for row in found["rules"]],
@@ -58,29 +60,30 @@ async def _find(path: str, kubeconfig: str | None, context: str | None) -> dict[
     notes = []
     if page is None:
         in_force, default_known = by_api, False
-        notes.append(f"told by the API server alone: {why_not}")
-        notes.append("the mesh default is not known then; allow-meshed is assumed")
     else:
         in_force, default_known = read_in_force(page), True
-        if set(in_force.policies) != set(by_api.policies):
-            notes.append(
-                "NOT IN STEP: the sidecar holds other policies than the API server has; what it "
-                "enforces is shown. Is the registry up? has it just changed?"
-            )
+    if page is None and pod.meshed:
+        notes.append(f"told by the API server alone: {why_not}")
+        notes.append("the mesh default is not known then; allow-meshed is assumed")
+    if set(in_force.policies) != set(by_api.policies):
+        notes.append(
+            "NOT IN STEP: the sidecar holds other policies than the API server has; what it "
+            "enforces is shown. Is the registry up? has it just changed?"
+        )
     notes[:0] = [*summary(pod, in_force), *troubles(standings)]
     return {
         "pod": path,
         "meshed": pod.meshed,
         "identity": f"{pod.namespace}/{pod.service_account}",
         "mesh_default": in_force.mesh_default if default_known else _UNKNOWN,
-        "plaintext": in_force.allow_plaintext,
+        "plaintext": in_force.allow_plaintext or not pod.meshed,
         "in_step": page is None or set(in_force.policies) == set(by_api.policies),
         "notes": notes,
         "policies": [
             {"name": name, "in_force": one.state, "error": str(one.error or "")}
             for name, one in standings.items()
         ],
-        "rules": list(rows(in_force)),
+        "rules": list(rows(in_force)) if pod.meshed else [],
     }
 
 

@@ -71,7 +71,9 @@ def explain(
     context: str | None,
 ) -> None:
     """Explain what becomes of a link from SOURCE (namespace/pod) to DESTINATION: an IP, a Service
-    (name.namespace) or a pod (namespace/name). Ends with status 1 if the link would be refused."""
+    (name.namespace), a pod (namespace/name) or a name outside (two words with a final dot, as
+    example.com., else they are taken for a Service). Ends with status 1 if the link would be refused
+    or there is no such Service."""
     try:
         path = asyncio.run(_explain(source, destination, port or 0, kubeconfig, context))
     except ClusterUnavailable as e:
@@ -157,26 +159,55 @@ async def _resolve(
         found = view.find(ip)
         path.add("resolve", f"{ip} is {described(found)}")
         return ip, found, ip
-    name = text
-    for suffix in _CLUSTER_SUFFIXES:
-        name = name.removesuffix(suffix)
-    if "." not in name:
-        name = f"{name}.{near.namespace}"
+    name, within_cluster = service_name(text, near.namespace)
     try:
         await view.load(kube, name.rpartition(".")[2])
         found = view.find(name)
     except KeyMalformed:
         found = EXTERNAL
     if isinstance(found, External):
+        if within_cluster:
+            namespace = name.rpartition(".")[2]
+            path.stop(
+                "resolve", no_service(text, name, view.model.namespace(namespace) is not None)
+            )
+            return None
         path.add(
             "resolve",
-            f"{text} is no Service of the cluster; a name outside is DNS's to say",
+            f"{text} is not one of the cluster's names; whether it exists outside, DNS alone can say",
             "note",
         )
         return text, EXTERNAL, text
     path.add("resolve", f"{text} is {described(found)}")
     first = found.cluster_ips[0] if isinstance(found, Service) and found.cluster_ips else ""
     return name, found, first
+
+
+def service_name(text: str, namespace: str) -> tuple[str, bool]:
+    """A host name as "name.namespace", seen from a pod of `namespace`, and whether it can only mean a
+    Service: one word, two, or whatever ends as the cluster's names do. A final dot, as DNS has it,
+    marks a name as complete: "example.com." is no Service `example`. Pure."""
+    name = text.lower().removesuffix(".")
+    for suffix in _CLUSTER_SUFFIXES:
+        if name.endswith(suffix) and "." in (short := name.removesuffix(suffix)):
+            return short, True
+    if text.endswith("."):
+        return name, False
+    if "." not in name:
+        return f"{name}.{namespace}", True
+    return name, name.count(".") == 1
+
+
+def no_service(text: str, key: str, namespace_exists: bool) -> str:
+    """Why a name of the cluster's form leads nowhere, and what to do. Pure."""
+    name, _, namespace = key.rpartition(".")
+    if namespace_exists:
+        said = f"no Service {name} in namespace {namespace}"
+        return f"{said}; kubectl -n {namespace} get services lists them"
+    said = f"no Service {name} in namespace {namespace}, for there is no such namespace"
+    if text.lower() == key:
+        said += f"; for a name outside the cluster give it with a final dot: {text}."
+    return said
 
 
 def described(found: Found) -> str:

@@ -1,8 +1,9 @@
 """Replay, suggestion, authz and explain: what they make of the record and of what is in force."""
 
+import json
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from cli import authz, explain
 from cli.policy import policy
 from cli.policy_replay import read_traffic, replay
 from cli.policy_suggest import suggest
+from kit.kube import KubeError
 from policy.linkpolicy import LinkPolicy, parse
 from policy.replay import Seen
 from policy.rules import DENY, Policy, PolicySet, Rule, Source
@@ -20,7 +22,7 @@ from registry.facts import PodFacts, read_pod
 from sidecar.dataplane.route import Plaintext
 from sidecar.directory import EXTERNAL, Endpoint, Service, Workload
 from tests.policy.test_linkpolicy import DESIGN
-from tests.registry.objects import pod
+from tests.registry.objects import pod, service
 
 DB = {("prod", "db"): [{"app": "db"}]}
 
@@ -241,3 +243,82 @@ def test_explain_finds_the_endpoint_and_names_what_the_sidecar_holds_otherwise()
     refused = explain.Path()
     explain._way(refused, explain._route(refused, near, EXTERNAL, "192.0.2.7", 80, False, None))  # type: ignore[arg-type]
     assert refused.verdict.startswith("refused: 192.0.2.7 is outside the mesh")
+
+
+class FakeCluster:
+    """Lists of one namespace, hello; there is no other, and no sidecar can be asked."""
+
+    def __init__(self) -> None:
+        named = (pod("client", "10.0.0.1", namespace="hello", meshed=False),)
+        at = "/api/v1/namespaces/hello"
+        self.objects: dict[str, Any] = {
+            at: {"metadata": {"name": "hello"}},
+            f"{at}/pods": {"items": named},
+            f"{at}/services": {"items": [service("web", "10.96.0.1", namespace="hello")]},
+        }
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def get(self, path: str, **_: str) -> Any:
+        if path in self.objects:
+            return self.objects[path]
+        if path.startswith("/api/v1/namespaces/") and path.count("/") == 4:
+            raise KubeError(404, "NotFound", path)
+        return {"items": []}
+
+
+@pytest.fixture
+def hello(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def opened(*_: object) -> FakeCluster:
+        return FakeCluster()
+
+    monkeypatch.setattr(explain, "open_kube", opened)
+    monkeypatch.setattr(authz, "open_kube", opened)
+
+
+@pytest.mark.usefixtures("hello")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nosuch", "no Service nosuch in namespace hello; kubectl -n hello get services lists"),
+        ("nosuch.hello", "no Service nosuch in namespace hello;"),
+        ("nosuch.hello.svc", "no Service nosuch in namespace hello;"),
+        ("nosuch.hello.svc.cluster.local.", "no Service nosuch in namespace hello;"),
+        ("web.helo", "for a name outside the cluster give it with a final dot: web.helo."),
+        ("web.helo.svc.cluster.local", "no Service web in namespace helo, for there is no such"),
+    ],
+)  # fmt: skip
+def test_explain_approves_no_name_that_is_no_service(name: str, said: str) -> None:
+    done = CliRunner().invoke(explain.explain, ["hello/client", name, "80"])
+    assert done.exit_code == 1, done.output
+    assert said in done.output and "allowed" not in done.output
+
+
+@pytest.mark.usefixtures("hello")
+@pytest.mark.parametrize("name", ["www.example.com", "example.com."])
+def test_explain_leaves_a_name_outside_to_dns_and_says_that_it_is_not_the_clusters(
+    name: str,
+) -> None:
+    done = CliRunner().invoke(explain.explain, ["hello/client", name, "443"])
+    assert done.exit_code == 0, done.output
+    assert f"{name} is not one of the cluster's names" in done.output
+
+
+@pytest.mark.usefixtures("hello")
+@pytest.mark.parametrize("name", ["web", "WEB.hello", "web.hello.svc.cluster.local"])
+def test_explain_finds_a_service_by_every_form_of_its_name(name: str) -> None:
+    done = CliRunner().invoke(explain.explain, ["hello/client", name, "80"])
+    assert f"{name} is Service web.hello (10.96.0.1)" in done.output
+
+
+@pytest.mark.usefixtures("hello")
+def test_authz_prints_no_rules_for_a_pod_that_nothing_guards() -> None:
+    done = CliRunner().invoke(authz.authz, ["hello/client"])
+    [line] = done.output.splitlines()
+    assert done.exit_code == 0 and "hello/client has no sidecar" in line
+    found = json.loads(CliRunner().invoke(authz.authz, ["hello/client", "-o", "json"]).output)
+    assert found["rules"] == [] and found["plaintext"] is True
