@@ -70,4 +70,5 @@ async def _installed(kube: Kube) -> list[Outcome]:
     outcomes += await slips.namespace_labels(kube)
     outcomes += await control_plane.uninjected(kube)
     outcomes += await control_plane.policies(kube)
+    outcomes += await slips.policies(kube)
     return outcomes

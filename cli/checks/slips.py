@@ -1,12 +1,14 @@
 """What the API server took though it was hardly meant: labels of namespaces that enrol nobody, because
-they are spelt another way than podlink reads them.
+they are spelt another way than podlink reads them, and LinkPolicies about pods or namespaces that are
+not there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from difflib import get_close_matches
 
 from cli.checks.model import Outcome, ok, unreadable, warn
 from kit.kube import Kube, KubeError, Object
+from policy.linkpolicy import LinkPolicy, PolicyInvalid, parse_spec
 from sidecar import contract
 
 _SHOWN = 5
@@ -65,6 +67,77 @@ def _meant(value: str) -> str:
         return _MEANS[plain]
     close = get_close_matches(plain, ["enabled", "disabled"], n=1, cutoff=0.7)
     return close[0] if close else "enabled or disabled"
+
+
+async def policies(kube: Kube) -> Sequence[Outcome]:
+    """Every LinkPolicy selects a pod, and the namespaces that its rules name are there. One that is
+    not understood is left to `policies-accepted`."""
+    try:
+        items = (await kube.get("/apis/podlink.dev/v1alpha1/linkpolicies"))["items"]
+    except KubeError as e:
+        return [] if e.status == 404 else [unreadable("policies-apply", "the LinkPolicies", e)]
+    understood = list(_understood(items))
+    if not understood:
+        return [ok("policies-apply", "no LinkPolicy that could miss")]
+    try:
+        namespaces = (await kube.get("/api/v1/namespaces"))["items"]
+        pods = {
+            where: (await kube.get(f"/api/v1/namespaces/{where}/pods"))["items"]
+            for where in sorted({one.namespace for one in understood})
+        }
+    except KubeError as e:
+        return [unreadable("policies-apply", "the namespaces and their pods", e)]
+    there = {one["metadata"]["name"] for one in namespaces}
+    labels = {
+        where: [one["metadata"].get("labels") or {} for one in found]
+        for where, found in pods.items()
+    }
+    slips = [s for one in understood for s in policy_slips(one, labels[one.namespace], there)]
+    if slips:
+        todo = "kubectl get pods --show-labels, kubectl get namespaces; then correct the policy"
+        return [warn("policies-apply", _listed(slips), todo)]
+    said = f"{len(understood)} LinkPolicies, each about pods and namespaces that are there"
+    return [ok("policies-apply", said)]
+
+
+def policy_slips(
+    policy: LinkPolicy, pods: Sequence[Mapping[str, str]], namespaces: Set[str]
+) -> Iterator[str]:
+    """What `policy` is about in vain: `pods` are the labels of its namespace's pods, `namespaces` the
+    names of all that are there. A policy without selector is about whatever pods come. Pure."""
+    name = policy.policy.name
+    needs = policy.selector.requirements
+    if needs and not any(policy.selector.selects(labels) for labels in pods):
+        yield f"{name} selects no pod{_nearest(policy, pods)}"
+    rules = (*policy.policy.allow, *policy.policy.deny)
+    for one in sorted({s.namespace for rule in rules for s in rule.sources} - namespaces):
+        close = get_close_matches(one, sorted(namespaces), n=1)
+        meant = f"; meant {close[0]}?" if close else ""
+        yield f"{name} names namespace {one}, which does not exist{meant}"
+
+
+def _nearest(policy: LinkPolicy, pods: Sequence[Mapping[str, str]]) -> str:
+    """The first requirement that no pod meets, and the pods' own label next to it."""
+    for need in policy.selector.requirements:
+        if any(need.holds(labels) for labels in pods):
+            continue
+        if need.operator != "In":
+            return f": {need.key} {need.operator} holds for none"
+        wanted = sorted(need.values)
+        values = sorted({labels[need.key] for labels in pods if need.key in labels})
+        close = [m for one in wanted for m in get_close_matches(one, values, n=1)]
+        meant = f"; meant {need.key}={close[0]}?" if close else ""
+        return f": none has {need.key}={'|'.join(wanted)}{meant}"
+    return ": none has all of its labels"
+
+
+def _understood(items: Sequence[Object]) -> Iterator[LinkPolicy]:
+    for one in items:
+        metadata = one["metadata"]
+        try:
+            yield parse_spec(metadata["namespace"], metadata["name"], one.get("spec"))
+        except PolicyInvalid:
+            continue
 
 
 def _listed(slips: Sequence[str]) -> str:

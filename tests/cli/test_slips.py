@@ -82,8 +82,81 @@ async def test_namespaces_that_may_not_be_read_are_said_to_be_so() -> None:
     assert one.state == "warn" and "may not read" in one.said
 
 
+POLICIES = "/apis/podlink.dev/v1alpha1/linkpolicies"
+SHOP = {
+    "/api/v1/namespaces": [named("shop"), named("payments")],
+    "/api/v1/namespaces/shop/pods": [
+        named("web-1", labels={"app": "web", "tier": "front"}),
+        named("db-0", labels={"app": "db", "tier": "back"}),
+    ],
+}
+
+
+async def policies_of(*specs: Any) -> Outcome:
+    made = [
+        {"metadata": {"name": f"p{i}", "namespace": "shop"}, "spec": spec}
+        for i, spec in enumerate(specs)
+    ]
+    (one,) = await slips.policies(cast(Kube, FakeKube({**SHOP, POLICIES: made})))
+    assert one.id == "policies-apply"
+    return one
+
+
+def for_app(app: str, **more: Any) -> dict[str, Any]:
+    return {"selector": {"matchLabels": {"app": app}}, **more}
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (for_app("wbe"), "shop/p0 selects no pod: none has app=wbe; meant app=web?"),
+        (
+            {"selector": {"matchLabels": {"app": "web", "tier": "back"}}},
+            "shop/p0 selects no pod: none has all of its labels",
+        ),
+        (
+            {"selector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}},
+            "shop/p0 selects no pod: team Exists holds for none",
+        ),
+        (
+            for_app("web", allow=[{"from": [{"namespace": "paymnets"}]}]),
+            "shop/p0 names namespace paymnets, which does not exist; meant payments?",
+        ),
+        (
+            for_app("web", deny=[{"from": [{"namespace": "q", "serviceAccount": "x"}]}]),
+            "shop/p0 names namespace q, which does not exist",
+        ),
+    ],
+)
+async def test_a_policy_about_nobody_is_named_with_what_is_missing(
+    spec: dict[str, Any], said: str
+) -> None:
+    one = await policies_of(for_app("db"), for_app("db"))
+    assert one.state == "ok"
+    one = await policies_of(spec, for_app("db"))
+    assert (one.state, one.said) == ("warn", said) and one.todo
+
+
+async def test_policies_that_apply_or_are_not_understood_are_left_alone() -> None:
+    one = await policies_of(
+        {},
+        {"selector": {}, "allow": [{"from": [{"namespace": "payments"}]}]},
+        {"allow": [{"fromCIDRs": ["10.0.0.0/8"]}]},
+        {"selector": 5},
+        "nonsense",
+    )
+    assert one.state == "ok", one
+
+
+async def test_a_policy_for_every_pod_of_an_empty_namespace_is_no_slip() -> None:
+    made = [{"metadata": {"name": "p", "namespace": "new"}, "spec": {"deny": []}}]
+    lists = {**SHOP, POLICIES: made, "/api/v1/namespaces/new/pods": []}
+    (one,) = await slips.policies(cast(Kube, FakeKube(lists)))
+    assert one.state == "ok"
+
+
 async def test_the_command_asks_for_each() -> None:
     one = {"metadata": {"name": "podlink-ca", "namespace": "podlink-system"}, "spec": {}}
     kube = FakeKube({"/apis/apps/v1/deployments": [one]})
     asked = {outcome.id for outcome in await check._installed(cast(Kube, kube))}
-    assert asked >= {"namespace-labels"}
+    assert asked >= {"namespace-labels", "policies-apply"}
