@@ -32,6 +32,7 @@ def render_html(signed: Json) -> str:
     from markupsafe import Markup
 
     from traces.page.render import STATIC, render
+    from traces.shortfalls import cut_in_words, shortfalls
 
     data = json.dumps(signed, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
     return render(
@@ -41,6 +42,8 @@ def render_html(signed: Json) -> str:
             "body": signed["report"],
             "record": signed["report"]["record"],
             "cluster": signed["report"].get("cluster"),
+            "shortfalls": shortfalls(signed["report"]),
+            "cut": cut_in_words(signed["report"]["record"]["chains"]),
             "style": Markup((STATIC / "page.css").read_text()),  # noqa: S704 - a file of ours
             "data": Markup(data),  # noqa: S704 - JSON without a single `<`
         },
@@ -102,20 +105,28 @@ async def _make(since: str, kubeconfig: str | None, context: str | None) -> Json
 
 
 def summary(body: Json) -> list[str]:
-    """The report in a few lines."""
+    """The report in a few lines: what it does not cover or prove first."""
+    from traces.shortfalls import counted, cut_in_words, shortfalls
+
     record, cluster = body["record"], body.get("cluster") or {}
     c, chains = record["coverage"], record["chains"]
     losses = {name: n for name, n in chains["losses"].items() if isinstance(n, int)}
+    judged = chains["judged"]
+    proven = f", {judged['proven']} proven, {judged['unproven']} unproven" if judged else ""
+    cut = cut_in_words(chains)
     percent = "nothing to cover" if c["links_percent"] is None else f"{c['links_percent']} %"
     return [
         f"{body['from']} to {body['to']}",
-        f"  mutual TLS        {percent} of {c['mtls_links'] + c['plaintext_links']} links",
+        *(f"‼ {one}" for one in shortfalls(body)),
+        f"  mutual TLS        {percent} of {counted(c['mtls_links'] + c['plaintext_links'], 'link')}",
         f"  plaintext edges   {record['plaintext']['count']}",
-        f"  denied            {c['denied_links']} links",
-        f"  first seen        {record['first_seen']['count']} edges",
+        f"  denied            {counted(c['denied_links'], 'link')}",
+        f"  first seen        {counted(record['first_seen']['count'], 'edge')}",
         f"  without sidecar   {len(cluster.get('not_injected', ()))} pods of enrolled namespaces",
         f"  bypasses          {len(cluster.get('bypasses', ()))} annotations",
-        f"  chains            {chains['chains']}, {chains['missing']} records missing",
+        f"  chains            {chains['chains']}, {counted(chains['missing'], 'record')} missing"
+        f"{proven}",
+        *([f"                    {cut}"] if cut else []),
         f"  policy changes    {record['policy_changes']['count']}",
         f"  never sent        {sum(v for k, v in losses.items() if k.startswith('dropped'))} dropped, "
         f"{losses.get('sampled_out', 0)} sampled out",
@@ -148,6 +159,7 @@ def verify_file(
     """Check a report (.json or .html): signed by the trace store, unchanged since, and when."""
     from certs.trust.bundle import BundleRefused, TrustBundle
     from traces.report import ReportRefused, verify
+    from traces.shortfalls import shortfalls
 
     try:
         pem = (
@@ -155,7 +167,10 @@ def verify_file(
             if bundle
             else asyncio.run(_bundle(kubeconfig, context, system_namespace))
         )
-        roots = TrustBundle.from_pem(trust_domain, 0, pem)
+        try:
+            roots = TrustBundle.from_pem(trust_domain, 0, pem)
+        except BundleRefused as e:
+            raise ReportRefused(f"cannot be judged by {bundle or 'the bundle'}: {e}") from e
         raw, shown = read_report(file)
         proven = verify(raw, roots, utcnow())
         expected = f"spiffe://{trust_domain}/ns/{system_namespace}/sa/{_SIGNER}"
@@ -168,13 +183,14 @@ def verify_file(
             )
     except OSError as e:
         raise click.ClickException(f"cannot read {e.filename}: {e.strerror}") from e
-    except (ReportRefused, BundleRefused, ClusterUnavailable) as e:
+    except (ReportRefused, ClusterUnavailable) as e:
         if output == "json":
             click.echo(printable_json({"sound": False, "problem": str(e)}))
             raise click.exceptions.Exit(1) from e
         raise click.ClickException(f"{file}: {printable(e)}") from e
     if output == "json":
-        facts = {"sound": True, "signed_by": proven.identity, "serial": proven.serial}
+        facts: Json = {"sound": True, "signed_by": proven.identity, "serial": proven.serial}
+        facts["shortfalls"] = shortfalls(proven.body)
         click.echo(printable_json({**facts, "signed_at": _rfc3339(proven.at)}))
         return
     click.echo(f"✓ signed by {printable(proven.identity)} with leaf {proven.serial}")

@@ -36,6 +36,8 @@ _LISTED: Final = 2000
 """Rows of one kind; beyond it the report says how many were left out."""
 _JUDGED: Final = 20_000
 """Spans whose chains are judged by hash and signature, the newest; gaps are counted over all."""
+_AT_BEGINNING_NS: Final = 3600 * 10**9
+"""A chain that came this soon after the store's first record cannot have been forgotten between."""
 
 _COUNTS: Final = (
     "sampled_out",
@@ -162,17 +164,20 @@ def _chains(
     first, last = db.execute(f"SELECT min(id), max(id) {time}", (since_ns, until_ns)).fetchone()
     if first is None:
         none = {"chains": 0, "records": 0, "missing": 0, "gaps": [], "judged": None}
-        return {**none, "losses": _losses(db, 0, -1)}
-    gaps, chains, records, missing = [], 0, 0, 0
+        return {**none, **_heads(db, []), "losses": _losses(db, 0, -1)}
+    gaps, late, chains, records, missing = [], [], 0, 0, 0
     rows = db.execute(
-        "SELECT chains.name, count(DISTINCT sequence), min(sequence), max(sequence) FROM spans "
+        "SELECT chains.name, count(DISTINCT sequence), min(sequence), max(sequence), "
+        "spans.chain, chains.first_ns, min(spans.id) FROM spans "
         "JOIN chains ON chains.id = spans.chain "
         "WHERE spans.chain IS NOT NULL AND sequence > 0 AND spans.id BETWEEN ? AND ? "
         "GROUP BY spans.chain",
         (first, last),
     )
-    for name, have, low, high in rows:
+    for name, have, low, high, chain, first_ns, first_id in rows:
         chains, records = chains + 1, records + have
+        if low > 1:
+            late.append(_Late(name, low, chain, first_ns, first_id))
         lacking = high - low + 1 - have
         missing += lacking
         if lacking:
@@ -196,8 +201,62 @@ def _chains(
         "records": records,
         "missing": missing,
         "gaps": gaps[:_LISTED],
+        **_heads(db, late),
         "judged": judged,
         "losses": _losses(db, first, last),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """A chain of which the lowest number of this time is not 1."""
+
+    name: str
+    low: int
+    chain: int
+    first_ns: int
+    """When the store first got any record of it."""
+    first_id: int
+    """The first span of it that came in this time and is still kept."""
+
+
+def _heads(db: sqlite3.Connection, late: list[_Late]) -> Json:
+    """Records that stand before the first one held of a chain. `before` counts those that this store
+    never got: it began after them, or they were lost. `cut` counts those of chains that it had and
+    deleted by age or size, or may have: it forgets a chain of which it keeps no record. A chain that
+    has earlier records before this time began in good order for this time and is in neither."""
+    nothing_deleted = not late or db.execute("SELECT count(*) = max(id) FROM spans").fetchone()[0]
+    began_ns = views.recorded_since(db) or 0
+    before: list[Json] = []
+    cut_chains = cut_records = 0
+    for one in late:
+        (lowest,) = db.execute(
+            "SELECT min(sequence) FROM spans WHERE chain = ? AND sequence > 0", (one.chain,)
+        ).fetchone()
+        if lowest < one.low:
+            continue
+        around = dict(
+            db.execute(
+                "SELECT id, received_ns FROM spans WHERE id BETWEEN ? - 1 AND ?",
+                (one.first_id, one.first_id),
+            ).fetchall()
+        )
+        had_earlier = one.first_ns < around[one.first_id]
+        # Numbers of spans are given without a hole, and what came together stands together.
+        deleted_before = one.first_id > 1 and one.first_id - 1 not in around
+        forgotten = not nothing_deleted and one.first_ns > began_ns + _AT_BEGINNING_NS
+        if had_earlier or deleted_before or forgotten:
+            cut_chains, cut_records = cut_chains + 1, cut_records + one.low - 1
+        else:
+            before.append({"chain": one.name, "from": one.low, "missing": one.low - 1})
+    before.sort(key=lambda row: -int(row["missing"]))
+    return {
+        "before": {
+            "chains": len(before),
+            "records": sum(int(row["missing"]) for row in before),
+            **_bounded(before),
+        },
+        "cut": {"chains": cut_chains, "records": cut_records},
     }
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import re
 import secrets
 import sqlite3
 import time
@@ -19,7 +20,7 @@ from certs.evidence.signed import WorkloadSigner
 from certs.trust.bundle import TrustBundle
 from certs.trust.contexts import TlsMaterial
 from cli.posture import bypasses, not_injected, policies_of
-from cli.report import render_html
+from cli.report import render_html, summary
 from cli.report import report as command
 from kit.clock import utcnow
 from tests.certs.evidence import test_chain
@@ -27,6 +28,7 @@ from tests.certs.forge import Forge
 from tests.traces.page import shop
 from traces.config import TracesConfig
 from traces.report import ReportRefused, record, report, sign, verify
+from traces.shortfalls import shortfalls
 from traces.writer import Writer
 
 FORGE = Forge()
@@ -279,6 +281,124 @@ def test_a_record_missing_from_a_chain_is_counted(tmp_path: Path) -> None:
     assert holed["judged"]["proven"] < 20
     assert (holed["judged"]["spans"], holed["judged"]["of_spans"]) == (24, 24)
     assert holed["losses"]["sidecars"] == 1
+
+
+def kept(path: Path, *batches: list[Json]) -> sqlite3.Connection:
+    """A store that got these, one after the other."""
+    config = TracesConfig(db_path=path / "t.db", token_path=path / "token")
+
+    async def keep() -> None:
+        writer = Writer(config)
+        writer.start()
+        for batch in batches:
+            await writer.write(as_request(batch))
+        await writer.stop()
+
+    asyncio.run(keep())
+    db = sqlite3.connect(config.db_path)
+    db.row_factory = sqlite3.Row
+    return db
+
+
+def week(db: sqlite3.Connection) -> Json:
+    now_s = int(time.time()) + 60
+    found = record(db, now_s - 7 * 86400, now_s, now_s * 10**9, test_chain.BUNDLE)
+    return report(found, None, now_s - 7 * 86400, now_s, now_s * 10**9, STORE)
+
+
+def now_told(items: list[Json]) -> list[Json]:
+    now_ns = str(time.time_ns())
+    return [{**item, "start_unix_ns": now_ns, "end_unix_ns": now_ns} for item in items]
+
+
+def test_a_store_that_lost_its_record_gives_no_clean_report(tmp_path: Path, roots: Path) -> None:
+    """Two refusals were told to a store that is gone; the one after it got the chain from 9 on."""
+    links = [item for item in test_chain.written(12, 99) if item["name"] != "chain checkpoint"]
+    with closing(kept(tmp_path, now_told(links[8:]))) as db:
+        body = week(db)
+    chains = body["record"]["chains"]
+    assert (chains["missing"], chains["before"]["records"], chains["cut"]["records"]) == (0, 8, 0)
+    assert chains["before"]["rows"][0]["from"] == 9
+    whole = signed_by(body, signer())
+    for name, text in (("r.json", json.dumps(whole)), ("r.html", render_html(whole))):
+        file = tmp_path / name
+        file.write_text(text)
+        status, said = check(file, roots)
+        lines = said.splitlines()
+        assert status == 0 and lines[2].startswith(body["from"])
+        assert re.match(r"‼ the record covers \d+ s of 7 d: it begins at 2", lines[3])
+        assert lines[4] == "‼ 4 records unproven, and none proven by a signature"
+        assert lines[5].startswith("‼ 8 records before the record begins: 1 chain had begun")
+    page = render_html(whole)
+    assert page.index("‼ the record covers") < page.index('<ul class="cards">')
+    assert "8 records before the record begins" in page
+
+
+def test_an_empty_record_says_that_it_covers_nothing(tmp_path: Path) -> None:
+    with closing(kept(tmp_path)) as db:
+        body = week(db)
+    assert summary(body)[1] == "‼ the record covers nothing of 7 d: it holds no link"
+    assert "‼ the record covers nothing of 7 d" in render_html(signed_by(body, signer()))
+
+
+def test_a_head_that_retention_cut_is_told_and_is_no_alarm(tmp_path: Path) -> None:
+    items = test_chain.written(20, 10)
+    with closing(kept(tmp_path, items[:11], items[11:])) as db:
+        db.execute("UPDATE edges SET first_ns = 1")
+        db.execute("UPDATE chains SET first_ns = first_ns - 1000000000")
+        db.execute("UPDATE spans SET received_ns = received_ns - 1000000000 WHERE id <= 11")
+        assert shortfalls(week(db)) == []
+        db.execute("DELETE FROM spans WHERE id <= 11")
+        body = week(db)
+    assert body["record"]["chains"]["before"]["records"] == 0
+    assert shortfalls(body) == []
+    told = "of 1 chain 10 earlier records are kept no more: deleted by age or size"
+    assert told in "\n".join(summary(body)) and told in render_html(signed_by(body, signer()))
+
+
+def test_a_chain_cut_inside_of_a_batch_or_forgotten_is_no_alarm(tmp_path: Path) -> None:
+    one, other = test_chain.written(6, 6), test_chain.written(8, 8)
+    with closing(kept(tmp_path, one + other, test_chain.written(6, 6)[3:])) as db:
+        db.execute("UPDATE edges SET first_ns = 1")
+        alarmed = week(db)["record"]["chains"]
+        assert (alarmed["before"]["records"], alarmed["cut"]["records"]) == (3, 0)
+        db.execute("DELETE FROM spans WHERE id BETWEEN 8 AND 10")
+        found = week(db)["record"]["chains"]
+    # The third may have been known, silent for longer than anything is kept, and forgotten.
+    assert (found["before"]["records"], found["cut"]) == (0, {"chains": 2, "records": 6})
+
+
+def test_a_chain_that_began_before_this_time_lacks_no_head(tmp_path: Path) -> None:
+    items = test_chain.written(20, 10)
+    with closing(kept(tmp_path, items[:11], items[11:])) as db:
+        db.execute("UPDATE spans SET received_ns = 1 WHERE id <= 11")
+        found = week(db)["record"]["chains"]
+    assert (found["records"], found["before"]["records"], found["cut"]["records"]) == (10, 0, 0)
+
+
+def test_a_report_of_an_older_version_is_still_summed_up(body: Json) -> None:
+    older = copy.deepcopy(body)
+    del older["record"]["chains"]["before"], older["record"]["chains"]["cut"]
+    assert summary(older)[0].startswith(body["from"])
+    assert "Chains of records" in render_html(signed_by(older, signer()))
+
+
+def test_a_count_of_one_is_one_edge(body: Json) -> None:
+    single = copy.deepcopy(body)
+    single["record"]["coverage"].update(edges=1, denied_links=1)
+    assert "links on 1 edge<" in render_html(signed_by(single, signer()))
+    assert "  denied            1 link" in summary(single)
+
+
+def test_a_bundle_that_is_none_is_named_in_one_line(body: Json, tmp_path: Path) -> None:
+    file, roots = tmp_path / "r.json", tmp_path / "hostname"
+    file.write_text(json.dumps(signed_by(body, signer())))
+    roots.write_text("laptop\n")
+    status, said = check(file, roots)
+    assert (status, said) == (
+        1,
+        f"Error: {file}: cannot be judged by {roots}: not PEM certificates\n",
+    )
 
 
 def lossy(counts: object) -> ExportTraceServiceRequest:

@@ -14,6 +14,7 @@ from kit.printable import printable
 from traces.edges import Edge, Way
 from traces.page.graph import short
 from traces.page.reasons import in_words
+from traces.shortfalls import ago, counted
 from traces.views import Bar
 
 FOLDER: Final = Path(__file__).parent
@@ -75,15 +76,6 @@ def when(unix_ns: int) -> Markup:
     return Markup('<time datetime="{}Z">{}</time>').format(
         f"{at:%Y-%m-%dT%H:%M:%S}", f"{at:%Y-%m-%d %H:%M:%S}"
     )
-
-
-def ago(seconds: float) -> str:
-    """A length of time in its largest unit: `41 min`, `3 d`."""
-    left = max(0, int(seconds))
-    for unit, length in (("d", 2 * 86400), ("h", 2 * 3600), ("min", 120)):
-        if left >= length:
-            return f"{left // (length // 2)} {unit}"
-    return f"{left} s"
 
 
 def size(count: float) -> str:
@@ -160,6 +152,7 @@ def _environment() -> jinja2.Environment:
         lines=lines,
         when=when,
         ago=ago,
+        counted=counted,
         size=size,
         grouped=grouped,
         pct=pct,
