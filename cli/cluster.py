@@ -33,11 +33,18 @@ async def open_kube(kubeconfig: str | None, context: str | None) -> Kube:
         raise ClusterUnavailable(f"{where} is not a kubeconfig: {HOW}") from e
 
 
+def unreachable(error: KubeError) -> str:
+    """What to say of a cluster that does not answer (status 0). Pure."""
+    if error.reason != "Unreachable":
+        return f"the API server gave no usable answer ({error})"
+    return f"{error}; does the cluster run, and is it the one of this kubeconfig and context?"
+
+
 def explained(error: KubeError, doing: str, takes: str) -> ClusterUnavailable:
     """`doing` is what failed ("read the ledger"), `takes` the right that it needs."""
     match error.status:
         case 0:
-            return ClusterUnavailable(f"the API server cannot be reached ({error})")
+            return ClusterUnavailable(unreachable(error))
         case 401:
             return ClusterUnavailable("the API server does not know you; renew your credentials")
         case 403:

@@ -92,7 +92,7 @@ class Forwarder:
                 request.method, self._base + raw, headers, await request.read()
             )
         except KubeError as e:
-            return web.Response(status=502, text=f"the API server cannot be reached: {e}\n")
+            return web.Response(status=502, text=f"{e}\n")
         kept = {name: said[name] for name in _TAKEN_BACK if name in said}
         return web.Response(status=status, headers=kept, body=body)
 
@@ -119,6 +119,7 @@ def dashboard(port: int, browser: bool, kubeconfig: str | None, context: str | N
 async def _serve(port: int, browser: bool, kubeconfig: str | None, context: str | None) -> None:
     client = TracesClient(kubeconfig=kubeconfig, context=context)
     try:
+        await client.links(since="60", limit="1")  # else the browser would show the refusal, raw
         async with await open_kube(kubeconfig, context) as kube:
             forwarder = Forwarder(kube, await client.token(kube), client.system_namespace)
             runner = web.AppRunner(forwarder.app(), access_log=None, shutdown_timeout=1.0)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from cli.cluster import unreachable
 from kit.kube import Kube, KubeError
 from sidecar.contract import PROXY_CONTAINER
 
@@ -133,7 +134,7 @@ async def _explained(kube: Kube, namespace: str, pod: str, error: KubeError) -> 
     if error.status == 403:
         return f"you may not exec into {namespace}/{pod}; it takes `create` on pods/exec there"
     if error.status == 0:
-        return f"the API server cannot be reached ({error})"
+        return unreachable(error)
     try:
         found = await kube.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
     except KubeError as e:

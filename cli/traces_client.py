@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from cli.cluster import ClusterUnavailable, open_kube
+from cli.cluster import ClusterUnavailable, open_kube, unreachable
 from kit.kube import Kube, KubeError
 from sidecar.contract import REVIEW_PORT, SYSTEM_NAMESPACE
 
@@ -136,7 +136,7 @@ class TracesClient:
     def _explained(self, error: KubeError) -> TracesUnavailable:
         namespace = self.system_namespace
         if error.status == 0:
-            return TracesUnavailable(f"the API server cannot be reached ({error})")
+            return TracesUnavailable(unreachable(error))
         if error.reason == "token_refused":
             return TracesUnavailable(
                 f"{SERVICE} refused the token of Secret {namespace}/{SECRET}; "

@@ -6,9 +6,12 @@ for 2,000 pods (docs/performance.md).
 """
 
 import asyncio
+import errno
 import json
+import os
 import re
 import socket
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -44,6 +47,7 @@ _EVERYWHERE = re.compile(
     r"(?P<base>/api/v1|/apis/discovery\.k8s\.io/v1|/apis/podlink\.dev/[a-z0-9]+)"
     r"/(?P<plural>pods|services|configmaps|events|endpointslices|linkpolicies)"
 )
+_UNREACHABLE = "Unreachable"
 _MAX_MESSAGE = 256  # bodies of errors may hold what the caller sent, secrets included
 
 
@@ -57,8 +61,27 @@ class KubeError(Exception):
     def __init__(
         self, status: int, reason: str, message: str, retry_after_s: float | None = None
     ) -> None:
-        super().__init__(f"{status} {reason}: {message[:_MAX_MESSAGE]}")
+        told = message[:_MAX_MESSAGE]
+        super().__init__(told if reason == _UNREACHABLE else f"{status} {reason}: {told}")
         self.status, self.reason, self.retry_after_s = status, reason, retry_after_s
+
+
+def unreachable(host: str, error: Exception) -> KubeError:
+    """`error` kept a request from the API server at `host`: which, in plain words. Pure."""
+    cause: BaseException = getattr(error, "os_error", error)
+    if isinstance(error, aiohttp.ClientConnectorDNSError | socket.gaierror):
+        why = "its name does not resolve"
+    elif isinstance(error, aiohttp.ClientConnectorCertificateError):
+        why = f"its certificate is not trusted: {error.certificate_error}"
+    elif isinstance(error, TimeoutError):
+        why = "no answer in time"
+    elif isinstance(cause, ssl.SSLError):
+        why = f"no TLS with it: {cause.reason or cause}"
+    elif isinstance(cause, OSError) and cause.errno and cause.errno in errno.errorcode:
+        why = os.strerror(cause.errno).lower()
+    else:
+        why = f"{type(error).__name__}: {error}"
+    return KubeError(0, _UNREACHABLE, f"cannot reach the API server at {host}: {why}")
 
 
 def within(
@@ -191,7 +214,7 @@ class Kube:
             ) as response:
                 return response.status, response.headers, await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as e:
-            raise KubeError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
+            raise unreachable(self._configuration.host, e) from e
 
     @asynccontextmanager
     async def websocket(
@@ -213,7 +236,7 @@ class Kube:
         except aiohttp.WSServerHandshakeError as e:
             raise KubeError(e.status, "NoUpgrade", e.message) from e
         except (aiohttp.ClientError, OSError, TimeoutError) as e:
-            raise KubeError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
+            raise unreachable(self._configuration.host, e) from e
 
     async def _call(
         self,
@@ -259,7 +282,7 @@ class Kube:
                 raise _error(response.status, await response.read(), response.headers)
             yield response
         except (aiohttp.ClientError, OSError, TimeoutError) as e:
-            raise KubeError(0, "Unreachable", f"{type(e).__name__}: {e}") from e
+            raise unreachable(self._configuration.host, e) from e
         except ValueError as e:  # no JSON, or a line longer than the client's buffer
             raise KubeError(0, "Malformed", f"{type(e).__name__}: {e}") from e
         finally:

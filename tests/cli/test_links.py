@@ -118,7 +118,23 @@ def test_an_api_server_that_is_gone_is_said_to_be(
     config.write_text(text.replace(text.split("127.0.0.1:")[1].split('"')[0], "1"))
     result = CliRunner().invoke(links, ["--kubeconfig", str(config)])
     assert result.exit_code == 1
-    assert "cannot be reached" in result.output
+    [line] = result.output.splitlines()
+    assert "cannot reach the API server at http://127.0.0.1:1: connection refused; " in line
+    assert "Connector" not in line
+
+
+def test_the_dashboard_prints_no_address_of_a_page_that_cannot_be_had(
+    api_server: FakeApiServer,
+) -> None:
+    config = api_server.kubeconfig(api_server.store.folder)
+    api_server.store.stop()
+    argv = [sys.executable, "-m", "cli", "dashboard", "--no-browser", "--kubeconfig", str(config)]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, cwd=SOURCE_ROOT, check=False, timeout=60
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "podlink-traces does not answer (503 ServiceUnavailable" in line
 
 
 @pytest.mark.parametrize("content", [None, "", "not: a kubeconfig", "{{{", "\x00", "[]"])

@@ -1,15 +1,17 @@
 """The Kubernetes client against a server that answers well, badly, and not at all."""
 
+import errno
 import os
 import socket
 from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
-from kit.kube import JSON_PATCH, MERGE_PATCH, Kube, KubeError, Object
+from kit.kube import JSON_PATCH, MERGE_PATCH, Kube, KubeError, Object, unreachable
 from tests.kit.fake_api import PATH, event, events, fake_api, listing, pod, refusal
 
 
@@ -77,6 +79,31 @@ async def test_a_server_that_is_not_there_has_status_zero() -> None:
         await kube.get(PATH)
     await kube.close()
     assert (caught.value.status, caught.value.reason) == (0, "Unreachable")
+    said = "cannot reach the API server at http://127.0.0.1:1: connection refused"
+    assert str(caught.value) == said
+
+
+async def test_a_server_without_tls_is_told_from_one_that_is_not_there() -> None:
+    async with fake_api() as (_, there):
+        host = there._configuration.host.replace("http:", "https:")
+        kube = Kube(Configuration(host=host))
+        with pytest.raises(KubeError) as caught:
+            await kube.get(PATH)
+        await kube.close()
+    assert f"at {host}: no TLS with it" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError(), "no answer in time"),
+        (ConnectionResetError(errno.ECONNRESET, "x"), "connection reset by peer"),
+        (socket.gaierror(-2, "x"), "its name does not resolve"),
+        (aiohttp.ServerDisconnectedError(), "ServerDisconnectedError: Server disconnected"),
+    ],
+)
+def test_why_a_server_is_out_of_reach_is_said_in_plain_words(error: Exception, said: str) -> None:
+    assert str(unreachable("https://x:6443", error)).endswith(f" at https://x:6443: {said}")
 
 
 async def test_a_watch_yields_events_and_asks_for_bookmarks_from_the_given_version() -> None:
