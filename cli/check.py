@@ -67,7 +67,7 @@ async def _installed(kube: Kube) -> list[Outcome]:
     outcomes += await control_plane.webhook(kube, found)
     outcomes += await control_plane.guard(kube)
     outcomes += await control_plane.bundles(kube, found)
-    outcomes += await slips.namespace_labels(kube)
+    outcomes += await slips.namespaces(kube)
     outcomes += await control_plane.uninjected(kube)
     outcomes += await control_plane.policies(kube)
     outcomes += await slips.policies(kube)

@@ -18,6 +18,7 @@ MAX_ITEMS = 64
 _MAX_GRACE_S = 3600
 _MAX_WORKERS = 16
 
+_PLAIN_PREFIX = contract.CONFIG_PREFIX.removeprefix("config.")
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = rf"({_LABEL}\.){{1,2}}{_LABEL}"
 _PORT_RANGE = re.compile(r"(?P<low>[0-9]{1,5})(-(?P<high>[0-9]{1,5}))?", re.ASCII)
@@ -36,8 +37,10 @@ class AnnotationRefused(Exception):
 
     reason = "annotation_refused"
 
-    def __init__(self, where: str, key: str, wanted: str) -> None:
-        super().__init__(f"{where} annotation {contract.CONFIG_PREFIX}{key[:64]}: {wanted[:512]}")
+    def __init__(
+        self, where: str, key: str, wanted: str, prefix: str = contract.CONFIG_PREFIX
+    ) -> None:
+        super().__init__(f"{where} annotation {prefix}{key[:64]}: {wanted[:512]}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +73,12 @@ def read_settings(
     """The settings of one pod: its own annotations, else its namespace's, else the mesh's `defaults`
     (by keys without prefix), else podlink's.
 
-    Raises AnnotationRefused for the first annotation, on either, that is not as it must be.
+    Raises AnnotationRefused for the first annotation, on either, that is not as it must be, and for
+    one of the pod's that is a setting without `config.` before it.
     """
+    for key in astray(pod_annotations):
+        wanted = f"counts for nothing; write {contract.CONFIG_PREFIX}{key}"
+        raise AnnotationRefused("pod", key, wanted, _PLAIN_PREFIX)
     read = {key.replace("-", "_"): value for key, value in (defaults or {}).items()}
     origin: dict[str, str] = {}
     for where, annotations in (("namespace", namespace_annotations), ("pod", pod_annotations)):
@@ -85,6 +92,14 @@ def read_settings(
     _check_limit(settings, "cpu", _cpu, origin)
     _check_limit(settings, "memory", _memory, origin)
     return settings
+
+
+def astray(annotations: Mapping[str, str]) -> list[str]:
+    """The settings that stand under `podlink.dev/`, where none is read, without that prefix."""
+    found = (
+        key.removeprefix(_PLAIN_PREFIX) for key in annotations if key.startswith(_PLAIN_PREFIX)
+    )
+    return sorted(key for key in found if key in _CHECKS)
 
 
 def check_default(key: str, value: str) -> str:

@@ -1,12 +1,13 @@
 """What the API server took though it was hardly meant: labels of namespaces that enrol nobody, because
-they are spelt another way than podlink reads them, and LinkPolicies about pods or namespaces that are
-not there.
+they are spelt another way than podlink reads them, annotations likewise, and LinkPolicies about pods or
+namespaces that are not there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from difflib import get_close_matches
 
 from cli.checks.model import Outcome, ok, unreadable, warn
+from injector.annotations import AnnotationRefused, astray, read_settings
 from kit.kube import Kube, KubeError, Object
 from policy.linkpolicy import LinkPolicy, PolicyInvalid, parse_spec
 from sidecar import contract
@@ -17,19 +18,33 @@ _MEANS = {
     **dict.fromkeys(("true", "yes", "y", "on", "1", "enable", "inject"), "enabled"),
     **dict.fromkeys(("false", "no", "n", "off", "0", "disable"), "disabled"),
 }
+_WIDE = {
+    "proxy-cpu-request": "1m",
+    "proxy-cpu-limit": "",
+    "proxy-memory-request": "1",
+    "proxy-memory-limit": "",
+}
+"""In place of the mesh's own defaults, which are not known here: a namespace is judged by itself."""
 
 
-async def namespace_labels(kube: Kube) -> Sequence[Outcome]:
-    """Every label of a namespace that looks like podlink's is one that podlink reads."""
+async def namespaces(kube: Kube) -> Sequence[Outcome]:
+    """What on a namespace looks like podlink's is what podlink reads: labels, then annotations."""
     try:
-        namespaces = (await kube.get("/api/v1/namespaces"))["items"]
+        found = (await kube.get("/api/v1/namespaces"))["items"]
     except KubeError as e:
-        return [unreadable("namespace-labels", "the namespaces", e)]
-    slips = [slip for one in namespaces for slip in label_slips(one)]
-    if slips:
+        return [
+            unreadable("namespace-labels", "the namespaces", e),
+            unreadable("namespace-annotations", "the namespaces", e),
+        ]
+    outcomes = [ok("namespace-labels", f"{len(found)} namespaces, no label misspelt")]
+    if slips := [slip for one in found for slip in label_slips(one)]:
         todo = f"kubectl label namespace ... {contract.INJECT_LABEL}=enabled, then restart its pods"
-        return [warn("namespace-labels", f"pods may run in plaintext: {_listed(slips)}", todo)]
-    return [ok("namespace-labels", f"{len(namespaces)} namespaces, no label misspelt")]
+        said = f"pods may run in plaintext: {_listed(slips)}"
+        outcomes = [warn("namespace-labels", said, todo)]
+    if slips := [slip for one in found for slip in annotation_slips(one)]:
+        todo = "kubectl annotate namespace ...; docs/annotations.md lists the settings"
+        return [*outcomes, warn("namespace-annotations", _listed(slips), todo)]
+    return [*outcomes, ok("namespace-annotations", "every setting of a namespace is understood")]
 
 
 def label_slips(namespace: Object) -> Iterator[str]:
@@ -49,6 +64,21 @@ def label_slips(namespace: Object) -> Iterator[str]:
     annotations = metadata.get("annotations") or {}
     if contract.INJECT_LABEL in annotations and contract.INJECT_LABEL not in labels:
         yield f"{name}: annotation {contract.INJECT_LABEL} counts for nothing; meant as a label?"
+
+
+def annotation_slips(namespace: Object) -> Iterator[str]:
+    """Settings that count for nothing, and the first for which the injector refuses pods. Pure."""
+    name, annotations = (
+        namespace["metadata"]["name"],
+        namespace["metadata"].get("annotations") or {},
+    )
+    for key in astray(annotations):
+        meant = f"{contract.CONFIG_PREFIX}{key}"
+        yield f"{name}: annotation podlink.dev/{key} counts for nothing; meant {meant}?"
+    try:
+        read_settings({}, annotations, _WIDE)
+    except AnnotationRefused as refused:
+        yield f"{name}: its meshed pods are refused: {refused}"
 
 
 def _ours(key: str) -> bool:

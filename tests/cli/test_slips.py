@@ -26,10 +26,16 @@ def named(name: str, **metadata: Any) -> dict[str, Any]:
     return {"metadata": {"name": name, **metadata}}
 
 
-async def labels_of(*namespaces: dict[str, Any]) -> Outcome:
+async def said_of(*namespaces: dict[str, Any]) -> tuple[Outcome, Outcome]:
+    """Of their labels, and of their annotations."""
     kube = FakeKube({"/api/v1/namespaces": list(namespaces)})
-    (one,) = await slips.namespace_labels(cast(Kube, kube))
-    return one
+    labels, annotations = await slips.namespaces(cast(Kube, kube))
+    assert (labels.id, annotations.id) == ("namespace-labels", "namespace-annotations")
+    return labels, annotations
+
+
+async def labels_of(*namespaces: dict[str, Any]) -> Outcome:
+    return (await said_of(*namespaces))[0]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ async def test_a_namespaces_label_that_enrols_nobody_is_named_with_what_was_mean
     key: str, value: str, meant: str
 ) -> None:
     one = await labels_of(named("calm"), named("shop", labels={key: value}))
-    assert (one.id, one.state) == ("namespace-labels", "warn")
+    assert one.state == "warn"
     assert f"shop: label {key}" in one.said and f"meant {meant}?" in one.said
     assert "calm" not in one.said and one.todo
 
@@ -78,8 +84,37 @@ async def test_many_slips_are_counted_and_the_first_named() -> None:
 
 
 async def test_namespaces_that_may_not_be_read_are_said_to_be_so() -> None:
-    (one,) = await slips.namespace_labels(cast(Kube, FakeKube({})))
-    assert one.state == "warn" and "may not read" in one.said
+    for one in await slips.namespaces(cast(Kube, FakeKube({}))):
+        assert one.state == "warn" and "may not read" in one.said
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (
+            "podlink.dev/plaintext",
+            "shop: annotation podlink.dev/plaintext counts for nothing; "
+            "meant config.podlink.dev/plaintext?",
+        ),
+        (
+            "config.podlink.dev/plaintxt",
+            "shop: its meshed pods are refused: namespace annotation config.",
+        ),
+        ("config.podlink.dev/workers", "must be a whole number"),
+    ],
+)
+async def test_a_namespaces_setting_that_is_none_is_named(key: str, said: str) -> None:
+    _, one = await said_of(named("shop", annotations={key: "allow"}))
+    assert one.state == "warn" and said in one.said
+
+
+async def test_a_namespaces_settings_as_they_should_be_are_left_alone() -> None:
+    good = {"config.podlink.dev/plaintext": "allow", "example.com/workers": "many"}
+    large = {"config.podlink.dev/proxy-memory-request": "1Gi"}  # the mesh's own limit may be higher
+    small = {"config.podlink.dev/proxy-memory-limit": "24Mi"}
+    made = [named(f"n{i}", annotations=one) for i, one in enumerate((good, large, small))]
+    _, one = await said_of(*made, named("calm"))
+    assert one.state == "ok", one
 
 
 POLICIES = "/apis/podlink.dev/v1alpha1/linkpolicies"
@@ -159,4 +194,4 @@ async def test_the_command_asks_for_each() -> None:
     one = {"metadata": {"name": "podlink-ca", "namespace": "podlink-system"}, "spec": {}}
     kube = FakeKube({"/apis/apps/v1/deployments": [one]})
     asked = {outcome.id for outcome in await check._installed(cast(Kube, kube))}
-    assert asked >= {"namespace-labels", "policies-apply"}
+    assert asked >= {"namespace-labels", "namespace-annotations", "policies-apply"}

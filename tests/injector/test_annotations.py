@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from injector.annotations import AnnotationRefused, PodSettings, read_settings
-from sidecar.contract import CONFIG_PREFIX, OWN_PORTS
+from sidecar.contract import (
+    CAPTURE_ANNOTATION,
+    CONFIG_PREFIX,
+    INJECT_LABEL,
+    INJECTED_LABEL,
+    OWN_PORTS,
+    STATUS_ANNOTATION,
+)
 
 PORTS = (
     "*", "0", "65536", "-1", "1-", "-5", "5-4", "1-65535", "1000-9000", "1-3000,4001-6000",
@@ -127,6 +134,19 @@ def test_a_namespaces_bad_annotation_is_refused_even_where_the_pod_has_its_own()
 def test_a_limit_under_the_request_is_refused() -> None:
     with pytest.raises(AnnotationRefused, match="at least the request, 10m"):
         read("proxy-cpu-limit", "5m")
+
+
+@pytest.mark.parametrize("key", sorted(BAD))
+def test_a_setting_without_config_before_it_is_refused_on_a_pod(key: str) -> None:
+    with pytest.raises(AnnotationRefused) as refused:
+        read_settings({f"podlink.dev/{key}": "allow"}, {})
+    said = f"pod annotation podlink.dev/{key}: counts for nothing; write {CONFIG_PREFIX}{key}"
+    assert str(refused.value) == said
+
+
+def test_what_podlink_itself_writes_on_a_pod_is_no_setting_astray() -> None:
+    ours = (STATUS_ANNOTATION, CAPTURE_ANNOTATION, INJECT_LABEL, INJECTED_LABEL)
+    assert read_settings(dict.fromkeys(ours, "x"), {}) == PodSettings()
 
 
 def test_annotations_of_others_are_left_alone() -> None:
