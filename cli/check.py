@@ -63,6 +63,7 @@ async def _installed(kube: Kube) -> list[Outcome]:
     if found is None:
         return [fail("installed", "podlink is not here", "podlink install | kubectl apply -f -")]
     outcomes = [*control_plane.programs(found), *control_plane.versions(found)]
+    outcomes += control_plane.record_lasts(found)
     outcomes += await control_plane.crd(kube)
     outcomes += await control_plane.webhook(kube, found)
     outcomes += await control_plane.guard(kube)

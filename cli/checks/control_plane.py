@@ -51,6 +51,20 @@ def programs(found: Installation) -> list[Outcome]:
     return outcomes
 
 
+def record_lasts(found: Installation) -> list[Outcome]:
+    """What the trace store keeps outlives its pod. Nothing to say where there is no store."""
+    one = found.deployments.get("podlink-traces")
+    if one is None:
+        return []
+    volumes = one["spec"].get("template", {}).get("spec", {}).get("volumes") or ()
+    if any("emptyDir" in volume and volume["name"] == "data" for volume in volumes):
+        said = "the record of links is in an emptyDir: it is lost with the store's pod"
+        return [
+            warn("record-lasts", said, "traces.persistence.enabled: true of the chart keeps it")
+        ]
+    return [ok("record-lasts", "the record of links outlives the store's pod")]
+
+
 def versions(found: Installation) -> list[Outcome]:
     """The control plane is of this CLI's version, or one minor version off."""
     said = {p: found.version(p) for p in found.deployments if found.version(p)}

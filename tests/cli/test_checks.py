@@ -2,9 +2,11 @@
 nobody runs.
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 
 from cli.checks import control_plane
 from cli.installed import Installation
@@ -65,3 +67,23 @@ def test_a_program_is_judged_by_the_pods_it_should_have(
     wanted: int | None, there: int, state: str
 ) -> None:
     assert {one for one, _ in ready(wanted, there).values()} == {state}
+
+
+@pytest.mark.parametrize("release", ["podlink", "podlink-one-namespace", "podlink-cni"])
+def test_a_record_that_goes_with_its_pod_is_worth_a_look(release: str) -> None:
+    """As `podlink install` prints it; and with the volume that the chart makes instead."""
+    printed = (Path("cli/manifests") / f"{release}.yaml").read_text()
+    (store,) = (
+        one
+        for one in yaml.safe_load_all(printed)
+        if one and one["kind"] == "Deployment" and one["metadata"]["name"] == "podlink-traces"
+    )
+    found = Installation("podlink-system", {"podlink-traces": store})
+    (lost,) = control_plane.record_lasts(found)
+    assert (lost.id, lost.state) == ("record-lasts", "warn")
+    assert "traces.persistence.enabled: true" in lost.todo
+    (volume,) = (v for v in store["spec"]["template"]["spec"]["volumes"] if v["name"] == "data")
+    del volume["emptyDir"]
+    volume["persistentVolumeClaim"] = {"claimName": "podlink-traces"}
+    assert [one.state for one in control_plane.record_lasts(found)] == ["ok"]
+    assert control_plane.record_lasts(Installation("podlink-system", {})) == []
