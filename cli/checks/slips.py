@@ -38,7 +38,8 @@ async def namespaces(kube: Kube) -> Sequence[Outcome]:
         ]
     outcomes = [ok("namespace-labels", f"{len(found)} namespaces, no label misspelt")]
     if slips := [slip for one in found for slip in label_slips(one)]:
-        todo = f"kubectl label namespace ... {contract.INJECT_LABEL}=enabled, then restart its pods"
+        label = f"kubectl label --overwrite namespace NAME {contract.INJECT_LABEL}=enabled"
+        todo = f"{label}, then restart its pods"
         said = f"pods may run in plaintext: {_listed(slips)}"
         outcomes = [warn("namespace-labels", said, todo)]
     if slips := [slip for one in found for slip in annotation_slips(one)]:
