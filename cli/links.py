@@ -15,13 +15,15 @@ from cli.terminal import printable, printable_json
 from kit.clock import utcnow
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from cli.traces_client import TracesClient
 
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _VERDICT_STYLE = {"allowed": "green", "denied": "bold red", "failed": "red", "audited": "yellow"}
 _SECURITY_STYLE = {"mtls": "green", "plaintext": "bold yellow"}
-_PIPED_WIDTH = 400
+_WIDEST = 1_000_000
 _WATCH_EVERY_S = 2.0
 
 Item = Mapping[str, Any]
@@ -74,7 +76,8 @@ def links(
     kubeconfig: str | None,
     context: str | None,
 ) -> None:
-    """List links between pods, newest first."""
+    """List links between pods, newest first. A narrow terminal gets one short line of each, without
+    identities, sizes and traces; -o wide has them at any width."""
     from cli.traces_client import TracesClient, TracesUnavailable
 
     asked = {
@@ -132,8 +135,10 @@ def _shape(item: Item) -> object:
 
 
 def print_table(found: Sequence[Item], *, wide: bool, headers: bool = True) -> None:
-    """One row per link on standard output. Whatever a cell says is text: no markup, no escapes."""
+    """One row per link on standard output; on a terminal narrower than that, one short line, unless
+    `wide`. Whatever a cell says is text: no markup, no escapes."""
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -142,14 +147,45 @@ def print_table(found: Sequence[Item], *, wide: bool, headers: bool = True) -> N
     if wide:
         names += ["POLICY", "CHOICE", "CLOSED BY", "SIDES"]
     for header in [*names, "TRACE"]:
-        table.add_column(header, overflow="fold", no_wrap=header == "TRACE")
+        table.add_column(header, no_wrap=True)
     now = utcnow()
     for item in found:
         table.add_row(
             *(Text(cell, style=style) for cell, style in row(item, now=now, wide=wide)),
         )
-    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, markup=False)
-    console.print(table)
+    console = Console(markup=False)
+    natural = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
+    if not wide and sys.stdout.isatty() and natural > console.width:
+        console.print(compact(found, now=now, headers=headers), soft_wrap=True)
+        if headers:
+            click.echo("(-o wide has identities, sizes and traces)", err=True)
+        return
+    # Never narrower than its cells: rich would break them in the middle of a word.
+    Console(width=natural, markup=False).print(table)
+
+
+def compact(found: Sequence[Item], *, now: dt.datetime, headers: bool) -> "Text":
+    """One line per link: when, from whom to whom, how and why; every cell whole, whatever the width."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    lines = [[(name, "bold") for name in ("AGE", "LINK", "SECURITY", "VERDICT")]] if headers else []
+    for item in found:
+        source, destination, asked, security, verdict, _, _, age, _ = row(item, now=now, wide=False)
+        near, far = source[0].partition("\n")[0], destination[0].partition("\n")[0]
+        end = item.get("destination")
+        if isinstance(end, dict) and end.get("pod") and end.get("port") is not None:
+            far = f"{far}:{printable(end.get('port'))}"
+        to = asked[0] if far == "?" else far
+        lines.append([age, (f"{near} -> {to}", ""), security, verdict])
+    widths = [max(cell_len(line[at][0]) for line in lines) for at in range(3)]
+    told = Text()
+    for number, line in enumerate(lines):
+        told.append("\n" if number else "")
+        for (cell, style), width in zip(line, [*widths, 0], strict=True):
+            told.append(cell, style)
+            told.append(" " * (width - cell_len(cell) + 1) if width else "")
+    return told
 
 
 def row(item: Item, *, now: dt.datetime, wide: bool) -> list[tuple[str, str]]:

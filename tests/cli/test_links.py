@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.links import links, row
+from cli.links import links, print_table, row
 from cli.terminal import printable, printable_json
 from cli.trace import bar, in_tree_order, trace
 from local.supervisor import SOURCE_ROOT
@@ -64,6 +64,37 @@ def test_a_trace_shows_both_sides_with_identities_and_certificates(
     for text in ("link outbound", "link inbound", API, DB, "5f" * 16, "77" * 16, "least-open"):
         assert text in result.output
     assert "0af7651916cd43dd8448eb211c80319c (claimed, not verified)" in result.output
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 400])
+def test_no_cell_is_broken_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    identity = {"identity": "spiffe://cluster.local/ns/shop/sa/api"}
+    item = {
+        "source": {"pod": "shop/api-7c9f6d8b54-x2x7q", **identity},
+        "destination": {"pod": "prod/db-0", "port": 5433, **identity},
+        "asked": {"service": "db.prod", "port": 5432},
+        "security": "plaintext", "verdict": "denied", "reason": "policy_denied",
+        "trace_id": "ab" * 16, "start": "2026-01-01T00:00:00Z", "bytes_sent": 1, "duration_ms": 2,
+    }  # fmt: skip
+    unknown = {"asked": {"service": "nosuch.shop", "port": 80}, "verdict": "failed"}
+    print_table([item, unknown], wide=False)
+    said = click.unstyle(capsys.readouterr().out).splitlines()
+    if width < 400:
+        assert said[0].split() == ["AGE", "LINK", "SECURITY", "VERDICT"] and len(said) == 3
+        assert (
+            "shop/api-7c9f6d8b54-x2x7q -> prod/db-0:5433 plaintext denied (policy_denied)"
+            in said[1]
+        )
+        assert "? -> nosuch.shop:80" in said[2] and "failed" in said[2]
+    print_table([item], wide=width < 400)
+    full = click.unstyle(capsys.readouterr().out)
+    for whole in ("shop/api-7c9f6d8b54-x2x7q", identity["identity"], "db.prod:5432", "ab" * 16):
+        assert whole in full
+    assert "denied (policy_denied)" in full
 
 
 @pytest.mark.attack_row(43)
