@@ -219,6 +219,7 @@ def test_a_report_is_signed_by_the_store_and_verifies_with_the_bundle(
     assert done.returncode == 0, done.stdout + done.stderr
     body = json.loads((tmp_path / "week.json").read_text())["report"]
     assert body["record"]["chains"]["chains"] > 0
+    assert body["record"]["chains"]["before"]["records"] == 0  # all was told to this store
     assert body["cluster"]["not_injected"] == []
     for ending in ("json", "html"):
         file = tmp_path / f"week.{ending}"
