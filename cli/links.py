@@ -77,7 +77,8 @@ def links(
     context: str | None,
 ) -> None:
     """List links between pods, newest first. A narrow terminal gets one short line of each, without
-    identities, sizes and traces; -o wide has them at any width."""
+    identities, sizes and traces; -o wide has them at any width. SECURITY is how the bytes travelled:
+    `none (mtls)` is a link that policy refused after mutual TLS had proved who asked."""
     from cli.traces_client import TracesClient, TracesUnavailable
 
     asked = {
@@ -194,11 +195,14 @@ def row(item: Item, *, now: dt.datetime, wide: bool) -> list[tuple[str, str]]:
     reason = printable(item.get("reason"))
     if item.get("disagreements"):
         reason = f"{reason}; sides disagree" if reason else "sides disagree"
+    style = _SECURITY_STYLE.get(security, "")
+    if security == "none" and item.get("reason") == "policy_denied" and item.get("proved") is True:
+        security = "none (mtls)"
     cells = [
         (_end(item.get("source"), wide=wide), ""),
         (_end(item.get("destination"), wide=wide), ""),
         (_asked(item.get("asked")), ""),
-        (security, _SECURITY_STYLE.get(security, "")),
+        (security, style),
         (f"{verdict} ({reason})" if reason else verdict, _VERDICT_STYLE.get(verdict, "")),
         (f"{_size(item.get('bytes_sent'))}/{_size(item.get('bytes_received'))}", ""),
         (_took(item.get("duration_ms")) + (" so far" if item.get("open") is True else ""), ""),

@@ -132,6 +132,7 @@ def _item(outbound: LinkSpan | None, inbound: LinkSpan | None, twins: Set[tuple[
             "port": both.get("server.port"),
         },
         "security": _worst(sides, "podlink.security", _SECURITIES),
+        "proved": all("podlink.certificate.serial" in side.attributes for side in sides),
         "verdict": verdict,
         "reason": judge.attributes.get("podlink.reason") or both.get("podlink.reason"),
         "error": judge.attributes.get("error.message") or both.get("error.message"),

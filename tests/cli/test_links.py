@@ -66,6 +66,20 @@ def test_a_trace_shows_both_sides_with_identities_and_certificates(
     assert "0af7651916cd43dd8448eb211c80319c (claimed, not verified)" in result.output
 
 
+def test_a_link_that_policy_refused_says_whether_mtls_had_proved_who_asked(
+    api_server: FakeApiServer,
+) -> None:
+    send(api_server.store, payload_of(denied(service="proven.prod")))
+    send(api_server.store, payload_of(denied(service="bare.prod", peer_serial="")))
+    said = {
+        line.split()[2]: line
+        for line in run(links, api_server).output.splitlines()
+        if "policy_denied" in line
+    }
+    assert "none (mtls)" in said["proven.prod:5432"]
+    assert "mtls" not in said["bare.prod:5432"]
+
+
 @pytest.mark.parametrize("width", [40, 80, 100, 400])
 def test_no_cell_is_broken_however_narrow_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int

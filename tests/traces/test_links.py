@@ -29,6 +29,13 @@ def test_a_link_is_mtls_only_if_both_sides_say_so() -> None:
     assert link["disagreements"] == ["podlink.security"]
 
 
+def test_the_peer_is_proved_only_if_every_side_saw_a_leaf() -> None:
+    out = outbound(security="none", verdict="denied")
+    for serial, proved in (("77" * 16, True), ("", False)):
+        [link] = join([seen(out), seen(inbound_of(out, peer_serial=serial))])
+        assert link["proved"] is proved
+
+
 def test_plaintext_from_outside_the_tunnel_never_joins_somebodys_link() -> None:
     out = outbound()
     stranger = inbound_of(out, security="plaintext")  # claims the parent all the same
