@@ -12,8 +12,7 @@ Object = dict[str, Any]
 _PATIENCE_S = 120.0
 
 SERVER = """
-import http.server, os, signal, socket, time
-signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+import http.server, os, signal, socket, threading, time
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
@@ -34,10 +33,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *_): pass
 open("/tmp/well", "w").close()
-http.server.ThreadingHTTPServer.address_family = socket.AF_INET6
-http.server.ThreadingHTTPServer(("::", 8080), Handler).serve_forever()
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+    answering = set()
+    def process_request(self, request, address):
+        self.answering.add(request)
+        super().process_request(request, address)
+    def shutdown_request(self, request):
+        super().shutdown_request(request)
+        self.answering.discard(request)
+def leave():
+    deadline = time.monotonic() + 3
+    while Server.answering and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os._exit(0)
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=leave).start())
+Server(("::", 8080), Handler).serve_forever()
 """
-"""Says its pod's name; /health fails once /tmp/well is gone; /slow takes five seconds."""
+"""Says its pod's name; /health fails once /tmp/well is gone; /slow takes five seconds. Told to end, it
+answers what it has begun and exits: what comes after that finds nobody, and is for the mesh."""
 
 
 def namespace(name: str, **labels: str) -> Object:

@@ -38,7 +38,8 @@ def shop(mesh: RealNode) -> RealNode:
 
 def test_check_finds_nothing_wrong(shop: RealNode) -> None:
     said = json.loads(shop.podlink("check", "--proxy", "-o", "json"))["checks"]
-    assert {one["state"] for one in said} == {"ok"}, said
+    short = {one["id"]: one["state"] for one in said if one["state"] != "ok"}
+    assert short == {"record-lasts": "warn"}, said  # the store's default: an emptyDir
     assert sum(one["id"] == "proxy-ready" for one in said) == 3
 
 
