@@ -25,7 +25,7 @@ from bench.processes import Cpus, Memory, memory, wait_until
 from bench.proxies import Site, free_address, text
 from bench.rounds import _go
 from certs.trust.contexts import TlsMaterial
-from sidecar.contract import ALPN
+from kit.contract import ALPN
 
 _ROUNDS = 10
 _TUNNELS = ["--tunnels", "20000"]

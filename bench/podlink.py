@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from bench.proxies import Proxy, text
-from sidecar.contract import ALPN
+from kit.contract import ALPN
 
 
 class PodlinkPair(Proxy):

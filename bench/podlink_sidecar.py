@@ -42,18 +42,18 @@ from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidChecker
 from kit.buckets import Buckets
 from kit.clock import monotonic
+from kit.contract import ALPN
 from kit.tasks import spawn, stop
 from policy.rules import Policy, PolicySet, Rule, Source
 from sidecar import sockets
 from sidecar.__main__ import main as pod_main  # noqa: F401 - all that a pod's sidecar imports
-from sidecar.contract import ALPN
-from sidecar.dataplane.arrival import Arrivals
-from sidecar.dataplane.context import Plane, Trust
-from sidecar.dataplane.listener import Listener
-from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.poller import DataLoop, poller_of
-from sidecar.dataplane.pool import Pool
-from sidecar.dataplane.watch import Watch
+from sidecar.dataplane.links.arrival import Arrivals
+from sidecar.dataplane.links.outbound import OutboundLink
+from sidecar.dataplane.loop.listener import Listener
+from sidecar.dataplane.loop.poller import DataLoop, poller_of
+from sidecar.dataplane.plane import Plane, Trust
+from sidecar.dataplane.sweep import Sweep
+from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.denials import Denials
 from sidecar.directory import Answer, Found, Own, Workload
 from sidecar.lag import LoopLag
@@ -168,7 +168,7 @@ async def run(args: argparse.Namespace) -> None:
         )
         plane.handshake_rate = Buckets(args.tunnels, args.tunnels)
     arrivals = Arrivals(plane)
-    watch = Watch(plane, arrivals)
+    watch = Sweep(plane, arrivals)
     app_port = address(args.app)[1]
 
     def accepted(sock: socket.socket, ip: str, port: int) -> None:

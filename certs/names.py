@@ -1,6 +1,6 @@
 """Names that certs shares with Kubernetes. Constants only.
 
-`sidecar.contract` holds the same names for the sidecar and the injector, which stand above this
+`kit.contract` holds the same names for the sidecar and the injector, which stand above this
 package; a test keeps the two equal.
 """
 

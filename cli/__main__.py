@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from sidecar.contract import VERSION
+from kit.contract import VERSION
 
 COMMANDS = {
     "install": ("cli.install:install", "Print podlink's objects for kubectl apply."),

@@ -18,8 +18,8 @@ from cli.cluster import ClusterUnavailable, explained, open_kube
 from cli.table import print_rows
 from cli.terminal import printable, printable_json
 from kit.clock import utcnow
+from kit.contract import SYSTEM_NAMESPACE
 from kit.kube import Kube, KubeError
-from sidecar.contract import SYSTEM_NAMESPACE
 
 T = TypeVar("T")
 _TAKES_READ = "`list` on ConfigMaps of the system namespace"

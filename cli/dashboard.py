@@ -19,8 +19,8 @@ from aiohttp import web
 from cli.cluster import ClusterUnavailable, open_kube
 from cli.terminal import printable
 from cli.traces_client import SERVICE, TOKEN_HEADER, TracesClient, TracesUnavailable
+from kit.contract import REVIEW_PORT
 from kit.kube import Kube, KubeError
-from sidecar.contract import REVIEW_PORT
 
 _COOKIE: Final = "podlink_dashboard"
 _ENTER: Final = "/enter"

@@ -15,8 +15,8 @@ from typing import Any, Final
 import aiohttp
 
 from cli.cluster import unreachable
+from kit.contract import PROXY_CONTAINER
 from kit.kube import Kube, KubeError
-from sidecar.contract import PROXY_CONTAINER
 
 _PROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT, _STDERR, _STATUS = 1, 2, 3

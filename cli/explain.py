@@ -16,14 +16,14 @@ from certs.trust.identity import IdentityMalformed, WorkloadIdentity
 from cli.cluster import ClusterUnavailable, open_kube
 from cli.mesh_view import MeshView, as_ip, ask_sidecar, read_in_force
 from cli.terminal import printable, printable_json
+from kit.contract import OWN_PORTS
 from kit.kube import Kube
 from policy.judge import Denial, judge
 from policy.rules import ALLOW_MESHED, PolicySet
 from registry.facts import PodFacts
 from registry.keys import KeyMalformed
-from sidecar.contract import OWN_PORTS
-from sidecar.dataplane.choose import eligible
-from sidecar.dataplane.route import Plaintext, Refused, Route, to_address
+from sidecar.dataplane.routing.choose import eligible
+from sidecar.dataplane.routing.route import Plaintext, Refused, Route, to_address
 from sidecar.directory import EXTERNAL, Endpoint, External, Found, Gone, Service, Workload
 
 _MARKS = {"ok": "ok  ", "note": "note", "stop": "STOP"}

@@ -18,9 +18,9 @@ from injector.config import InjectorConfig
 from injector.container import MeshSettings
 from injector.guard import PodRefused
 from injector.mutate import mutate
+from kit.contract import INJECT_LABEL
 from kit.settings import ConfigInvalid, Settings
 from local.apiserver.patch import json_patch
-from sidecar.contract import INJECT_LABEL
 
 _ENROLLED: Object = {"metadata": {"labels": {INJECT_LABEL: "enabled"}}}
 _TEMPLATES = {

@@ -4,7 +4,7 @@ import click
 
 from certs.trust.identity import IdentityMalformed, check_trust_domain
 from cli.objects import DEFAULT_IMAGE, ChoiceRefused, Choices, build, dump, token_secret
-from sidecar.contract import DEFAULT_TRUST_DOMAIN, SYSTEM_NAMESPACE
+from kit.contract import DEFAULT_TRUST_DOMAIN, SYSTEM_NAMESPACE
 
 
 @click.command()

@@ -6,8 +6,8 @@ from typing import Any
 
 from cli.cluster import explained
 from cli.objects import PROGRAMS
+from kit.contract import BUNDLE_CONFIG_MAP, DEFAULT_TRUST_DOMAIN
 from kit.kube import Kube, KubeError, Object
-from sidecar.contract import BUNDLE_CONFIG_MAP, DEFAULT_TRUST_DOMAIN
 
 SELECTOR = "app.kubernetes.io/part-of=podlink"
 _CLUSTER_KINDS = (

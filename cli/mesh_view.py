@@ -9,6 +9,7 @@ from typing import Any
 
 from cli.cluster import explained
 from cli.exec import ExecFailed, exec_json
+from kit.contract import DEFAULT_TRUST_DOMAIN
 from kit.kube import Kube, KubeError, Object
 from kit.ports import PortSet
 from policy.linkpolicy import GROUP, PLURAL, VERSION
@@ -27,7 +28,6 @@ from registry.facts import (
 from registry.keys import Key
 from registry.model import Model
 from registry.policies import Standing
-from sidecar.contract import DEFAULT_TRUST_DOMAIN
 from sidecar.directory import Found
 from sidecar.discovery.translate import found, policy_set
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sidecar import contract
+from kit import contract
 
 Object = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Any, Self
 import click
 
 from cli.cluster import ClusterUnavailable, explained
+from kit.contract import PROXY_CONTAINER
 from kit.kube import Kube, KubeError
-from sidecar.contract import PROXY_CONTAINER
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _POD = re.compile(rf"(?P<ns>{_LABEL})/(?P<name>{_LABEL}(\.{_LABEL})*)(:(?P<port>[0-9]{{1,5}}))?")

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from cli.cluster import explained
 from cli.pods import is_meshed
+from kit.contract import SYSTEM_NAMESPACE
 from kit.kube import Kube, KubeError
-from sidecar.contract import SYSTEM_NAMESPACE
 
 Json = dict[str, Any]
 INJECT: Final = "podlink.dev/inject"

@@ -14,8 +14,8 @@ import click
 from cli.cluster import ClusterUnavailable, explained, open_kube
 from cli.terminal import printable, printable_json
 from kit.clock import utcnow
+from kit.contract import SYSTEM_NAMESPACE
 from kit.kube import Kube, KubeError
-from sidecar.contract import SYSTEM_NAMESPACE
 
 _SINCE = re.compile(r"[1-9][0-9]{0,3}[mhd]", re.ASCII)
 _EMBEDDED = re.compile(

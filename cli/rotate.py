@@ -16,8 +16,8 @@ from cli.cluster import ClusterUnavailable, explained, open_kube
 from cli.table import print_rows
 from cli.terminal import printable, printable_json
 from kit.clock import monotonic
+from kit.contract import SYSTEM_NAMESPACE
 from kit.kube import Kube, KubeError
-from sidecar.contract import SYSTEM_NAMESPACE
 
 ANSWER_WITHIN_S = 20.0
 _POLL_S = 0.2

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cli.cluster import ClusterUnavailable, open_kube, unreachable
+from kit.contract import REVIEW_PORT, SYSTEM_NAMESPACE
 from kit.kube import Kube, KubeError
-from sidecar.contract import REVIEW_PORT, SYSTEM_NAMESPACE
 
 SERVICE = "podlink-traces"
 SECRET = "podlink-traces-token"  # noqa: S105 - the name of a Secret

@@ -8,7 +8,7 @@ from cli.cluster import ClusterUnavailable, open_kube
 from cli.installed import everything, find_installation, meshed_pods
 from cli.objects import Object, dump
 from cli.terminal import printable
-from sidecar.contract import SYSTEM_NAMESPACE
+from kit.contract import SYSTEM_NAMESPACE
 
 
 @click.command()

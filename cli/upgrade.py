@@ -14,8 +14,8 @@ from cli.cluster import ClusterUnavailable, open_kube
 from cli.installed import Installation, find_installation
 from cli.objects import DEFAULT_IMAGE, Choices, build, dump
 from cli.terminal import printable
+from kit.contract import VERSION
 from kit.kube import KubeError
-from sidecar.contract import VERSION
 
 
 @click.command()

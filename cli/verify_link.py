@@ -19,9 +19,9 @@ from cli.pods import PodName, identity_of, is_meshed, read_pod
 from cli.target import Target, read_target
 from cli.terminal import printable, printable_json
 from kit.clock import utcnow
+from kit.contract import HEALTH_PORT, PROXY_CONTAINER, VERSION
 from kit.kube import Kube
 from kit.tasks import spawn, stop
-from sidecar.contract import HEALTH_PORT, PROXY_CONTAINER, VERSION
 
 _PYTHON: Final = (
     "import socket,sys,time\n"

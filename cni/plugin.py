@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cni.config import Call
+from kit.contract import CAPTURE_ANNOTATION
 from kit.ports import PortSet
 from sidecar.capture.apply import CaptureFailed, load
 from sidecar.capture.plan import TABLE, CapturePlan, bounded, parse_subnets
-from sidecar.contract import CAPTURE_ANNOTATION
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CAPABILITY = "io.kubernetes.cri.pod-annotations"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from ipaddress import ip_network
 
-from sidecar import contract
+from kit import contract
 
 MAX_VALUE = 4096
 MAX_ITEMS = 64

@@ -10,8 +10,8 @@ from typing import Self
 from certs.settings import trust_domain
 from injector.annotations import check_default
 from injector.container import MeshSettings
+from kit import contract
 from kit.settings import ConfigInvalid, Settings
-from sidecar import contract
 
 _NATIVE: Mapping[str, bool | None] = {"auto": None, "true": True, "false": False}
 _CLUSTER_CIDRS = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"

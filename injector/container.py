@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from injector.annotations import PodSettings
-from sidecar import contract
+from kit import contract
 
 Spec = dict[str, Any]
 

@@ -15,7 +15,7 @@ from injector.container import (
     TOKEN_VOLUME,
     Injected,
 )
-from sidecar import contract
+from kit import contract
 
 Raw = Mapping[str, Any]
 

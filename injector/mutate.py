@@ -21,7 +21,7 @@ from injector.container import (
 )
 from injector.guard import PodRefused, carries_ours, check_ours, check_pod
 from injector.probes import rewritten
-from sidecar import contract
+from kit import contract
 
 Raw = Mapping[str, Any]
 Patch = list[dict[str, Any]]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from injector.guard import PodRefused
-from sidecar import contract
+from kit import contract
 
 Raw = Mapping[str, Any]
 

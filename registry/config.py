@@ -6,8 +6,8 @@ from typing import Self
 
 from certs.client.choose import SourceConfig
 from certs.settings import trust_domain
+from kit import contract
 from kit.settings import Settings
-from sidecar import contract
 
 _MESH_DEFAULTS = frozenset({"allow-meshed", "deny", "allow-all"})
 

@@ -12,8 +12,8 @@ from ipaddress import IPv6Address, ip_address
 from sys import intern
 from typing import Any
 
+from kit import contract
 from policy.linkpolicy import API_VERSION, KIND
-from sidecar import contract
 
 Raw = Mapping[str, Any]
 

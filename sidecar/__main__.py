@@ -11,7 +11,7 @@ from kit.settings import Settings
 from kit.undumpable import forbid_dumps
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
-from sidecar.dataplane.poller import DataLoop
+from sidecar.dataplane.loop.poller import DataLoop
 from sidecar.telemetry.config import TelemetryConfig
 
 _MAX_DESCRIPTORS = 1 << 20

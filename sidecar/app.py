@@ -14,6 +14,7 @@ from typing import Final
 from certs.client.rpc import RenewingChannel
 from certs.client.source import SvidSource
 from kit.clock import monotonic
+from kit.contract import HEALTH_PORT, PROBE_PATH
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from sidecar.admin import pages
@@ -21,7 +22,6 @@ from sidecar.admin.server import AdminServer
 from sidecar.admin.tap import Tap
 from sidecar.canary import CaptureWatch
 from sidecar.config import SidecarConfig
-from sidecar.contract import HEALTH_PORT, PROBE_PATH
 from sidecar.denials import Denials
 from sidecar.discovery.client import RegistryClient
 from sidecar.health import HealthServer, check

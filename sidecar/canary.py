@@ -11,7 +11,7 @@ import logging
 from typing import Final
 
 from kit.clock import Monotonic, monotonic
-from sidecar.contract import CANARIES, canary_answer
+from kit.contract import CANARIES, canary_answer
 
 EVERY_S: Final = 5.0
 AGAIN_S: Final = 0.5

@@ -20,23 +20,21 @@ from certs.trust.contexts import MaterialRefused
 from certs.trust.pem import split_pem
 from certs.trust.svid import SvidChecker
 from kit.clock import monotonic, unix_ns
+from kit.contract import ALPN, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
 from kit.ports import NO_PORTS, PortSet
 from policy.rules import NOT_TOLD
 from proto import registry_pb2 as pb
 from sidecar import sockets
 from sidecar.config import SidecarConfig, Upstream
-from sidecar.contract import ALPN, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
-from sidecar.dataplane.arrival import Arrivals
-from sidecar.dataplane.banned import cut_banned
-from sidecar.dataplane.context import Plane, Trust, buckets
-from sidecar.dataplane.gone import leave_the_gone
 from sidecar.dataplane.limits import Limits
-from sidecar.dataplane.listener import Accepted, Listener
-from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.poller import poller_of
-from sidecar.dataplane.pool import Pool
-from sidecar.dataplane.reauthorise import reauthorise
-from sidecar.dataplane.watch import Watch
+from sidecar.dataplane.links.arrival import Arrivals
+from sidecar.dataplane.links.outbound import OutboundLink
+from sidecar.dataplane.loop.listener import Accepted, Listener
+from sidecar.dataplane.loop.poller import poller_of
+from sidecar.dataplane.plane import Plane, Trust, buckets
+from sidecar.dataplane.revocation import cut_banned, leave_the_gone, reauthorise
+from sidecar.dataplane.sweep import Sweep
+from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.directory import Directory, Found
 from sidecar.discovery.translate import policy_set
 from sidecar.lag import LoopLag
@@ -91,7 +89,7 @@ class Carrier:
         limit = config.memory_limit or limit_of_cgroup()
         self.memory = MemoryWatch(loop, limit, self._memory_changed)
         self.arrivals = Arrivals(self.plane)
-        self._watch = Watch(self.plane, self.arrivals)
+        self._sweep = Sweep(self.plane, self.arrivals)
         self._listeners: list[Listener] = []
 
     def watch_requests(self, report: ReportRequest) -> None:
@@ -193,7 +191,7 @@ class Carrier:
     def bans_came(self, bans: Bans) -> None:
         """Refuse the banned from now on, and cut what is open to them."""
         self._guard.bans = bans
-        cut = cut_banned(self.plane, self.arrivals, bans)
+        cut = cut_banned(self.plane, self.arrivals.tunnels, bans)
         _log.info("bans in force", extra={"bans": len(bans), "links_cut": cut})
 
     def settings_came(self, settings: pb.PodSettings) -> None:
@@ -237,7 +235,7 @@ class Carrier:
             listener.close()
         for link in list(self.plane.live):
             link.cut(SHUTDOWN, "drain")
-        self._watch.close()
+        self._sweep.close()
         self.plane.pool.close()
         self.arrivals.close()
         self.lag.close()

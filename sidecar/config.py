@@ -9,9 +9,7 @@ from typing import Self
 from certs.client.choose import SourceConfig
 from certs.settings import trust_domain
 from certs.trust.identity import IdentityMalformed, WorkloadIdentity
-from kit.ports import NO_PORTS, PortSet
-from kit.settings import ConfigInvalid, Settings
-from sidecar.contract import (
+from kit.contract import (
     ADMIN_SOCKET,
     BUNDLE_PATH,
     NO_HTTP_PORTS,
@@ -19,6 +17,8 @@ from sidecar.contract import (
     PROXY_MARK,
     TOKEN_PATH,
 )
+from kit.ports import NO_PORTS, PortSet
+from kit.settings import ConfigInvalid, Settings
 from sidecar.directory import Own
 from sidecar.probes.spec import AppProbes
 

@@ -9,7 +9,7 @@ import time
 from http.client import HTTPConnection, HTTPException
 
 from kit.clock import monotonic
-from sidecar.contract import HEALTH_PORT
+from kit.contract import HEALTH_PORT
 
 _PATIENCE_S = 120.0
 _POLL_S = 0.1

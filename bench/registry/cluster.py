@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from sidecar.contract import CAPTURE_COMMAND, CAPTURE_CONTAINER, PROXY_COMMAND, PROXY_CONTAINER
+from kit.contract import CAPTURE_COMMAND, CAPTURE_CONTAINER, PROXY_COMMAND, PROXY_CONTAINER
 
 Raw = dict[str, Any]
 PODS, SERVICES = "/api/v1/pods", "/api/v1/services"

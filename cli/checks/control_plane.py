@@ -11,9 +11,9 @@ from cli.checks.model import Outcome, fail, ok, unreadable, warn
 from cli.installed import Installation
 from cli.objects import PROGRAMS
 from cli.upgrade import may_follow
+from kit import contract
 from kit.clock import utcnow
 from kit.kube import Kube, KubeError, Object
-from sidecar import contract
 
 _ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 _ENROLLED = f"{contract.INJECT_LABEL}=enabled"

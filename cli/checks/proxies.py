@@ -7,8 +7,8 @@ from cli.checks.model import Outcome, fail, ok, warn
 from cli.exec import ExecFailed, exec_json
 from cli.installed import meshed_pods, status_version
 from cli.upgrade import may_follow
+from kit.contract import VERSION
 from kit.kube import Kube, Object
-from sidecar.contract import VERSION
 
 _AT_ONCE = 8
 _SHORT_S = 600.0

@@ -8,9 +8,9 @@ from difflib import get_close_matches
 
 from cli.checks.model import Outcome, ok, unreadable, warn
 from injector.annotations import AnnotationRefused, astray, read_settings
+from kit import contract
 from kit.kube import Kube, KubeError, Object
 from policy.linkpolicy import LinkPolicy, PolicyInvalid, parse_spec
-from sidecar import contract
 
 _SHOWN = 5
 _NAME = contract.INJECT_LABEL.partition("/")[2]

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from kit.contract import ADMIN_SOCKET
 from kit.settings import Settings
-from sidecar.contract import ADMIN_SOCKET
 
 _CHUNK: Final = 65536
 _TIMEOUT_S: Final = 10.0

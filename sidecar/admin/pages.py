@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 
 from certs.client.source import SvidSource
 from kit.clock import monotonic, utcnow
+from kit.contract import VERSION
 from sidecar.admin import views
 from sidecar.admin.tap import Tap
 from sidecar.config import SidecarConfig
-from sidecar.contract import VERSION
 from sidecar.pages import Answer, Handler, Request, Routes, as_json
 from sidecar.workers import Carriers
 

@@ -9,8 +9,8 @@ from typing import Any, Final, Protocol
 from certs.trust.identity import WorkloadIdentity
 from kit.ports import PortSet
 from sidecar.carrier import Carrier
-from sidecar.dataplane.arrival import Arrivals
-from sidecar.dataplane.context import Plane
+from sidecar.dataplane.links.arrival import Arrivals
+from sidecar.dataplane.plane import Plane
 from sidecar.directory import Found, Gone, Service, Workload
 from sidecar.lag import LoopLag
 from sidecar.report import LinkRecord

@@ -8,7 +8,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from sidecar.contract import CANARIES, OUTBOUND_PORT
+from kit.contract import CANARIES, OUTBOUND_PORT
 from sidecar.sockets import original_dst
 
 _PROOFS = {version: (ip, 9) for version, (ip, _) in CANARIES.items()}

@@ -15,8 +15,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
-from kit.ports import NO_PORTS, PortSet
-from sidecar.contract import (
+from kit.contract import (
     CA_PORT,
     CANARIES,
     HEALTH_PORT,
@@ -30,6 +29,7 @@ from sidecar.contract import (
     REGISTRY_PORT,
     SHORTEST_SKIPPED_PREFIX,
 )
+from kit.ports import NO_PORTS, PortSet
 
 TABLE = "podlink"
 CONTROL_PORTS = (CA_PORT, REGISTRY_PORT, OTLP_GRPC_PORT)

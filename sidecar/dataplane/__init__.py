@@ -1,17 +1,15 @@
 """The data plane: connections in, tunnels out, bytes moved. No gRPC, no Kubernetes, no X.509 parsing.
 
-How a link flows through these files:
+How a link flows through these folders:
 
-    accept -> outbound (resolve, choose, authorise) -> pool or dial -> tunnel -> splice
-    accept -> inbound (peek, handshake, OPEN, authorise) -> splice -> the app
+    accept -> links/outbound -> routing (destination, choose, route) -> tunnels/acquire -> links/splice
+    accept -> links/arrival -> tunnels/handshake -> links/inbound (authorise, the app) -> links/splice
 
-- `listener`: accepts connections and hands them on.
-- `tunnel`: one TLS connection that carries `podlink/1`. HOT PATH.
-- `splice`: moves bytes between a near socket and a tunnel, or between two sockets. HOT PATH.
-- `choose`: which endpoint of a Service, and why. Pure.
-- `route`: through a tunnel, in plaintext, or nowhere. Pure.
-- `dial`: a new tunnel to a peer, verified.
-- `pool`: idle tunnels, for the next link.
-- `outbound`, `inbound`: the two ends of a link.
-- `context`: what all of them share.
+- `links/`: the links themselves, from accept to their record; `splice` is the HOT PATH.
+- `tunnels/`: the TLS connections that carry them: handshake, pool, dial; `tunnel` is the HOT PATH.
+- `routing/`: where a link goes, and how: pure decisions.
+- `loop/`: the event loop, listeners, connections in progress, deadlines; `poller` is the HOT PATH.
+- `plane`: what all links of one sidecar share. `limits`: how much of everything it takes.
+- `sweep`: looks over all links and tunnels every few seconds. `revocation`: applies new policies, bans
+  and words of the registry to what is open. `records`: fills what the acceptor's side reports.
 """

@@ -15,9 +15,9 @@ import grpc
 
 from certs.client.rpc import NoCertificate
 from kit.backoff import Backoff
+from kit.contract import VERSION
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryStub
-from sidecar.contract import VERSION
 from sidecar.directory import EXTERNAL, Answer, Found, Gone, Own, Workload
 from sidecar.discovery.translate import NotUnderstood, found, held_endpoints
 

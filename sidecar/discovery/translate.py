@@ -8,10 +8,10 @@ import ipaddress
 from dataclasses import replace
 
 from certs.trust.identity import WorkloadIdentity
+from kit.contract import HTTP_APP_PROTOCOLS
 from kit.ports import PortSet
 from policy.rules import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
 from proto import registry_pb2 as pb
-from sidecar.contract import HTTP_APP_PROTOCOLS
 from sidecar.directory import EXTERNAL, Endpoint, Found, Service, Workload
 
 POLICY_FORMAT = 1

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from certs.client.source import Svid
+from kit.contract import VERSION
 from sidecar.carrier import Carrier
-from sidecar.contract import VERSION
 from sidecar.metrics import catalogue as c
 from sidecar.metrics import process
 from sidecar.metrics.families import Family, Labels, one

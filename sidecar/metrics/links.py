@@ -17,7 +17,7 @@ _CLOSED, _SENT, _RECEIVED = 0, 1, 2
 
 
 class Open(Protocol):
-    """A link that has not ended (sidecar.dataplane.context.LiveLink)."""
+    """A link that has not ended (sidecar.dataplane.plane.LiveLink)."""
 
     record: LinkRecord
 

@@ -10,8 +10,8 @@ from contextlib import closing
 from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
+from kit.contract import OWN_PORTS
 from sidecar import sockets
-from sidecar.contract import OWN_PORTS
 from sidecar.probes.spec import HttpProbe
 
 _MAX_HEAD: Final = 64 << 10

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from kit.contract import OWN_PORTS, PROBES_VARIABLE
 from kit.settings import ConfigInvalid, Settings
-from sidecar.contract import OWN_PORTS, PROBES_VARIABLE
 
 KINDS = frozenset({"startup", "liveness", "readiness"})
 HOOKS = frozenset({"post-start", "pre-stop"})

@@ -8,8 +8,8 @@ import asyncio
 from contextlib import closing
 from typing import Final
 
+from kit.contract import PROBE_PATH
 from kit.tasks import spawn, stop
-from sidecar.contract import PROBE_PATH
 from sidecar.pages import Answer, Request, text
 from sidecar.probes.grpc import ask_grpc
 from sidecar.probes.http import ProbeFailed, ask_http, connect

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
+from kit.contract import OTLP_GRPC_PORT, OTLP_HTTP_PORT
 from kit.settings import ConfigInvalid, Settings
-from sidecar.contract import OTLP_GRPC_PORT, OTLP_HTTP_PORT
 from sidecar.telemetry.access import Which
 from sidecar.telemetry.resource import PodResource
 

@@ -12,7 +12,7 @@ from operator import attrgetter
 
 from certs.evidence import chain as evidence
 from certs.evidence.chain import Chain, Signed
-from sidecar.contract import ALPN, VERSION
+from kit.contract import ALPN, VERSION
 from sidecar.report import LinkRecord
 from sidecar.telemetry import attributes as a
 from sidecar.telemetry import wire

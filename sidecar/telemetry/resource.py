@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sidecar.contract import PROXY_CONTAINER, VERSION
+from kit.contract import PROXY_CONTAINER, VERSION
 from sidecar.telemetry import attributes as a
 from sidecar.telemetry import wire
 

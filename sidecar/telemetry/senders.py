@@ -15,7 +15,7 @@ import grpc
 
 from certs.client.rpc import NoCertificate, RenewingChannel
 from certs.client.source import SvidSource
-from sidecar.contract import VERSION
+from kit.contract import VERSION
 from sidecar.telemetry.config import TelemetryConfig
 
 _EXPORT: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"

@@ -20,7 +20,7 @@ from proto import registry_pb2 as pb
 from sidecar.admin import views
 from sidecar.carrier import Carrier
 from sidecar.config import SidecarConfig
-from sidecar.dataplane.poller import DataLoop
+from sidecar.dataplane.loop.poller import DataLoop
 from sidecar.discovery.translate import NotUnderstood
 from sidecar.metrics.collect import of_carrier
 from sidecar.metrics.families import to_wire

@@ -1,7 +1,7 @@
 """Names that two packages write down are the same names."""
 
 from certs import names
-from sidecar import contract
+from kit import contract
 
 
 def test_certs_and_the_sidecar_agree_on_names() -> None:

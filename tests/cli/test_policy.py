@@ -19,7 +19,7 @@ from policy.linkpolicy import LinkPolicy, parse
 from policy.replay import Seen
 from policy.rules import DENY, Policy, PolicySet, Rule, Source
 from registry.facts import PodFacts, read_pod
-from sidecar.dataplane.route import Plaintext
+from sidecar.dataplane.routing.route import Plaintext
 from sidecar.directory import EXTERNAL, Endpoint, Service, Workload
 from tests.policy.test_linkpolicy import DESIGN
 from tests.registry.objects import pod, service

@@ -14,7 +14,7 @@ import pytest
 from cni.config import Call
 from cni.install import NAME, chain, chained, claim, owned, put_plugin, take_away, unchain
 from cni.plugin import CAPABILITY, Refused, answer, plan_of, read_conf
-from sidecar.contract import CAPTURE_ANNOTATION
+from kit.contract import CAPTURE_ANNOTATION
 from tests.sidecar.capture.test_apply import ROOT, Pod
 
 PREVIOUS = {"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.2/24"}]}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.dataplane.obtain import FRESH_S
+from sidecar.dataplane.tunnels.acquire import FRESH_S
 from tests.e2e.mesh import Mesh, now, until
 from tests.e2e.objects import Object, pod, service, serving
 

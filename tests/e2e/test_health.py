@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.contract import HEALTH_PORT
+from kit.contract import HEALTH_PORT
 from sidecar.metrics.catalogue import BY_NAME
 from tests.e2e.mesh import Mesh, until
 from tests.e2e.objects import MESH, PLAIN, account, pod, serving

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidecar.contract import INBOUND_PORT, OUTBOUND_PORT
+from kit.contract import INBOUND_PORT, OUTBOUND_PORT
 from tests.e2e.mesh import Mesh, now, until
 from tests.e2e.objects import pod, serving
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from kit.contract import PROXY_UID, TOKEN_PATH
 from local.node.environment import DEFAULT_UID
-from sidecar.contract import PROXY_UID, TOKEN_PATH
 from tests.e2e.mesh import Mesh
 from tests.e2e.objects import account, pod, serving
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from injector.container import MeshSettings
 from injector.mutate import Mutation, mutate
-from sidecar import contract
+from kit import contract
 
 Raw = dict[str, Any]
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from injector.annotations import AnnotationRefused, PodSettings, read_settings
-from sidecar.contract import (
+from kit.contract import (
     CAPTURE_ANNOTATION,
     CONFIG_PREFIX,
     INJECT_LABEL,

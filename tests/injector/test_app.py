@@ -21,9 +21,9 @@ from injector.config import InjectorConfig
 from injector.container import sidecar_containers
 from injector.namespaces import PATH as NAMESPACES
 from injector.server import MAX_BODY_BYTES
+from kit import contract
+from kit.contract import INJECT_LABEL
 from kit.settings import ConfigInvalid, Settings
-from sidecar import contract
-from sidecar.contract import INJECT_LABEL
 from tests.certs.forge import Forge
 from tests.injector.pods import changed, namespace, pod
 from tests.injector.test_review import review

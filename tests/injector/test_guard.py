@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from injector.guard import PodRefused, check_ephemeral, check_pod
-from sidecar.contract import INJECTED_LABEL, PROXY_UID, STATUS_ANNOTATION
+from kit.contract import INJECTED_LABEL, PROXY_UID, STATUS_ANNOTATION
 from tests.injector.pods import Raw, annotated, changed, container, injected, pod
 
 OWN = {"name": "web", "image": "web:1"}

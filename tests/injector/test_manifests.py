@@ -10,9 +10,9 @@ from certs.names import CONTROL_PLANE_ACCOUNTS
 from certs.server.config import CaConfig
 from injector.bundle import NAME
 from injector.config import InjectorConfig
+from kit import contract
 from kit.settings import Settings
 from registry.config import RegistryConfig
-from sidecar import contract
 
 FILE = Path(__file__).parents[2] / "local" / "control_plane.yaml"
 OBJECTS: list[dict[str, Any]] = list(yaml.safe_load_all(FILE.read_text()))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from injector.container import NO_API_TOKEN
 from injector.guard import PodRefused
-from sidecar.contract import INJECT_LABEL
+from kit.contract import INJECT_LABEL
 from tests.injector.pods import (
     MESH,
     Raw,

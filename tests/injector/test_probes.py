@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from injector.guard import PodRefused
 from injector.probes import rewritten
-from sidecar.contract import HEALTH_PORT, PROBES_VARIABLE
+from kit.contract import HEALTH_PORT, PROBES_VARIABLE
 from sidecar.probes.spec import GrpcProbe, HttpProbe, TcpProbe, read_probes
 from tests.injector.pods import Raw, annotated, applied, changed, container, env, injected, pod
 from tests.injector.write_golden import PROBED

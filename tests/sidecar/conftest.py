@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from sidecar.dataplane.poller import DataLoop
+from sidecar.dataplane.loop.poller import DataLoop
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -21,8 +21,8 @@ from policy.rules import PolicySet
 from sidecar import sockets
 from sidecar.carrier import Carrier
 from sidecar.config import SidecarConfig
-from sidecar.dataplane.listener import Listener
-from sidecar.dataplane.outbound import OutboundLink
+from sidecar.dataplane.links.outbound import OutboundLink
+from sidecar.dataplane.loop.listener import Listener
 from sidecar.directory import Workload
 from sidecar.report import LinkRecord
 from tests.certs.running_ca import RunningCa

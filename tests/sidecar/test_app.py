@@ -2,11 +2,11 @@
 
 import asyncio
 
+from kit.contract import OWN_PORTS
 from kit.settings import Settings
 from policy.rules import NOT_TOLD
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
-from sidecar.contract import OWN_PORTS
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.workers.alone import Alone
 from tests.certs.fake_source import FakeSource

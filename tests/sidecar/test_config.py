@@ -4,9 +4,9 @@ import ipaddress
 
 import pytest
 
+from kit.contract import OWN_PORTS, PROXY_MARK
 from kit.settings import ConfigInvalid, Settings
 from sidecar.config import SidecarConfig, Upstream
-from sidecar.contract import OWN_PORTS, PROXY_MARK
 
 GOOD = {
     "POD_NAMESPACE": "shop",

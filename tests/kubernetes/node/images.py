@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sidecar.contract import VERSION
+from kit.contract import VERSION
 
 ROOT = Path(__file__).parents[3]
 VARIABLE = "PODLINK_NODE_BASE"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.contract import OUTBOUND_PORT, PROXY_GID, PROXY_MARK, PROXY_UID
+from kit.contract import OUTBOUND_PORT, PROXY_GID, PROXY_MARK, PROXY_UID
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [

@@ -10,8 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.splice import TunnelSplice
+from sidecar.dataplane.links.outbound import OutboundLink
+from sidecar.dataplane.links.splice import TunnelSplice
 from sidecar.report import LinkRecord
 from tests.certs.forge import Forge
 from tests.plans import GREETING, HEAD, Plan, read, reset, write

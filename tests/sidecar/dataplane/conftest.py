@@ -15,14 +15,14 @@ from certs.trust.contexts import TlsMaterial
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidChecker
 from kit.clock import monotonic
+from kit.contract import ALPN
 from sidecar import sockets
-from sidecar.contract import ALPN
-from sidecar.dataplane.arrival import Arrivals
-from sidecar.dataplane.context import Plane, Trust
-from sidecar.dataplane.listener import Listener
-from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.poller import poller_of
-from sidecar.dataplane.pool import Pool
+from sidecar.dataplane.links.arrival import Arrivals
+from sidecar.dataplane.links.outbound import OutboundLink
+from sidecar.dataplane.loop.listener import Listener
+from sidecar.dataplane.loop.poller import poller_of
+from sidecar.dataplane.plane import Plane, Trust
+from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.directory import Answer, Found, Own, Workload
 from sidecar.report import LinkRecord
 from tests.certs.forge import Forge
@@ -211,7 +211,7 @@ async def captured(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Captured]:
     async def dial(
         side: Side, ip: str, port: int, first: bytes = b""
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        monkeypatch.setattr("sidecar.dataplane.outbound.original_dst", lambda _: (ip, port))
+        monkeypatch.setattr("sidecar.dataplane.links.outbound.original_dst", lambda _: (ip, port))
         listening = sockets.listen("127.0.0.1", 0)
 
         def accepted(sock: socket.socket, source_ip: str, source_port: int) -> None:

@@ -10,15 +10,15 @@ import sys
 
 from certs.trust.contexts import TlsMaterial
 from kit.clock import monotonic
+from kit.contract import ALPN
 from kit.settings import Settings
 from policy.rules import PolicySet
 from sidecar import sockets
 from sidecar.carrier import Carrier
 from sidecar.config import SidecarConfig
-from sidecar.contract import ALPN
-from sidecar.dataplane.context import Trust
-from sidecar.dataplane.listener import Listener
-from sidecar.dataplane.poller import DataLoop
+from sidecar.dataplane.loop.listener import Listener
+from sidecar.dataplane.loop.poller import DataLoop
+from sidecar.dataplane.plane import Trust
 from sidecar.memory import used_bytes
 from tests.sidecar.dataplane.conftest import API, FakeDirectory
 from tests.sidecar.test_config import GOOD

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from certs.trust.identity import WorkloadIdentity
+from kit.contract import ALPN, OWN_PORTS
 from kit.ports import PortSet
 from policy.rules import NOT_TOLD, PolicySet
 from sidecar import sockets
-from sidecar.contract import ALPN, OWN_PORTS
-from sidecar.dataplane.arrival import Arrivals
-from sidecar.dataplane.handshake import Handshake
 from sidecar.dataplane.limits import Limits
-from sidecar.dataplane.listener import Listener
+from sidecar.dataplane.links.arrival import Arrivals
+from sidecar.dataplane.loop.listener import Listener
+from sidecar.dataplane.tunnels.handshake import Handshake
 from sidecar.directory import Gone, Workload
 from tests.certs.forge import Forge
 from tests.sidecar.dataplane.conftest import API, MakeSide, Side, StartPair, connected
@@ -52,7 +52,7 @@ async def gate(make_side: MakeSide, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 def goes_to(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidecar.dataplane.arrival.original_dst", lambda _: (LOOPBACK, port))
+    monkeypatch.setattr("sidecar.dataplane.links.arrival.original_dst", lambda _: (LOOPBACK, port))
 
 
 async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -192,7 +192,7 @@ async def test_an_address_that_a_meshed_pod_has_just_left_may_be_the_next_ones(
     gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it sends first may be a handshake that has not come yet: it is waited for."""
-    monkeypatch.setattr("sidecar.dataplane.arrival.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("sidecar.dataplane.links.arrival.TIMEOUT_S", 0.3)
     goes_to(await serve(greet), monkeypatch)
     gate.side.directory.entries[LOOPBACK] = Gone("shop/web-0")
     reader, writer = await connected(gate.address)
@@ -205,7 +205,7 @@ async def test_an_address_that_a_meshed_pod_has_just_left_may_be_the_next_ones(
 async def test_a_client_known_to_be_meshed_must_speak_first_even_where_plaintext_is_allowed(
     gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sidecar.dataplane.arrival.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("sidecar.dataplane.links.arrival.TIMEOUT_S", 0.3)
     goes_to(await serve(greet), monkeypatch)
     gate.side.directory.entries[LOOPBACK] = Workload("u", "shop", "web-0", API, (LOOPBACK,))
     reader, writer = await connected(gate.address)
@@ -336,7 +336,7 @@ async def test_a_handshake_that_stops_half_way_ends_at_its_deadline(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "sidecar.dataplane.arrival.Handshake", functools.partial(Handshake, timeout_s=0.3)
+        "sidecar.dataplane.links.arrival.Handshake", functools.partial(Handshake, timeout_s=0.3)
     )
     goes_to(80, monkeypatch)
     assert await half_a_handshake(gate) == "handshake_timeout"
@@ -346,7 +346,7 @@ async def test_a_handshake_that_stops_half_way_ends_at_its_deadline(
 async def test_a_handshake_longer_than_ours_can_be_is_given_up(
     start_pair: StartPair, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sidecar.dataplane.handshake.MAX_HANDSHAKE_BYTES", 100)
+    monkeypatch.setattr("sidecar.dataplane.tunnels.handshake.MAX_HANDSHAKE_BYTES", 100)
     pair = start_pair(await serve(echo))
     reader, writer = await pair.client()
     assert await ends(reader) == b""

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from certs.trust.contexts import TlsMaterial
-from sidecar.contract import ALPN, OWN_PORTS
-from sidecar.dataplane import arrival
+from kit.contract import ALPN, OWN_PORTS
+from sidecar.dataplane.links import arrival
 from sidecar.wire.frames import DATA, OPEN, encode
 from sidecar.wire.opening import Opening
 from tests.certs.forge import Forge

@@ -11,12 +11,13 @@ import pytest
 
 from certs.trust.contexts import TlsMaterial
 from kit.clock import monotonic
+from kit.contract import ALPN, OWN_PORTS
 from policy.rules import PolicySet
-from sidecar.contract import ALPN, OWN_PORTS
-from sidecar.dataplane import obtain, tunnel
-from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.splice import TunnelSplice
-from sidecar.dataplane.watch import Watch
+from sidecar.dataplane.links.outbound import OutboundLink
+from sidecar.dataplane.links.splice import TunnelSplice
+from sidecar.dataplane.sweep import Sweep
+from sidecar.dataplane.tunnels import acquire as obtain
+from sidecar.dataplane.tunnels import tunnel
 from sidecar.directory import EXTERNAL, Endpoint, Service, Workload
 from sidecar.wire.frames import DATA, END_FRAME, OPEN, PING_FRAME, encode
 from sidecar.wire.opening import Opening
@@ -165,7 +166,7 @@ async def test_half_a_key_update_keeps_no_link_alive_beyond_its_end(
     await asyncio.sleep(0.1)
     (kept,) = pair.arrivals.tunnels
     kept._tunnel.expires_at = monotonic() - 1
-    watch = Watch(pair.far.plane, pair.arrivals)
+    watch = Sweep(pair.far.plane, pair.arrivals)
     watch.look()
     watch.close()
     record = await pair.far.record()

@@ -7,8 +7,8 @@ import pytest
 
 from certs.trust.bans import Ban, Bans, Guard
 from certs.trust.svid import SvidChecker
-from sidecar.dataplane.arrival import Arrivals
-from sidecar.dataplane.banned import cut_banned
+from sidecar.dataplane.links.arrival import Arrivals
+from sidecar.dataplane.revocation import cut_banned
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, Side, StartPair
 
 pytestmark = pytest.mark.attack_row(45)
@@ -52,11 +52,11 @@ async def test_the_acceptor_cuts_a_banned_dialler_and_lets_it_in_no_more(
 
     other = Bans.of([Ban("identity", str(API))])
     bans.bans = other
-    assert cut_banned(pair.far.plane, pair.arrivals, other) == 0, "somebody else is banned"
+    assert cut_banned(pair.far.plane, pair.arrivals.tunnels, other) == 0, "somebody else is banned"
     assert await say(reader, writer, b"still") == b"still"
 
     bans.bans = Bans.of([Ban("identity", str(WEB))])
-    assert cut_banned(pair.far.plane, pair.arrivals, bans.bans) == 1
+    assert cut_banned(pair.far.plane, pair.arrivals.tunnels, bans.bans) == 1
     assert await is_cut(reader)
     writer.close()
     assert (await pair.far.record()).close == "banned"
@@ -96,7 +96,7 @@ async def test_the_dialler_cuts_a_banned_acceptor_and_its_idle_tunnels(
 
     bans.bans = Bans.of([Ban("identity", str(API))])
     nobody = Arrivals(pair.near.plane)
-    assert cut_banned(pair.near.plane, nobody, bans.bans) == 1
+    assert cut_banned(pair.near.plane, nobody.tunnels, bans.bans) == 1
     assert len(pair.near.plane.pool) == 0
     assert await is_cut(reader)
     writer.close()

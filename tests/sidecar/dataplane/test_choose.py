@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.trust.identity import WorkloadIdentity
-from sidecar.dataplane import choose as module
-from sidecar.dataplane.choose import Choice, Memory, choose, eligible
-from sidecar.dataplane.ejections import EJECT_LONGEST_S, PROBE_S, Ejections
+from sidecar.dataplane.routing import choose as module
+from sidecar.dataplane.routing.choose import Choice, Memory, choose, eligible
+from sidecar.dataplane.routing.ejections import EJECT_LONGEST_S, PROBE_S, Ejections
 from sidecar.directory import Endpoint, Own, Service, Workload
 
 API = WorkloadIdentity("cluster.local", "shop", "api")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.splice import MAX_READ
-from sidecar.dataplane.tunnel import MAX_CHUNK
+from sidecar.dataplane.links.outbound import OutboundLink
+from sidecar.dataplane.links.splice import MAX_READ
+from sidecar.dataplane.tunnels.tunnel import MAX_CHUNK
 from sidecar.wire.opening import SHUTDOWN
 from tests.certs.forge import Forge
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, StartPair, connected, trust_from

@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from kit.buckets import KEPT_SOURCES, Buckets
 from sidecar import memory, sockets
-from sidecar.dataplane import deadline, listener
-from sidecar.dataplane.deadline import Deadline
-from sidecar.dataplane.kept import Kept
 from sidecar.dataplane.limits import Limits
-from sidecar.dataplane.listener import Listener
-from sidecar.dataplane.poller import poller_of
+from sidecar.dataplane.loop import deadlines as deadline
+from sidecar.dataplane.loop import listener
+from sidecar.dataplane.loop.deadlines import Deadline
+from sidecar.dataplane.loop.listener import Listener
+from sidecar.dataplane.loop.poller import poller_of
+from sidecar.dataplane.tunnels.inbound import InboundTunnel, InboundTunnels
 from sidecar.memory import MemoryWatch, limit_of_cgroup, used_bytes
 from sidecar.wire.opening import BUSY, DENIED
 from tests.sidecar.dataplane.conftest import StartPair, connected
@@ -83,12 +84,12 @@ class OfIp:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5))))
 def test_tunnels_are_counted_by_where_they_come_from(steps: list[tuple[bool, int]]) -> None:
-    kept: Kept[OfIp] = Kept()
-    made = [OfIp(str(number % 2)) for number in range(6)]
+    tunnels = InboundTunnels()
+    made = [cast(InboundTunnel, OfIp(str(number % 2))) for number in range(6)]
     for add, number in steps:
-        (kept.add if add else kept.discard)(made[number])
+        (tunnels.add if add else tunnels.discard)(made[number])
         for ip in ("0", "1"):
-            assert kept.of(ip) == sum(each.peer_ip == ip for each in kept)
+            assert tunnels.of(ip) == sum(each.peer_ip == ip for each in tunnels)
 
 
 # --- deadlines --------------------------------------------------------------------------------

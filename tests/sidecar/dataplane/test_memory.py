@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.dataplane.outbound import OutboundLink
+from sidecar.dataplane.links.outbound import OutboundLink
 from tests.certs.forge import Forge
 from tests.sidecar.dataplane.conftest import API, StartPair, connected
 from tests.sidecar.dataplane.test_faults import _patient

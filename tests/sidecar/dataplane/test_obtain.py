@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.dataplane import obtain
-from sidecar.dataplane.gone import addresses_left, leave_the_gone
+from sidecar.dataplane.revocation import addresses_left, leave_the_gone
+from sidecar.dataplane.tunnels import acquire as obtain
 from sidecar.directory import EXTERNAL, Endpoint, Found, Gone, Service, Workload
 from sidecar.wire.frames import GOAWAY_FRAME, PING, PONG_FRAME
 from tests.sidecar.dataplane.conftest import API, Captured, Pair, Side, StartPair
@@ -193,7 +193,7 @@ async def test_whoever_gives_up_a_tunnel_for_dead_resets_it(
     reader, writer = await pair.client()
     writer.write(b"hello")
     assert await reader.readexactly(5) == b"hello"
-    monkeypatch.setattr("sidecar.dataplane.tunnel.is_unanswered", lambda *_: True)
+    monkeypatch.setattr("sidecar.dataplane.tunnels.tunnel.is_unanswered", lambda *_: True)
     (theirs,) = pair.arrivals.tunnels
     sock = theirs._tunnel._sock
     lingers: list[bytes] = []

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from certs.trust.identity import WorkloadIdentity
+from kit.contract import OWN_PORTS
 from kit.ports import PortSet
-from sidecar.contract import OWN_PORTS
-from sidecar.dataplane import obtain, outbound
-from sidecar.dataplane.pool import Pool, PoolLimits
+from sidecar.dataplane.links import outbound
+from sidecar.dataplane.tunnels import acquire as obtain
+from sidecar.dataplane.tunnels.pool import Pool, PoolLimits
 from sidecar.directory import EXTERNAL, Answer, Endpoint, Found, Gone, Own, Service, Workload
 from sidecar.wire.frames import ACCEPT, HEADER, OPEN, REFUSE, encode
 from sidecar.wire.opening import DENIED, UNREACHABLE, encode_accept, encode_code

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from certs.trust.identity import WorkloadIdentity
-from sidecar.dataplane.pool import REPLACE_BEFORE_S, Key, Pool, PoolLimits
+from sidecar.dataplane.tunnels.pool import REPLACE_BEFORE_S, Key, Pool, PoolLimits
 from sidecar.errors import PeerLost, ProtocolViolation
 from sidecar.wire.frames import GOAWAY
 

@@ -12,8 +12,8 @@ from policy.rules import Policy, PolicySet, Rule, Source
 from proto import registry_pb2 as pb
 from sidecar.carrier import Carrier
 from sidecar.config import SidecarConfig
-from sidecar.dataplane.outbound import OutboundLink
-from sidecar.dataplane.reauthorise import reauthorise
+from sidecar.dataplane.links.outbound import OutboundLink
+from sidecar.dataplane.revocation import reauthorise
 from sidecar.report import LinkRecord
 from tests.sidecar.dataplane.conftest import FakeDirectory, StartPair
 from tests.sidecar.dataplane.test_banned import echo, is_cut, say

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from certs.trust.identity import WorkloadIdentity
 from kit.ports import PortSet
-from sidecar.dataplane.choose import Choice
-from sidecar.dataplane.route import Plaintext, Refused, Tunnelled, to_address, to_endpoint
+from sidecar.dataplane.routing.choose import Choice
+from sidecar.dataplane.routing.route import Plaintext, Refused, Tunnelled, to_address, to_endpoint
 from sidecar.directory import EXTERNAL, Endpoint, External, Own, Workload
 
 API = WorkloadIdentity("cluster.local", "shop", "api")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.dataplane.poller import poller_of
-from sidecar.dataplane.splice import TunnelSplice
+from sidecar.dataplane.links.splice import TunnelSplice
+from sidecar.dataplane.loop.poller import poller_of
 from sidecar.wire.frames import END
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from kit.buckets import Buckets
-from sidecar.dataplane import inbound, pool
+from sidecar.dataplane.links import inbound
+from sidecar.dataplane.tunnels import pool
 from tests.sidecar.dataplane.conftest import StartPair, connected
 
 Serve = Any

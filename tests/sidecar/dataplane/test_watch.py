@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.dataplane.arrival import Arrivals
-from sidecar.dataplane.watch import ACCEPTOR_IDLE_S, TOLD_AFTER_NS, Watch
+from sidecar.dataplane.links.arrival import Arrivals
+from sidecar.dataplane.sweep import ACCEPTOR_IDLE_S, TOLD_AFTER_NS, Sweep
 from tests.sidecar.dataplane.conftest import Pair, StartPair
 from tests.sidecar.dataplane.test_link import echo
 
@@ -24,7 +24,7 @@ async def test_a_link_open_for_a_minute_is_told_of_once_and_again_when_it_ends(
     start_pair: StartPair, serve: Serve
 ) -> None:
     pair = start_pair(await serve(echo))
-    watch = Watch(pair.near.plane, Arrivals(pair.near.plane))
+    watch = Sweep(pair.near.plane, Arrivals(pair.near.plane))
     _, writer = await open_link(pair)
     watch.look()
     assert not pair.near.records, "not before its minute"
@@ -46,7 +46,7 @@ async def test_a_link_does_not_outlive_the_leaf_that_vouches_for_it(
     start_pair: StartPair, serve: Serve
 ) -> None:
     pair = start_pair(await serve(echo))
-    watch = Watch(pair.near.plane, Arrivals(pair.near.plane))
+    watch = Sweep(pair.near.plane, Arrivals(pair.near.plane))
     reader, writer = await open_link(pair)
     now = pair.near.plane.now
     pair.near.plane.now = lambda: now() + 3601
@@ -65,7 +65,7 @@ async def test_an_idle_tunnel_of_a_peer_is_closed_after_its_time_and_a_busy_one_
     start_pair: StartPair, serve: Serve
 ) -> None:
     pair = start_pair(await serve(echo))
-    watch = Watch(pair.far.plane, pair.arrivals)
+    watch = Sweep(pair.far.plane, pair.arrivals)
     _, writer = await open_link(pair)
     now = pair.far.plane.now
     pair.far.plane.now = lambda: now() + ACCEPTOR_IDLE_S + 1

@@ -10,7 +10,7 @@ import pytest
 
 from kit.clock import unix_ns
 from kit.ports import PortSet
-from sidecar.dataplane import watched
+from sidecar.dataplane.links import http_splice as watched
 from sidecar.directory import Endpoint, Service, Workload
 from sidecar.report import LinkRecord, RequestRecord
 from sidecar.telemetry.requests import RequestWatcher
@@ -102,7 +102,7 @@ async def test_ports_that_do_not_ask_are_not_watched(
     def never(*_: object) -> None:
         raise AssertionError("watched")
 
-    monkeypatch.setattr(watched.WatchedSplice, "__init__", never)
+    monkeypatch.setattr(watched.HttpSplice, "__init__", never)
     pair = start_pair(await serve(http_app))
     found = watching(pair, near=False)
     pair.near.plane.watch = pair.far.plane.watch

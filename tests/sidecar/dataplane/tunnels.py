@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from certs.trust.contexts import TlsMaterial
 from certs.trust.identity import WorkloadIdentity
-from sidecar.contract import ALPN
+from kit.contract import ALPN
 from sidecar.wire.frames import ACCEPT, DATA, END, END_FRAME, OPEN, encode
 from sidecar.wire.opening import encode_accept
 from tests.certs.forge import Forge

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from kit.contract import OWN_PORTS
 from kit.settings import ConfigInvalid, Settings
 from kit.tasks import spawn
-from sidecar.contract import OWN_PORTS
 from sidecar.health import HealthServer
 from sidecar.pages import Answer, Request
 from sidecar.probes.spec import (

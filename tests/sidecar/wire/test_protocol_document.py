@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sidecar.contract import ALPN
+from kit.contract import ALPN
 from sidecar.wire import opening
 from sidecar.wire.frames import HEADER, KIND_NAMES, MAX_PAYLOAD
 from sidecar.wire.opening import REFUSALS, RESETS, Opening, encode_accept, encode_code

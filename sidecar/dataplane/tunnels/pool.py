@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from sidecar.dataplane.poller import Poller
-from sidecar.dataplane.tunnel import Tunnel
+from sidecar.dataplane.loop.poller import Poller
+from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import ProtocolViolation, SidecarError
 from sidecar.wire.frames import GOAWAY
 

@@ -8,9 +8,9 @@ and what it does when the answer was wrong.
 
 from typing import Final
 
-from sidecar.dataplane.choose import choose
-from sidecar.dataplane.context import Plane
-from sidecar.dataplane.route import Route, to_address, to_endpoint, to_self
+from sidecar.dataplane.plane import Plane
+from sidecar.dataplane.routing.choose import choose
+from sidecar.dataplane.routing.route import Route, to_address, to_endpoint, to_self
 from sidecar.directory import EXTERNAL, Found, Gone, Service, Workload
 from sidecar.errors import (
     AlpnMismatch,

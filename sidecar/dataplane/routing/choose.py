@@ -14,7 +14,7 @@ from hashlib import blake2b
 from random import Random
 from typing import Final, TypeVar
 
-from sidecar.dataplane.ejections import Ejections
+from sidecar.dataplane.routing.ejections import Ejections
 from sidecar.directory import Endpoint, Own, Service
 
 _Key = TypeVar("_Key")

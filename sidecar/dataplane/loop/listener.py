@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from sidecar.dataplane.poller import Poller
+from sidecar.dataplane.loop.poller import Poller
 from sidecar.sockets import OUT_OF_RESOURCES, reset
 
 Accepted = Callable[[socket.socket, str, int], None]

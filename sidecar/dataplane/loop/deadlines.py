@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kit.clock import monotonic
-from sidecar.dataplane.poller import Poller
+from sidecar.dataplane.loop.poller import Poller
 
 SLACK_S: Final = 0.5
 """Later than this is a standstill of ours."""

@@ -4,10 +4,10 @@ import socket
 
 from certs.trust.facts import LeafFacts
 from policy.judge import Permit
-from sidecar.dataplane.context import Plane
-from sidecar.dataplane.dial import APP_TIMEOUT_S, Answered, Connect
-from sidecar.dataplane.inbound import explain, permitted
-from sidecar.dataplane.splice import RawSplice
+from sidecar.dataplane.links.splice import RawSplice
+from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Answered, Connect
+from sidecar.dataplane.plane import Plane
+from sidecar.dataplane.records import explain, permitted
 from sidecar.directory import EXTERNAL, Found, Workload
 from sidecar.errors import AppUnreachable, SidecarError
 from sidecar.report import LinkRecord, PlaintextReason

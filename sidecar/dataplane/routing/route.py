@@ -7,7 +7,7 @@ known to be meshed gets a tunnel or nothing.
 
 from typing import NamedTuple
 
-from sidecar.dataplane.choose import Choice
+from sidecar.dataplane.routing.choose import Choice
 from sidecar.directory import EXTERNAL, External, Own, Workload
 from sidecar.errors import ExternalDenied
 from sidecar.report import PlaintextReason, Security

@@ -13,18 +13,18 @@ import socket
 from typing import Final
 
 from certs.trust.facts import LeafFacts
-from sidecar.contract import CANARIES, OWN_PORTS, canary_answer
-from sidecar.dataplane.context import Plane
-from sidecar.dataplane.dial import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect
-from sidecar.dataplane.obtain import Obtainer
-from sidecar.dataplane.route import (
+from kit.contract import CANARIES, OWN_PORTS, canary_answer
+from sidecar.dataplane.links.http_splice import HttpSplice
+from sidecar.dataplane.links.splice import RawSplice, TunnelSplice
+from sidecar.dataplane.loop.connect import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect
+from sidecar.dataplane.plane import Plane
+from sidecar.dataplane.routing.route import (
     Plaintext,
     Route,
     Tunnelled,
 )
-from sidecar.dataplane.splice import RawSplice, TunnelSplice
-from sidecar.dataplane.tunnel import Tunnel
-from sidecar.dataplane.watched import WatchedSplice
+from sidecar.dataplane.tunnels.acquire import Obtainer
+from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import (
     AppUnreachable,
     Denied,
@@ -281,7 +281,7 @@ class OutboundLink(Obtainer):
         plane.link_opened(record.destination_ip, record.destination_port)
         splice: TunnelSplice
         if plane.watch is not None and self._carries_http:
-            splice = WatchedSplice(
+            splice = HttpSplice(
                 plane.poller, near, tunnel, self._tunnel_ended, plane.watch(record), outbound=True
             )
             splice.sent_before(self._held)

@@ -10,15 +10,16 @@ whether a link may be.
 import socket
 from typing import Final
 
+from kit.contract import ALPN
 from sidecar.authorise import authorise
-from sidecar.contract import ALPN
-from sidecar.dataplane.context import Plane
-from sidecar.dataplane.deadline import Deadline
-from sidecar.dataplane.handshake import TIMEOUT_S, Handshake
-from sidecar.dataplane.inbound import InboundTunnel, explain, new_record
-from sidecar.dataplane.kept import Kept
-from sidecar.dataplane.plaintext import PlaintextLink, is_no_pod
-from sidecar.dataplane.tunnel import RECORD, Tunnel
+from sidecar.dataplane.links.inbound import open_link
+from sidecar.dataplane.links.plaintext import PlaintextLink, is_no_pod
+from sidecar.dataplane.loop.deadlines import Deadline
+from sidecar.dataplane.plane import Plane
+from sidecar.dataplane.records import explain, new_record
+from sidecar.dataplane.tunnels.handshake import TIMEOUT_S, Handshake
+from sidecar.dataplane.tunnels.inbound import InboundTunnel, InboundTunnels
+from sidecar.dataplane.tunnels.tunnel import RECORD, Tunnel
 from sidecar.directory import EXTERNAL, Found, Gone, Workload
 from sidecar.errors import (
     Denied,
@@ -42,7 +43,7 @@ class Arrivals:
 
     def __init__(self, plane: Plane) -> None:
         self.plane = plane
-        self.tunnels: Kept[InboundTunnel] = Kept()
+        self.tunnels = InboundTunnels()
         self._strangers: dict[Arrival, None] = {}
         self._strangers_of: dict[str, dict[Arrival, None]] = {}
         """The same by source. Both in the order in which they came."""
@@ -225,7 +226,7 @@ class Arrival:
             plane.count_turned_away("tunnels_per_peer")
             tunnel.close()
         else:
-            InboundTunnel(self._plane, self._arrivals.tunnels, tunnel, self._to).start()
+            InboundTunnel(plane, self._arrivals.tunnels, tunnel, self._to, open_link).start()
 
     # --- plaintext --------------------------------------------------------------------------
 

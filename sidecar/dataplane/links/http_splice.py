@@ -7,15 +7,15 @@ dialler's side the requests come from the near socket, on the acceptor's from th
 import socket
 from collections.abc import Callable
 
-from sidecar.dataplane import splice
-from sidecar.dataplane.poller import Poller
-from sidecar.dataplane.splice import TunnelSplice
-from sidecar.dataplane.tunnel import Tunnel
+from sidecar.dataplane.links import splice
+from sidecar.dataplane.links.splice import TunnelSplice
+from sidecar.dataplane.loop.poller import Poller
+from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import SidecarError
 from sidecar.report import Watcher
 
 
-class WatchedSplice(TunnelSplice):
+class HttpSplice(TunnelSplice):
     """As TunnelSplice, byte for byte."""
 
     __slots__ = ("_show_far", "_show_near", "_shown", "_watcher")

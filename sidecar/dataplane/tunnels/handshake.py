@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Final
 
 from certs.trust.facts import LeafFacts
-from sidecar.contract import ALPN
-from sidecar.dataplane.deadline import Deadline
-from sidecar.dataplane.poller import Poller
-from sidecar.dataplane.tunnel import RECORD, Tunnel
+from kit.contract import ALPN
+from sidecar.dataplane.loop.deadlines import Deadline
+from sidecar.dataplane.loop.poller import Poller
+from sidecar.dataplane.tunnels.tunnel import RECORD, Tunnel
 from sidecar.errors import (
     AlpnMismatch,
     HandshakeFailed,

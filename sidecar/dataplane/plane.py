@@ -11,15 +11,15 @@ from typing import Final, Protocol
 from certs.trust.facts import LeafFacts
 from kit.buckets import Buckets
 from kit.clock import monotonic, unix_ns, unix_s
+from kit.contract import INBOUND_PORT, OWN_PORTS
 from kit.ports import NO_PORTS, PortSet
 from policy.rules import PolicySet
-from sidecar.contract import INBOUND_PORT, OWN_PORTS
-from sidecar.dataplane.choose import Memory
-from sidecar.dataplane.ejections import Ejections
-from sidecar.dataplane.handshake import Verify
 from sidecar.dataplane.limits import Limits
-from sidecar.dataplane.poller import Poller
-from sidecar.dataplane.pool import Pool
+from sidecar.dataplane.loop.poller import Poller
+from sidecar.dataplane.routing.choose import Memory
+from sidecar.dataplane.routing.ejections import Ejections
+from sidecar.dataplane.tunnels.handshake import Verify
+from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.directory import Directory, Own
 from sidecar.errors import SidecarError
 from sidecar.metrics.handshakes import HandshakeMeter
@@ -118,7 +118,7 @@ class Plane:
     open_links: dict[tuple[str, int], int] = field(default_factory=dict)
     """How many of our links go to each endpoint now."""
     live: "set[LiveLink]" = field(default_factory=set)
-    """Every link that has begun and not ended; `sidecar.dataplane.watch` looks at them."""
+    """Every link that has begun and not ended; `sidecar.dataplane.sweep` looks at them."""
     plaintext: int = 0
     """How many of those are plaintext links of peers without identity."""
     limits: Limits = field(default_factory=Limits)

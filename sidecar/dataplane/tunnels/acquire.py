@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Final
 
 from certs.trust.identity import WorkloadIdentity
-from sidecar.dataplane.context import Plane
-from sidecar.dataplane.deadline import Deadline
-from sidecar.dataplane.dial import Connect, Dial
-from sidecar.dataplane.pool import Key
-from sidecar.dataplane.seek import Seeker
-from sidecar.dataplane.tunnel import Tunnel
+from sidecar.dataplane.loop.connect import Connect
+from sidecar.dataplane.loop.deadlines import Deadline
+from sidecar.dataplane.plane import Plane
+from sidecar.dataplane.routing.destination import Seeker
+from sidecar.dataplane.tunnels.dial import Dial
+from sidecar.dataplane.tunnels.pool import Key
+from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import NotReady, ProtocolViolation, SidecarError
 from sidecar.report import LinkRecord
 from sidecar.wire.frames import PONG

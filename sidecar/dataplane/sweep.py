@@ -8,8 +8,8 @@ import asyncio
 import copy
 from typing import Final
 
-from sidecar.dataplane.arrival import Arrivals
-from sidecar.dataplane.context import LiveLink, Plane
+from sidecar.dataplane.links.arrival import Arrivals
+from sidecar.dataplane.plane import LiveLink, Plane
 from sidecar.wire.opening import CUT_AT_EXPIRY
 
 EVERY_S: Final = 5.0
@@ -21,7 +21,7 @@ ACCEPTOR_IDLE_S: Final = 90.0
 _STOOD_STILL_S: Final = 1.0
 
 
-class Watch:
+class Sweep:
     def __init__(self, plane: Plane, arrivals: Arrivals) -> None:
         self._plane, self._arrivals = plane, arrivals
         self._told: set[LiveLink] = set()

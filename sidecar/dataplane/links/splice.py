@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from sidecar.dataplane.poller import Poller
-from sidecar.dataplane.tunnel import Tunnel
+from sidecar.dataplane.loop.poller import Poller
+from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import PeerLost, SidecarError
 from sidecar.sockets import is_unanswered, reset
 from sidecar.wire.frames import DATA, END, END_FRAME, HEADER, OPEN, RESET

@@ -11,13 +11,12 @@ from typing import Final
 from certs.trust.facts import LeafFacts
 from policy.judge import Permit
 from sidecar.authorise import authorise
-from sidecar.dataplane.context import Plane
-from sidecar.dataplane.dial import APP_TIMEOUT_S, Connect
-from sidecar.dataplane.kept import Kept
-from sidecar.dataplane.splice import TunnelSplice
-from sidecar.dataplane.tunnel import Tunnel
-from sidecar.dataplane.watched import WatchedSplice
-from sidecar.directory import Workload
+from sidecar.dataplane.links.http_splice import HttpSplice
+from sidecar.dataplane.links.splice import TunnelSplice
+from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Connect
+from sidecar.dataplane.records import describe_peer, explain, new_record, permitted
+from sidecar.dataplane.tunnels.inbound import InboundTunnel
+from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import (
     AppUnreachable,
     Denied,
@@ -27,9 +26,8 @@ from sidecar.errors import (
     PeerLost,
     SidecarError,
 )
-from sidecar.report import LinkRecord
 from sidecar.sockets import loopback_of
-from sidecar.wire.frames import ACCEPT, GOAWAY, GOAWAY_FRAME, OPEN, REFUSE
+from sidecar.wire.frames import ACCEPT, REFUSE
 from sidecar.wire.opening import (
     BAD_PORT,
     BUSY,
@@ -45,101 +43,6 @@ from sidecar.wire.opening import (
 SETTLE_S: Final = 5.0
 """How long a peer's link waits for the registry's first word on what is in force here."""
 _SETTLE_POLL_S: Final = 0.05
-
-
-class InboundTunnel:
-    """Minds a peer's tunnel: waits for OPEN, and gives the tunnel to one link after the other."""
-
-    __slots__ = ("_kept", "_tunnel", "plane", "to")
-
-    def __init__(
-        self,
-        plane: Plane,
-        kept: "Kept[InboundTunnel]",
-        tunnel: Tunnel,
-        to: tuple[str, int],
-    ) -> None:
-        self.plane, self._kept, self._tunnel = plane, kept, tunnel
-        self.to = to
-        """Where the tunnel's connection was going: the app's address and port."""
-
-    def start(self) -> None:
-        self._kept.add(self)
-        self.rest()
-        self._tunnel.start()
-
-    def rest(self) -> None:
-        """No link uses the tunnel: the next OPEN comes here."""
-        if self._tunnel.closed:
-            self._kept.discard(self)
-        else:
-            self._tunnel.user = self
-            self._tunnel.idle_since = self.plane.now()
-
-    def go_away(self) -> None:
-        self._tunnel.write(GOAWAY_FRAME)
-
-    def close(self) -> None:
-        self._tunnel.close()
-        self._kept.discard(self)
-
-    def describe(self) -> dict[str, object]:
-        """For the admin socket."""
-        tunnel = self._tunnel
-        return {
-            "peer": f"{tunnel.peer_ip}:{tunnel.peer_port}",
-            "identity": tunnel.peer_name,
-            "port": self.to[1],
-            "idle": self.idle,
-            "links": tunnel.links,
-            "ends_in_s": round(tunnel.expires_at - self.plane.now(), 3),
-        }
-
-    @property
-    def peer_ip(self) -> str:
-        return self._tunnel.peer_ip
-
-    def look(self) -> None:
-        """Called every few seconds: end it if the peer is gone."""
-        self._tunnel.look()
-
-    @property
-    def idle(self) -> bool:
-        return self._tunnel.user is self
-
-    @property
-    def idle_since(self) -> float:
-        return self._tunnel.idle_since
-
-    @property
-    def peer(self) -> LeafFacts:
-        return self._tunnel.peer
-
-    @property
-    def expires_at(self) -> float:
-        return self._tunnel.expires_at
-
-    def tunnel_data(self, piece: memoryview) -> None:
-        """What a dialler had sent before it read our REFUSE: thrown away."""
-
-    def tunnel_writable(self) -> None:
-        """Nothing waits to be written."""
-
-    def tunnel_lost(self, error: SidecarError) -> None:
-        self._kept.discard(self)
-        if not isinstance(error, PeerLost):  # with no link to tell of it, nobody would know
-            record = new_record(self.plane, (self._tunnel.peer_ip, self._tunnel.peer_port), self.to)
-            describe_peer(record, self._tunnel)
-            record.verdict, record.close = "denied", "protocol_error"
-            record.reason, record.error = error.reason, str(error)
-            record.end_ns = self.plane.unix_ns()
-            self.plane.report(record)
-
-    def tunnel_control(self, kind: int, payload: bytes) -> None:
-        if kind == OPEN:
-            InboundLink(self, self._tunnel).open(payload)
-        elif kind == GOAWAY:
-            self.close()  # the dialler will not use it again
 
 
 class InboundLink:
@@ -269,7 +172,7 @@ class InboundLink:
         splice = (
             TunnelSplice(plane.poller, app, tunnel, self._ended)
             if watch is None
-            else WatchedSplice(plane.poller, app, tunnel, self._ended, watch(record))
+            else HttpSplice(plane.poller, app, tunnel, self._ended, watch(record))
         )
         self._splice = splice
         tunnel.user = splice
@@ -345,6 +248,11 @@ class InboundLink:
         self._plane.link_over(self, sent, received, close)
 
 
+def open_link(keeper: InboundTunnel, tunnel: Tunnel, payload: bytes) -> None:
+    """A peer's OPEN has come; raises ProtocolViolation if it is malformed."""
+    InboundLink(keeper, tunnel).open(payload)
+
+
 class _Held:
     """Keeps what a tunnel brings while the app's socket connects; bounded, for it stops reading."""
 
@@ -368,50 +276,3 @@ class _Held:
 
     def tunnel_lost(self, error: SidecarError) -> None:
         self._link.lost_before_accept(error)
-
-
-def new_record(plane: Plane, peer: tuple[str, int], to: tuple[str, int]) -> LinkRecord:
-    """The record of a link that came from `peer` (IP, port) and was going to `to`."""
-    record = LinkRecord("inbound")
-    plane.new_ids(record)
-    record.start_ns = plane.unix_ns()
-    record.source_ip, record.source_port = peer
-    record.original_ip, record.original_port = to
-    record.destination_ip, record.destination_port = to
-    record.destination_pod = plane.own.pod
-    if plane.trust is not None:
-        record.destination_identity = plane.trust.identity
-    known = plane.directory.known(peer[0])
-    if isinstance(known, Workload):
-        record.source_pod = known.pod
-    return record
-
-
-def describe_peer(record: LinkRecord, tunnel: Tunnel) -> None:
-    """Who is at the other end of the tunnel, by its checked leaf."""
-    peer = tunnel.peer
-    record.source_identity = tunnel.peer_name
-    record.peer_serial, record.peer_sha256 = peer.serial, peer.sha256
-    record.peer_not_after = int(peer.not_after.timestamp())
-    record.direct, record.tls_cipher = tunnel.direct, tunnel.cipher
-
-
-def explain(record: LinkRecord, error: SidecarError) -> None:
-    """Why there is no link; for a denial also which rule spoke, and which came nearest."""
-    record.reason, record.error = error.reason, str(error)
-    if isinstance(error, Denied):
-        record.policy, record.rule, record.nearest_rule = error.policy, error.rule, error.nearest
-
-
-def permitted(record: LinkRecord, permit: Permit) -> None:
-    """The link is let in: by which rule, or past which auditing policy that would have refused it."""
-    if permit.would_deny:
-        record.verdict, record.policy, record.rule = (
-            "audited",
-            permit.would_deny,
-            permit.would_deny_rule,
-        )
-        if not record.reason:  # plaintext has said its own
-            record.reason = Denied.reason
-    else:
-        record.verdict, record.policy, record.rule = "allowed", permit.policy, permit.rule

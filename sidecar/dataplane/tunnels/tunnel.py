@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from certs.trust.facts import LeafFacts
 from certs.trust.lean import forget_handshake
-from sidecar.dataplane.poller import Poller
+from sidecar.dataplane.loop.poller import Poller
 from sidecar.errors import PeerLost, ProtocolViolation, SidecarError
 from sidecar.sockets import is_unanswered, reset_on_close
 from sidecar.wire.frames import (

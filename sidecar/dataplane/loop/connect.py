@@ -1,0 +1,92 @@
+"""One TCP connection in progress: to a peer, to the app, or to an address outside the mesh."""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from sidecar.dataplane.loop.deadlines import Deadline
+from sidecar.dataplane.plane import Plane
+from sidecar.errors import EndpointUnreachable, Overloaded, SidecarError
+from sidecar.sockets import OUT_OF_RESOURCES, connect_error, is_connected, start_connect
+
+CONNECT_TIMEOUT_S: Final = 1.5
+"""Inside a cluster a pod answers in milliseconds or is gone. Longer than a second, after which the
+kernel repeats a lost SYN (RFC 6298, section 2.1): one drop costs a link some time, not its life."""
+APP_TIMEOUT_S: Final = 5.0
+"""An app with a short queue of waiting connections drops our SYN in a burst, and the kernel asks again
+after 1 s and after 3 s. A port where nobody listens answers at once."""
+EXTERNAL_TIMEOUT_S: Final = 10.0
+
+
+Answered = Callable[[socket.socket | None, SidecarError | None], None]
+
+
+class Connect:
+    """One TCP connection in progress. `done(sock, None)` or `done(None, error)` is called once,
+    perhaps before the constructor returns: on loopback connections mostly come about at once.
+    """
+
+    __slots__ = ("_deadline", "_done", "_poller", "_sock", "_to")
+
+    def __init__(
+        self,
+        plane: Plane,
+        ip: str,
+        port: int,
+        timeout_s: float,
+        done: Answered,
+    ) -> None:
+        self._poller, self._done, self._to = plane.poller, done, f"{ip} port {port}"
+        self._sock: socket.socket | None = None
+        self._deadline: Deadline | None = None
+        try:
+            sock = start_connect(ip, port, plane.mark)
+        except OSError as e:
+            if e.errno in OUT_OF_RESOURCES:
+                done(None, Overloaded(f"no descriptor for a connection to {self._to}"))
+                return
+            done(None, EndpointUnreachable(f"{self._to}: {e.strerror}"))
+            return
+        if is_connected(sock):
+            done(sock, None)
+            return
+        self._sock = sock
+        self._deadline = Deadline(plane.poller, timeout_s, self._too_late)
+        plane.poller.add_writer(sock.fileno(), self._writable)
+
+    @property
+    def pending(self) -> bool:
+        """Whether `done` is still to be called."""
+        return self._sock is not None
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any more."""
+        if (sock := self._forget()) is not None:
+            sock.close()
+
+    def _writable(self) -> None:
+        assert self._sock is not None
+        code = connect_error(self._sock)
+        if not code and not is_connected(self._sock):
+            return  # a late event of another socket that had this number before (see Poller)
+        sock = self._forget()
+        assert sock is not None
+        if code:
+            sock.close()
+            self._done(None, EndpointUnreachable(f"{self._to}: {os.strerror(code)}"))
+        else:
+            self._done(sock, None)
+
+    def _too_late(self) -> None:
+        self.abandon()
+        self._done(
+            None, EndpointUnreachable(f"{self._to}: no answer; is a NetworkPolicy in the way?")
+        )
+
+    def _forget(self) -> socket.socket | None:
+        sock, self._sock = self._sock, None
+        if sock is not None and self._deadline is not None:
+            self._deadline.cancel()
+            self._poller.remove_writer(sock.fileno())
+        return sock

@@ -1,0 +1,55 @@
+"""Fills the record of a link on the acceptor's side, from what was checked there."""
+
+from policy.judge import Permit
+from sidecar.dataplane.plane import Plane
+from sidecar.dataplane.tunnels.tunnel import Tunnel
+from sidecar.directory import Workload
+from sidecar.errors import Denied, SidecarError
+from sidecar.report import LinkRecord
+
+
+def new_record(plane: Plane, peer: tuple[str, int], to: tuple[str, int]) -> LinkRecord:
+    """The record of a link that came from `peer` (IP, port) and was going to `to`."""
+    record = LinkRecord("inbound")
+    plane.new_ids(record)
+    record.start_ns = plane.unix_ns()
+    record.source_ip, record.source_port = peer
+    record.original_ip, record.original_port = to
+    record.destination_ip, record.destination_port = to
+    record.destination_pod = plane.own.pod
+    if plane.trust is not None:
+        record.destination_identity = plane.trust.identity
+    known = plane.directory.known(peer[0])
+    if isinstance(known, Workload):
+        record.source_pod = known.pod
+    return record
+
+
+def describe_peer(record: LinkRecord, tunnel: Tunnel) -> None:
+    """Who is at the other end of the tunnel, by its checked leaf."""
+    peer = tunnel.peer
+    record.source_identity = tunnel.peer_name
+    record.peer_serial, record.peer_sha256 = peer.serial, peer.sha256
+    record.peer_not_after = int(peer.not_after.timestamp())
+    record.direct, record.tls_cipher = tunnel.direct, tunnel.cipher
+
+
+def explain(record: LinkRecord, error: SidecarError) -> None:
+    """Why there is no link; for a denial also which rule spoke, and which came nearest."""
+    record.reason, record.error = error.reason, str(error)
+    if isinstance(error, Denied):
+        record.policy, record.rule, record.nearest_rule = error.policy, error.rule, error.nearest
+
+
+def permitted(record: LinkRecord, permit: Permit) -> None:
+    """The link is let in: by which rule, or past which auditing policy that would have refused it."""
+    if permit.would_deny:
+        record.verdict, record.policy, record.rule = (
+            "audited",
+            permit.would_deny,
+            permit.would_deny_rule,
+        )
+        if not record.reason:  # plaintext has said its own
+            record.reason = Denied.reason
+    else:
+        record.verdict, record.policy, record.rule = "allowed", permit.policy, permit.rule

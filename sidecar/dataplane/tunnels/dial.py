@@ -1,0 +1,81 @@
+"""A new tunnel outward, whose peer is who it must be."""
+
+import socket
+from collections.abc import Callable
+
+from certs.trust.identity import WorkloadIdentity
+from sidecar.dataplane.loop.connect import CONNECT_TIMEOUT_S, Connect
+from sidecar.dataplane.plane import Plane, Trust
+from sidecar.dataplane.tunnels.handshake import Handshake
+from sidecar.dataplane.tunnels.tunnel import Tunnel
+from sidecar.errors import IdentityMismatch, SidecarError
+from sidecar.sockets import watch_for_dead_peer
+from sidecar.wire.session import Role
+
+
+class Dial:
+    """A new tunnel to `expected` at a pod IP. `done` is called once, as Handshake's is."""
+
+    __slots__ = ("_done", "_expected", "_ip", "_plane", "_port", "_step", "_trust")
+
+    def __init__(
+        self,
+        plane: Plane,
+        trust: Trust,
+        ip: str,
+        port: int,
+        expected: WorkloadIdentity,
+        done: Callable[[Tunnel | None, SidecarError | None], None],
+    ) -> None:
+        self._plane, self._trust, self._done = plane, trust, done
+        self._ip, self._port, self._expected = ip, port, expected
+        self._step: Connect | Handshake | None = None
+        connect = Connect(plane, ip, port, CONNECT_TIMEOUT_S, self._connected)
+        if connect.pending:
+            self._step = connect
+
+    @property
+    def pending(self) -> bool:
+        """Whether `done` is still to be called."""
+        return self._step is not None
+
+    def abandon(self) -> None:
+        if self._step is not None:
+            self._step.abandon()
+
+    def _connected(self, sock: socket.socket | None, error: SidecarError | None) -> None:
+        self._step = None
+        if sock is None:
+            return self._done(None, error)
+        watch_for_dead_peer(sock)
+        plane = self._plane
+        self._step = handshake = Handshake(
+            plane.poller,
+            sock,
+            self._trust.client,
+            Role.DIALLER,
+            verify=plane.verify,
+            own_end=self._trust.expires_at,
+            now=plane.now,
+            wall=plane.unix_s,
+            peer_address=(self._ip, self._port),
+            done=self._shook_hands,
+        )
+        return handshake.start()
+
+    def _shook_hands(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
+        handshake, self._step = self._step, None
+        if tunnel is not None:
+            peer = tunnel.peer
+            wrong_pod = self._plane.leaves_name_pods and self._ip not in peer.ips
+            if peer.identity != self._expected or wrong_pod:
+                tunnel.close()
+                tunnel = None
+                error = IdentityMismatch(
+                    f"{self._ip} must be {self._expected} and showed {peer.identity} "
+                    f"for {', '.join(sorted(peer.ips)) or 'no address'}"
+                )
+        assert isinstance(handshake, Handshake)
+        plane, result = self._plane, "ok" if error is None else error.reason
+        plane.handshakes.ended("source", result, plane.now() - handshake.began)
+        return self._done(tunnel, error)
