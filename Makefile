@@ -5,6 +5,7 @@
 #   make bench    against Envoy and HAProxy in one run
 #   make bench-registry  the registry with 10,000 pods, 1,000 Services, 500 sidecars and churn
 #   make threats  each row of the threat model with its tests
+#   make mutants  each listed defence broken in a copy of the tree: its tests must fail
 #   make fuzz     whatever parses, judges or keeps state, under Hypothesis for ten minutes
 #   make fuzz-native  the parsers under Atheris, where it has a build for this Python
 #   make soak     what takes minutes: long rotations and outages under load
@@ -22,7 +23,7 @@ READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 SOURCES := kit certs proto policy registry sidecar injector traces cni local cli
 
-.PHONY: demo test check bench bench-registry fuzz fuzz-native soak node node-images cluster gen docs render image-dry threats lock clean
+.PHONY: demo test check bench bench-registry fuzz fuzz-native mutants soak node node-images cluster gen docs render image-dry threats lock clean
 
 $(READY): requirements/dev.lock pyproject.toml scripts/venv.sh
 	@sh scripts/venv.sh .venv requirements/dev.lock
@@ -108,6 +109,9 @@ image-dry: $(READY)
 
 threats: $(READY)
 	@$(PY) -m tests.threats
+
+mutants: $(READY)
+	@$(PY) -m tests.mutants $(ARGS)
 
 lock: $(READY)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements/dev.lock

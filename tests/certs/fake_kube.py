@@ -17,6 +17,7 @@ from kubernetes.aio.client import Configuration
 
 from kit.kube import Kube, Object
 
+NODE_NAME = "authentication.kubernetes.io/node-name"
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
 AUDIENCE = "podlink-ca"

@@ -16,6 +16,7 @@ from kit.settings import Settings
 from kit.tasks import spawn
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryStub
+from registry import service as registry_service
 from registry.admit import HelloRefused
 from registry.answers import encode, message
 from registry.app import RegistryServer
@@ -330,6 +331,21 @@ async def test_a_stream_may_not_ask_for_ever_more_keys() -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="too_many_keys"):
             while True:
                 await sidecar.hear()
+
+
+async def test_only_so_many_streams_are_served_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with registry(WEB_POD) as it:
+        monkeypatch.setattr(registry_service, "MAX_STREAMS", 2)
+        async with stream(it) as first, stream(it) as second:
+            await first.hear()
+            await second.hear()
+            with pytest.raises(grpc.aio.AioRpcError, match="too many streams") as caught:
+                async with stream(it) as third:
+                    await third.hear()
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await eventually(lambda: it.server._service.streams == 0)
+        async with stream(it) as again:
+            await again.hear()
 
 
 async def test_a_first_message_that_is_no_hello_is_refused() -> None:

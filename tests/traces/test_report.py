@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import datetime as dt
 import json
 import re
 import secrets
@@ -113,6 +114,15 @@ def test_a_changed_report_is_refused(body: Json, what: str) -> None:
     FORGERIES[what](whole)
     with pytest.raises(ReportRefused):
         verify(whole, BUNDLE, utcnow())
+
+
+def test_a_report_signed_in_the_future_is_refused(body: Json) -> None:
+    """Its statement and signature are in order: only the clock of whoever reads it contradicts."""
+    ahead_ns = time.time_ns() + 600 * 10**9
+    whole = sign(copy.deepcopy(body), signer(), ahead_ns)
+    with pytest.raises(ReportRefused, match="signed in the future"):
+        verify(whole, BUNDLE, utcnow())
+    assert verify(whole, BUNDLE, utcnow() + dt.timedelta(minutes=6)).identity == STORE
 
 
 def test_a_signer_that_no_root_vouches_for_is_refused(body: Json) -> None:

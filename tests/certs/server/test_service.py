@@ -20,7 +20,7 @@ from certs.trust.svid import check_leaf
 from kit.backoff import Backoff
 from kit.clock import utcnow
 from proto import ca_pb2
-from tests.certs.fake_kube import POD_NAME, POD_UID, FakeKube, review
+from tests.certs.fake_kube import NODE_NAME, POD_NAME, POD_UID, FakeKube, review
 from tests.certs.requests import bad_requests, csr, greedy_csr
 from tests.certs.running_ca import CA_NAME, RunningCa, running_ca
 
@@ -121,6 +121,10 @@ HOSTILE_REVIEWS = {
     "extra null": with_user(extra=None),
     "no pod UID": with_user(extra={POD_NAME: ["api-1"]}),
     "two pod names": with_user(extra={POD_NAME: ["api-1", "db-1"], POD_UID: ["uid-1"]}),
+    "two pod UIDs": with_user(extra={POD_NAME: ["api-1"], POD_UID: ["uid-1", "uid-2"]}),
+    "two nodes": with_user(
+        extra={POD_NAME: ["api-1"], POD_UID: ["uid-1"], NODE_NAME: ["node-1", "node-2"]}
+    ),
     "empty pod UID": with_user(extra={POD_NAME: ["api-1"], POD_UID: [""]}),
     "status is a list": [],
     "status is null": None,

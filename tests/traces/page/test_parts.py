@@ -1,6 +1,8 @@
 """The pure parts of the page."""
 
+import csv
 import hashlib
+import io
 import re
 import urllib.error
 import urllib.parse
@@ -19,6 +21,7 @@ from traces.edges import Edge, End, Way, coverage, percent
 from traces.page import session
 from traces.page.asked import Asked, QueryMalformed
 from traces.page.decisions import allowing
+from traces.page.export import as_csv
 from traces.page.layout import Node, levels, positions
 from traces.page.packed import pack, unpack
 from traces.page.reasons import SAYS
@@ -368,3 +371,31 @@ def test_a_word_that_is_there_twice_is_refused(store: StoreProcess) -> None:
 def test_a_static_path_leads_to_listed_files_only(store: StoreProcess) -> None:
     for path in ("/static/../pages.py", "/static/%2e%2e/pages.py", "/static/ORIGIN.md"):
         assert ask(store, path, X_Podlink_Token=TOKEN)[0] == 404
+
+
+FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "﹦", "⁼", "﹢", "﹣", "﹫", "−")
+
+
+@pytest.mark.attack_row(43)
+@pytest.mark.parametrize("before", ["", " ", "\t", "\r", "\n", "\0", "\u200b", "\ufeff", "\xa0 "])
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_no_cell_is_a_formula_to_a_spreadsheet(formula: str, before: str) -> None:
+    """By the characters of OWASP's "CSV Injection", alone or behind what a spreadsheet skips."""
+    evil = f'{before}{formula}cmd|" /C calc"!A1'
+    text = as_csv([{"a": evil, "b": [evil, evil], "c": f"x;{evil}", "d": f'x"; "{evil}'}], "abcd")
+    # A comma or, in many locales, a semicolon ends a cell.
+    for separator in (",", ";"):
+        cells = [
+            cell
+            for row in csv.reader(io.StringIO(text.lstrip("\ufeff")), delimiter=separator)
+            for cell in row
+        ]
+        assert formula in "".join(cells), "what was written is still there to be read"
+        assert len(cells) == 8 or separator == ";"
+        signs = (*FORMULAS, "\t", "\r", "\n", "\0")
+        assert not [cell for cell in cells if cell.strip(' "')[:1] in signs]
+
+
+def test_numbers_and_plain_names_stay_as_they_are() -> None:
+    text = as_csv([{"a": 7, "b": "shop/web", "c": True, "d": None, "e": -1}], "abcde")
+    assert text.splitlines()[1] == "7,shop/web,true,,-1"
