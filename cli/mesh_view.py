@@ -9,6 +9,7 @@ from typing import Any
 
 from cli.cluster import explained
 from cli.exec import ExecFailed, exec_json
+from kit.checked import canonical_ip
 from kit.contract import DEFAULT_TRUST_DOMAIN
 from kit.kube import Kube, KubeError, Object
 from kit.ports import PortSet
@@ -18,7 +19,6 @@ from proto import registry_pb2 as pb
 from registry.answers import Answers
 from registry.facts import (
     PodFacts,
-    canonical_ip,
     read_namespace,
     read_pod,
     read_policy,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_address
 from typing import Protocol
 
-from registry.facts import PodFacts, ServiceFacts, SliceEndpoint, SliceFacts, canonical_ip
+from kit.checked import canonical_ip
+from registry.facts import PodFacts, ServiceFacts, SliceEndpoint, SliceFacts
 
 MAX_ENDPOINTS = 2000
 """Per Service. Keeps one answer well under gRPC's 4 MiB, whatever a tenant writes."""

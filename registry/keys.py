@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from registry.facts import canonical_ip
+from kit.checked import canonical_ip
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"((?P<pod>{_LABEL})\.)?(?P<service>{_LABEL}\.{_LABEL})", re.ASCII)

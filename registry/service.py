@@ -13,11 +13,12 @@ from certs.trust.bans import Bans
 from certs.trust.facts import LeafFacts
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidRefused
+from kit.checked import canonical_ip
 from kit.clock import Clock, utcnow
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from registry.admit import HelloRefused, admit
-from registry.facts import PodFacts, canonical_ip
+from registry.facts import PodFacts
 from registry.hub import Hub, KeysExhausted, Subscription
 from registry.keys import Key, KeyMalformed
 from registry.model import Model

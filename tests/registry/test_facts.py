@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from registry.facts import canonical_ip, read_namespace, read_pod, read_service, read_slice
+from kit.checked import Unreadable, canonical_ip
+from registry.facts import read_namespace, read_pod, read_service, read_slice
 from registry.settings import pod_settings
 from tests.registry.objects import IMAGE, endpoint, namespace_object, pod, service, slice_of
 
@@ -65,9 +66,19 @@ def test_two_reads_of_a_pod_whose_status_only_ticks_are_equal() -> None:
     assert read_pod(before) == read_pod(after)
 
 
-def test_a_pod_that_cannot_be_read_is_an_error_and_not_an_empty_pod() -> None:
-    broken = pod("a", "not an ip")
-    with pytest.raises(ValueError, match="not an ip"):
+def test_an_address_that_is_none_is_left_out_alone_and_noted() -> None:
+    read = read_pod(pod("a", "not an ip", "10.0.0.1"))
+    assert read.ips == ("10.0.0.1",)
+    assert [(one.field, one.reason) for one in read.refused] == [
+        ("status.podIP", "address_malformed")
+    ]
+
+
+@pytest.mark.parametrize(("key", "value"), [("uid", ""), ("name", "../x"), ("namespace", "A.b")])
+def test_a_pod_without_a_name_is_an_error_and_not_a_nameless_pod(key: str, value: str) -> None:
+    broken = pod("a", "10.0.0.1")
+    broken["metadata"][key] = value
+    with pytest.raises(Unreadable, match=f"metadata.{key}"):
         read_pod(broken)
 
 
