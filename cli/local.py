@@ -13,12 +13,14 @@ from typing import NoReturn, ParamSpec, TypeVar
 import click
 import yaml
 
+from cli.live import Live
 from local import mesh
 from local.cluster import Cluster
 from local.control import ExecFailed
-from local.errors import LocalError
+from local.errors import LocalError, TimedOut
 from local.manifests import read
 from local.objects import Object
+from local.readiness import AWAITED, called
 from local.state import DEFAULT_NAME
 
 P = ParamSpec("P")
@@ -83,6 +85,14 @@ _files = click.option(
     type=click.Path(path_type=Path),
     help="A manifest, a directory of them, or - for standard input.",
 )
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for what is applied to be ready.",
+)
 
 
 @click.group()
@@ -101,27 +111,52 @@ def local() -> None:
     metavar="PORT:NAMESPACE/SERVICE:PORT",
     help="Let a port of this machine's 127.0.0.1 lead to a Service.",
 )
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    show_default=True,
+    help="Until the pods and Services of the manifests are ready.",
+)
+@_timeout
 @one_line
 def up(
-    name: str, files: tuple[Path, ...], bare: bool, foreground: bool, publish: tuple[str, ...]
+    name: str,
+    files: tuple[Path, ...],
+    bare: bool,
+    foreground: bool,
+    publish: tuple[str, ...],
+    wait: bool,
+    timeout: float,
 ) -> None:
-    """Start a cluster, install podlink and apply manifests. Ctrl-C on the way leaves nothing."""
+    """Start a cluster, install podlink, apply manifests and wait until they are ready. Ctrl-C on the
+    way leaves nothing; what is not ready in time leaves the cluster up to be looked at, and status 1.
+    """
     ports = dict(_published(text) for text in publish)
     wanted = [m for source in _sources(files) for m in read(source)]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     with ExitStack() as ends:
+        live = ends.enter_context(Live())
+        live.say("starting the cluster")
         cluster = Cluster.up(name, publish=ports)
         ends.callback(_end, cluster)
         if not bare:
+            live.say("starting podlink: CA, registry, injector, trace store")
             mesh.install(cluster)
         made = cluster.apply_read(wanted)
+        live.clear()
         _say_up(cluster, made, bare=bare)
+        late = _wait_applied(cluster, made, timeout, live) if wait else None
+        _say_next(cluster, bare=bare)
+        if late is not None:
+            _say_late(cluster, late)
         if foreground:
             cluster.wait()
         else:
             cluster.release()
             ends.pop_all()
+        if late is not None:
+            sys.exit(1)
 
 
 def _say_up(cluster: Cluster, made: list[Object], *, bare: bool) -> None:
@@ -129,19 +164,51 @@ def _say_up(cluster: Cluster, made: list[Object], *, bare: bool) -> None:
     what = "" if bare else " with podlink"
     click.echo(f"cluster {cluster.name} is up{what}{one}")
     for obj in made:
-        click.echo(f"{_called(obj)} applied")
+        click.echo(f"{called(obj)} applied")
+
+
+def _say_next(cluster: Cluster, *, bare: bool) -> None:
     click.echo(f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
     if not bare:
         click.echo("then: podlink links, podlink trace, kubectl get pods -A")
 
 
+def _say_late(cluster: Cluster, late: TimedOut) -> None:
+    name = "" if cluster.name == DEFAULT_NAME else f" --name {cluster.name}"
+    click.echo(
+        f"Error: {' '.join(str(late).split())} (the cluster stays up: podlink local logs{name} "
+        f"NAMESPACE/POD; podlink local down{name})",
+        err=True,
+    )
+
+
+def _wait_applied(
+    cluster: Cluster, made: list[Object], timeout_s: float, live: Live
+) -> TimedOut | None:
+    """Wait and say what becomes ready; returns what came too late."""
+    total, ready = sum(obj["kind"] in AWAITED for obj in made), 0
+
+    def tell(names: list[str], lack: str) -> None:
+        nonlocal ready
+        for name in names:
+            ready += 1
+            live.clear()
+            click.echo(f"{name} ready ({ready} of {total})")
+        if lack:
+            live.say(f"{ready} of {total} ready; {lack}")
+
+    try:
+        cluster.wait_applied(made, timeout_s=timeout_s, tell=tell)
+    except TimedOut as e:
+        return e
+    finally:
+        live.clear()
+    return None
+
+
 def _end(cluster: Cluster) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cluster.down()
-
-
-def _called(obj: Object) -> str:
-    return f"{obj['kind'].lower()}/{obj['metadata']['name']}"
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -168,13 +235,22 @@ def kubeconfig(name: str) -> None:
 @local.command()
 @_name
 @_files
+@click.option("--wait", is_flag=True, help="Until their pods and Services are ready.")
+@_timeout
 @one_line
-def apply(name: str, files: tuple[Path, ...]) -> None:
-    """Create or change objects."""
+def apply(name: str, files: tuple[Path, ...], wait: bool, timeout: float) -> None:
+    """Create or change objects. Like kubectl it does not wait for them unless --wait is given."""
     cluster = Cluster.find(name)
+    made = []
     for source in _sources(files, required=True):
-        for made in cluster.apply(source):
-            click.echo(f"{_called(made)} applied")
+        for obj in cluster.apply(source):
+            click.echo(f"{called(obj)} applied")
+            made.append(obj)
+    if wait:
+        with Live() as live:
+            late = _wait_applied(cluster, made, timeout, live)
+        if late is not None:
+            raise late
 
 
 @local.command()
@@ -186,7 +262,7 @@ def delete(name: str, files: tuple[Path, ...]) -> None:
     cluster = Cluster.find(name)
     for source in reversed(_sources(files, required=True)):
         for gone in cluster.delete(source):
-            click.echo(f"{_called(gone)} deleted")
+            click.echo(f"{called(gone)} deleted")
 
 
 @local.command()

@@ -14,19 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from kit.clock import monotonic
 from kit.settings import Settings
-from local import control
+from local import control, readiness
 from local.client import Client
 from local.errors import ApiError, BadManifest, NotRunning, StartFailed, TimedOut
 from local.manifests import Manifest, in_order, read
 from local.node import tools
-from local.objects import Object, condition, dig
+from local.objects import Object, condition, dig, name_of, namespace_of, path_of
 from local.state import DEFAULT_NAME, StateDir
 from local.supervisor import RELEASE, SOURCE_ROOT, Plan, launch_argument
 
@@ -202,7 +202,84 @@ class Cluster:
             pod = self.get("Pod", path)
         except ApiError as e:
             return False, str(e)
-        return condition(pod, "Ready"), _lacks(pod)
+        return condition(pod, "Ready"), readiness.why_not_ready(pod)
+
+    def wait_applied(
+        self,
+        applied: Sequence[Object],
+        *,
+        timeout_s: float = 120.0,
+        tell: Callable[[list[str], str], None] = lambda _ready, _lack: None,
+    ) -> None:
+        """Wait until what was applied can be used: pods and workloads are ready, Services lead to
+        them. Other kinds need no waiting.
+
+        `tell` is given the names of what has become ready since it was called last, and what the
+        first of the others lacks ("" at the end). Raises TimedOut, at once where waiting is in vain.
+        """
+        deadline = monotonic() + timeout_s
+        # Services last: while pods are replaced, those that leave are still their endpoints.
+        for kinds in (("Pod", *readiness.WORKLOADS), ("Service",)):
+            left = [obj for kind in kinds for obj in applied if obj["kind"] == kind]
+            while left:
+                left = self._still_open(left, deadline, timeout_s, tell)
+                if left:
+                    time.sleep(_POLL_S * 4)
+
+    def _still_open(
+        self,
+        left: Sequence[Object],
+        deadline: float,
+        timeout_s: float,
+        tell: Callable[[list[str], str], None],
+    ) -> list[Object]:
+        found = [(obj, readiness.called(obj), self._lack(obj)) for obj in left]
+        lacking = [(name, lack) for _, name, lack in found if lack is not None]
+        first = f"{lacking[0][0]}: {lacking[0][1].words}" if lacking else ""
+        tell([name for _, name, lack in found if lack is None], first)
+        over = monotonic() > deadline
+        for name, lack in lacking:
+            if over or lack.final:
+                late = "" if lack.final else f" after {timeout_s:g} s"
+                raise TimedOut(f"{name} is not ready{late}: {lack.words}")
+        return [obj for obj, _, lack in found if lack is not None]
+
+    def _lack(self, applied: Object) -> readiness.Lack | None:
+        """What an applied object lacks now; nothing, if it is there no more."""
+        kind, namespace = applied["kind"], namespace_of(applied)
+        try:
+            obj = self.get(kind, path_of(applied), applied["apiVersion"])
+        except ApiError as e:
+            if e.code != 404:
+                raise
+            return readiness.Lack("it was deleted meanwhile", final=True)
+        if kind == "Pod":
+            return readiness.lack_of_pod(obj)
+        pods = self.select("Pod", namespace)
+        if kind != "Service":
+            lack = readiness.lack_of_workload(obj, pods)
+            return lack and self._with_event(obj, lack)
+        slices = self.select("EndpointSlice", namespace, "discovery.k8s.io/v1")
+        return readiness.lack_of_service(obj, pods, slices) or self._lack_of_rules(obj, slices)
+
+    def _lack_of_rules(self, service: Object, slices: list[Object]) -> readiness.Lack | None:
+        """The node's own rules follow an EndpointSlice a moment later."""
+        for ip, port in readiness.addresses(service, slices):
+            table = "ip6" if ":" in ip else "ip"
+            key = f"{{ {ip} . tcp . {port} }}"
+            argv = ["nft", "get", "element", table, "podlink_services", "services", key]
+            if self.node_exec(argv).returncode != 0:
+                return readiness.Lack("the node has no rule for it yet")
+        return None
+
+    def _with_event(self, owner: Object, lack: readiness.Lack) -> readiness.Lack:
+        """With the reason why pods could not be made, where that was the last thing heard of it."""
+        for event in reversed(self.select("Event", namespace_of(owner))):
+            about = event.get("involvedObject") or {}
+            made_by = str(about.get("name", "")).startswith(name_of(owner))
+            if event.get("reason") == "FailedCreate" and made_by:
+                return readiness.Lack(f"{lack.words}; {event['message']}", lack.final)
+        return lack
 
     def wait_gone(self, kind: str, path: str, timeout_s: float = 30.0) -> None:
         """Wait until there is no such object any more."""
@@ -305,22 +382,6 @@ def _with_last_applied(obj: Object) -> Object:
     plain = {**obj, "metadata": {"annotations": annotations, **metadata}}
     marked = {**annotations, _LAST_APPLIED: json.dumps(plain) + "\n"}
     return {**obj, "metadata": {**metadata, "annotations": marked}}
-
-
-def _lacks(pod: Object) -> str:
-    """Why a pod is not ready, as far as its status says."""
-    words = [str(dig(pod, "status", "phase", default="Pending"))]
-    if message := dig(pod, "status", "message"):
-        words.append(str(message))
-    for field in ("initContainerStatuses", "containerStatuses"):
-        for status in dig(pod, "status", field, default=[]):
-            if status["ready"]:
-                continue
-            for kind, state in status["state"].items():
-                reason = state.get("reason", "not ready")
-                detail = f" ({state['message']})" if state.get("message") else ""
-                words.append(f"{status['name']} is {kind}: {reason}{detail}")
-    return "; ".join(words)
 
 
 def _launch(plan: Plan) -> "subprocess.Popen[bytes]":

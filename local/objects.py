@@ -1,6 +1,8 @@
 """Kubernetes objects as plain dictionaries, and the few questions everybody asks of them."""
 
 import datetime as dt
+import hashlib
+import json
 from typing import Any
 
 Object = dict[str, Any]
@@ -58,3 +60,9 @@ def timestamp(when: dt.datetime) -> str:
 def annotations_of(obj: Object) -> dict[str, str]:
     found: dict[str, str] = obj["metadata"].get("annotations") or {}
     return found
+
+
+def template_hash(template: Object) -> str:
+    """What a pod template is told apart by, in the labels of the pods made from it."""
+    text = json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -4,9 +4,6 @@ A Deployment's new template gets a ReplicaSet of its own; the old one is scaled 
 one is ready. A StatefulSet makes its pods in order, each when the one before is ready.
 """
 
-import hashlib
-import json
-
 from local.apiserver import events, resources
 from local.apiserver.api import Api
 from local.apiserver.defaults import random_suffix
@@ -21,6 +18,7 @@ from local.objects import (
     labels_of,
     name_of,
     namespace_of,
+    template_hash,
     uid_of,
 )
 
@@ -28,11 +26,6 @@ _HASH_LABEL = "pod-template-hash"
 _ORDINAL_LABEL = "apps.kubernetes.io/pod-index"
 _POD_NAME_LABEL = "statefulset.kubernetes.io/pod-name"
 _REVISION_LABEL = "controller-revision-hash"
-
-
-def template_hash(template: Object) -> str:
-    text = json.dumps(template, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def owner_reference(owner: Object) -> Object:
