@@ -4,4 +4,4 @@ only for what lies in that folder, and a session's fixtures lie in none.
 
 from kit import tls13 as _tls13  # noqa: F401 - before any test imports grpc
 
-pytest_plugins = ["pytester", "tests.leaks"]
+pytest_plugins = ["pytester", "tests.leaks", "tests.limits"]

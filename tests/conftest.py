@@ -4,7 +4,8 @@
 - Hypothesis: the profile `fast` unless HYPOTHESIS_PROFILE names another; `deep` for the nightly run.
   In CI (`CI` set) `fast` draws the same examples each time, so that a red build is red for its own
   change.
-- A unit test has five seconds. Suites that start whole programs have pyproject's limit.
+- A unit test has a limit of CPU time (`tests.limits`). Wall time only ends what hangs: pyproject's
+  limit.
 """
 
 import os
@@ -13,7 +14,8 @@ import resource
 import pytest
 from hypothesis import HealthCheck, settings
 
-UNIT_LIMIT_S = 5
+from tests.limits import UNIT_CPU_S
+
 WHOLE_PROGRAMS = frozenset({"bench", "cli", "e2e", "local", "traces"})
 """Folders of tests/ whose tests start programs or clusters."""
 
@@ -46,5 +48,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         folder = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
         slow = folder in WHOLE_PROGRAMS or PROFILE != "fast"
-        if folder and not slow and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(UNIT_LIMIT_S))
+        if folder and not slow and item.get_closest_marker("cpu_limit") is None:
+            item.add_marker(pytest.mark.cpu_limit(UNIT_CPU_S))

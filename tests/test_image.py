@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from scripts import assemble
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +52,6 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(60)
 def test_the_same_sources_make_the_same_files(tmp_path: Path) -> None:
     made = []
     for name in ("a", "b"):
@@ -72,7 +69,6 @@ def test_the_same_sources_make_the_same_files(tmp_path: Path) -> None:
     assert not any("/tests/" in f for f in files)
 
 
-@pytest.mark.timeout(60)
 def test_no_program_misses_the_typed_models_that_are_taken_off(tmp_path: Path) -> None:
     import kubernetes
 

@@ -103,7 +103,6 @@ def run(pytester: pytest.Pytester, body: str, monkeypatch: pytest.MonkeyPatch) -
     return pytester.runpytest_subprocess("-p", "tests.leaks", "-p", "no:cacheprovider", timeout=30)
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.netns
 @pytest.mark.parametrize("kind", LEAKS)
 def test_a_test_that_leaves_something_behind_fails(
@@ -121,7 +120,6 @@ def test_a_test_that_leaves_something_behind_fails(
     result.stdout.fnmatch_lines(["the * left behind:", f"  {kind}: *"])
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.netns
 def test_a_namespace_of_another_run_is_not_blamed_on_this_one() -> None:
     if os.geteuid() != 0:
@@ -151,14 +149,12 @@ def _sleepers(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.timeout(30)
 def test_what_is_ended_or_shared_is_no_leak(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(pytester, GOOD, monkeypatch).assert_outcomes(passed=4)
 
 
-@pytest.mark.timeout(30)
 def test_what_a_shared_fixture_leaves_counts_once_at_the_end_of_its_module(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +163,6 @@ def test_what_a_shared_fixture_leaves_counts_once_at_the_end_of_its_module(
     result.stdout.fnmatch_lines(["the module left behind:", "  descriptor: *socket*"])
 
 
-@pytest.mark.timeout(30)
 def test_what_grpc_keeps_for_the_life_of_the_process_is_no_leak(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,6 @@ def test_the_churn_stays_within_its_bounds_and_never_repeats_a_set() -> None:
     assert len(seen) == 200
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.fault_row("endpoint-churn")
 def test_a_small_cluster_churns_and_every_change_reaches_every_sidecar() -> None:
     report = run(Size(pods=400, services=20, sidecars=8), seconds=3, relabel_every_s=2)

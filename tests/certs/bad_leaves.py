@@ -6,6 +6,8 @@ exists.
 """
 
 import datetime as dt
+import functools
+from collections.abc import Callable
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -14,6 +16,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 
 from tests.certs.forge import DEFAULT, PRIVATE_OID, BadLeaf, Forge, Pair, Usage, uri_san
 
+Recipe = Callable[[], BadLeaf]
 BAD_PATHS = {
     "dot-dot": b"spiffe://cluster.local/ns/shop/../sa/api",
     "dot": b"spiffe://cluster.local/ns/./sa/api",
@@ -66,8 +69,8 @@ STRICT_REFUSES = OPENSSL_REFUSES | {
 """Those that our contexts refuse before the validator runs, thanks to VERIFY_X509_STRICT."""
 
 
-def forge_bad_leaves(forge: Forge) -> dict[str, BadLeaf]:
-    """A fresh set, signed by the key of `forge`."""
+def recipes(forge: Forge) -> dict[str, Recipe]:
+    """How each is made; made is none until it is asked for."""
     return {
         **_bad_names(forge),
         **_bad_usage(forge),
@@ -77,88 +80,113 @@ def forge_bad_leaves(forge: Forge) -> dict[str, BadLeaf]:
     }
 
 
-def _bad(pair: Pair, reason: str) -> BadLeaf:
-    return BadLeaf(pair.key_pem, pair.chain_pem, reason)
+def _bad(make: Callable[[], Pair], reason: str) -> Recipe:
+    def made() -> BadLeaf:
+        pair = make()
+        return BadLeaf(pair.key_pem, pair.chain_pem, reason)
+
+    return made
 
 
-def _bad_names(forge: Forge) -> dict[str, BadLeaf]:
+def _bad_names(forge: Forge) -> dict[str, Recipe]:
     other = "spiffe://cluster.local/ns/prod/sa/db"
     directory = x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")]))
     found = {
-        "two URI SANs": _bad(forge.leaf(uris=[DEFAULT, other]), "identity_ambiguous"),
-        "the same URI SAN twice": _bad(forge.leaf(uris=[DEFAULT, DEFAULT]), "identity_ambiguous"),
-        "only a DNS SAN": _bad(forge.leaf(None, dns=["api.shop.svc"]), "identity_missing"),
-        "only an IP SAN": _bad(forge.leaf(None, ips=["10.0.0.7"]), "identity_missing"),
-        "only a CN": _bad(forge.leaf(san=False, subject=DEFAULT), "identity_missing"),
-        "an e-mail SAN": _bad(forge.leaf(names=[x509.RFC822Name("a@b.example")]), "san_kind"),
-        "a directory name SAN": _bad(forge.leaf(names=[directory]), "san_kind"),
+        "two URI SANs": _bad(lambda: forge.leaf(uris=[DEFAULT, other]), "identity_ambiguous"),
+        "the same URI SAN twice": _bad(
+            lambda: forge.leaf(uris=[DEFAULT, DEFAULT]), "identity_ambiguous"
+        ),
+        "only a DNS SAN": _bad(lambda: forge.leaf(None, dns=["api.shop.svc"]), "identity_missing"),
+        "only an IP SAN": _bad(lambda: forge.leaf(None, ips=["10.0.0.7"]), "identity_missing"),
+        "only a CN": _bad(lambda: forge.leaf(san=False, subject=DEFAULT), "identity_missing"),
+        "an e-mail SAN": _bad(
+            lambda: forge.leaf(names=[x509.RFC822Name("a@b.example")]), "san_kind"
+        ),
+        "a directory name SAN": _bad(lambda: forge.leaf(names=[directory]), "san_kind"),
         "foreign trust domain": _bad(
-            forge.leaf("spiffe://elsewhere.example/ns/shop/sa/api"), "trust_domain_foreign"
+            lambda: forge.leaf("spiffe://elsewhere.example/ns/shop/sa/api"), "trust_domain_foreign"
         ),
         "trust domain with a suffix": _bad(
-            forge.leaf("spiffe://cluster.local.evil.example/ns/shop/sa/api"), "trust_domain_foreign"
+            lambda: forge.leaf("spiffe://cluster.local.evil.example/ns/shop/sa/api"),
+            "trust_domain_foreign",
         ),
         "SAN not critical with empty subject": _bad(
-            forge.leaf(san_critical=False), "san_not_critical"
+            lambda: forge.leaf(san_critical=False), "san_not_critical"
         ),
     }
     for name, uri in BAD_PATHS.items():
         # The parser itself refuses bytes that are no UTF-8; either way nothing is proved.
         reason = "leaf_malformed" if b"\xff" in uri else "identity_malformed"
-        found[f"URI: {name}"] = _bad(forge.leaf(raw_san=uri_san(uri)), reason)
+        make = functools.partial(forge.leaf, raw_san=uri_san(uri))
+        found[f"URI: {name}"] = _bad(make, reason)
     return found
 
 
-def _bad_usage(forge: Forge) -> dict[str, BadLeaf]:
+def _bad_usage(forge: Forge) -> dict[str, Recipe]:
     return {
-        "CA:TRUE": _bad(forge.leaf(ca=True), "leaf_is_ca"),
-        "no basicConstraints": _bad(forge.leaf(constraints=False), "basic_constraints"),
-        "keyCertSign": _bad(forge.leaf(usage=Usage(key_cert_sign=True)), "leaf_is_ca"),
-        "cRLSign": _bad(forge.leaf(usage=Usage(crl_sign=True)), "leaf_is_ca"),
-        "no keyUsage": _bad(forge.leaf(usage=None), "key_usage"),
-        "keyUsage not critical": _bad(forge.leaf(usage_critical=False), "key_usage"),
+        "CA:TRUE": _bad(lambda: forge.leaf(ca=True), "leaf_is_ca"),
+        "no basicConstraints": _bad(lambda: forge.leaf(constraints=False), "basic_constraints"),
+        "keyCertSign": _bad(lambda: forge.leaf(usage=Usage(key_cert_sign=True)), "leaf_is_ca"),
+        "cRLSign": _bad(lambda: forge.leaf(usage=Usage(crl_sign=True)), "leaf_is_ca"),
+        "no keyUsage": _bad(lambda: forge.leaf(usage=None), "key_usage"),
+        "keyUsage not critical": _bad(lambda: forge.leaf(usage_critical=False), "key_usage"),
         "no digitalSignature": _bad(
-            forge.leaf(usage=Usage(digital_signature=False, key_encipherment=True)), "key_usage"
+            lambda: forge.leaf(usage=Usage(digital_signature=False, key_encipherment=True)),
+            "key_usage",
         ),
-        "EKU serverAuth only": _bad(forge.leaf(uses=[Use.SERVER_AUTH]), "extended_key_usage"),
-        "EKU clientAuth only": _bad(forge.leaf(uses=[Use.CLIENT_AUTH]), "extended_key_usage"),
+        "EKU serverAuth only": _bad(
+            lambda: forge.leaf(uses=[Use.SERVER_AUTH]), "extended_key_usage"
+        ),
+        "EKU clientAuth only": _bad(
+            lambda: forge.leaf(uses=[Use.CLIENT_AUTH]), "extended_key_usage"
+        ),
         "EKU emailProtection only": _bad(
-            forge.leaf(uses=[Use.EMAIL_PROTECTION]), "extended_key_usage"
+            lambda: forge.leaf(uses=[Use.EMAIL_PROTECTION]), "extended_key_usage"
         ),
         "EKU with codeSigning besides": _bad(
-            forge.leaf(uses=[Use.SERVER_AUTH, Use.CLIENT_AUTH, Use.CODE_SIGNING]),
+            lambda: forge.leaf(uses=[Use.SERVER_AUTH, Use.CLIENT_AUTH, Use.CODE_SIGNING]),
             "extended_key_usage",
         ),
-        "no EKU": _bad(forge.leaf(uses=[]), "extended_key_usage"),
+        "no EKU": _bad(lambda: forge.leaf(uses=[]), "extended_key_usage"),
     }
 
 
-def _bad_keys(forge: Forge) -> dict[str, BadLeaf]:
+@functools.cache
+def _rsa_key() -> rsa.RSAPrivateKey:
+    """Made once: of all that is made here, it alone takes time."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def _bad_keys(forge: Forge) -> dict[str, Recipe]:
     return {
-        "RSA-2048 key": _bad(
-            forge.leaf(key=rsa.generate_private_key(public_exponent=65537, key_size=2048)),
-            "leaf_key",
+        "RSA-2048 key": _bad(lambda: forge.leaf(key=_rsa_key()), "leaf_key"),
+        "P-384 key": _bad(
+            lambda: forge.leaf(key=ec.generate_private_key(ec.SECP384R1())), "leaf_key"
         ),
-        "P-384 key": _bad(forge.leaf(key=ec.generate_private_key(ec.SECP384R1())), "leaf_key"),
-        "P-521 key": _bad(forge.leaf(key=ec.generate_private_key(ec.SECP521R1())), "leaf_key"),
-        "Ed25519 key": _bad(forge.leaf(key=ed25519.Ed25519PrivateKey.generate()), "leaf_key"),
+        "P-521 key": _bad(
+            lambda: forge.leaf(key=ec.generate_private_key(ec.SECP521R1())), "leaf_key"
+        ),
+        "Ed25519 key": _bad(
+            lambda: forge.leaf(key=ed25519.Ed25519PrivateKey.generate()), "leaf_key"
+        ),
     }
 
 
-def _bad_times(forge: Forge) -> dict[str, BadLeaf]:
+def _bad_times(forge: Forge) -> dict[str, Recipe]:
     hour = dt.timedelta(hours=1)
     return {
         "expired": _bad(
-            forge.leaf(not_before=forge.now - 2 * hour, not_after=forge.now - hour), "leaf_expired"
+            lambda: forge.leaf(not_before=forge.now - 2 * hour, not_after=forge.now - hour),
+            "leaf_expired",
         ),
         "not yet valid": _bad(
-            forge.leaf(not_before=forge.now + hour, not_after=forge.now + 2 * hour),
+            lambda: forge.leaf(not_before=forge.now + hour, not_after=forge.now + 2 * hour),
             "leaf_not_yet_valid",
         ),
     }
 
 
-def _bad_extensions(forge: Forge) -> dict[str, BadLeaf]:
+def _bad_extensions(forge: Forge) -> dict[str, Recipe]:
     private = x509.UnrecognizedExtension(PRIVATE_OID, b"\x05\x00")
     padding = x509.UnrecognizedExtension(PRIVATE_OID, b"\x04\x82\x20\x00" + bytes(8192))
     twice = {
@@ -168,14 +196,16 @@ def _bad_extensions(forge: Forge) -> dict[str, BadLeaf]:
     }
     return {
         "unknown critical extension": _bad(
-            forge.leaf(extra=[(private, True)]), "extension_unknown_critical"
+            lambda: forge.leaf(extra=[(private, True)]), "extension_unknown_critical"
         ),
-        "serial number 0": _bad(forge.odd_serial(b"\x00"), "leaf_malformed"),
-        "negative serial number": _bad(forge.odd_serial(b"\x85"), "leaf_malformed"),
-        "serial number of 21 bytes": _bad(forge.odd_serial(b"\x01" * 21), "leaf_malformed"),
-        "8 KiB of padding": _bad(forge.leaf(extra=[(padding, False)]), "leaf_too_long"),
+        "serial number 0": _bad(lambda: forge.odd_serial(b"\x00"), "leaf_malformed"),
+        "negative serial number": _bad(lambda: forge.odd_serial(b"\x85"), "leaf_malformed"),
+        "serial number of 21 bytes": _bad(lambda: forge.odd_serial(b"\x01" * 21), "leaf_malformed"),
+        "8 KiB of padding": _bad(lambda: forge.leaf(extra=[(padding, False)]), "leaf_too_long"),
         **{
-            f"{name} twice": _bad(forge.duplicate_extension(oid), "extension_duplicate")
+            f"{name} twice": _bad(
+                functools.partial(forge.duplicate_extension, oid), "extension_duplicate"
+            )
             for name, oid in twice.items()
         },
     }

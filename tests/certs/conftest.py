@@ -1,4 +1,4 @@
-"""One forge for all tests of this package: making keys is the slow part."""
+"""One forge for all tests of this package; each test has leaves of its own, made when it starts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -21,12 +21,12 @@ def forge() -> Forge:
     return Forge()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def bad_leaves(forge: Forge) -> dict[str, BadLeaf]:
     return forge.bad_leaves()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def good_leaf(forge: Forge) -> Pair:
     return forge.leaf(ips=["10.0.0.7", "fd00::7"])
 

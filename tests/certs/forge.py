@@ -7,6 +7,10 @@
 
 It shares no code with certs/: what the CA issues and what the forge issues are judged by the same
 validator, and neither can hide the other's mistake.
+
+A leaf lives for an hour from the moment it is made, and a run may take longer. So under pytest a leaf
+is made within the test that uses it: one that is made on import or by a fixture of a module or a
+session, without times of its own, is an error at once (`tests.limits`), not an hour later.
 """
 
 import datetime as dt
@@ -29,7 +33,23 @@ DEFAULT = "spiffe://cluster.local/ns/shop/sa/api"
 BOTH = (Use.SERVER_AUTH, Use.CLIENT_AUTH)
 PRIVATE_OID = ObjectIdentifier("1.3.6.1.4.1.55555.1")
 DAY = dt.timedelta(days=1)
+LIFETIME = dt.timedelta(hours=1)
+"""Of a leaf, unless a test says otherwise."""
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
+
+class MadeTooEarly(RuntimeError):
+    """A leaf was made where it may have ended before a test uses it."""
+
+
+_too_early = False
+
+
+def leaves_may_be_made(allowed: bool) -> bool:
+    """Say whether this is the moment of use; returns what held before."""
+    global _too_early
+    before, _too_early = not _too_early, not allowed
+    return before
 
 
 class Pair(NamedTuple):
@@ -86,11 +106,15 @@ class Forge:
         self, trust_domain: str = "cluster.local", name: str = "podlink test root"
     ) -> None:
         self.trust_domain = trust_domain
-        self.now = dt.datetime.now(dt.UTC).replace(microsecond=0)
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.root = self._make_root(name)
         self.root_der = self.root.public_bytes(Encoding.DER)
         self.root_pem = self.root.public_bytes(Encoding.PEM)
+
+    @property
+    def now(self) -> dt.datetime:
+        """The present second: each leaf counts from when it is made."""
+        return dt.datetime.now(dt.UTC).replace(microsecond=0)
 
     def leaf(
         self,
@@ -118,8 +142,11 @@ class Forge:
         """A leaf for `identity`, lawful unless a tweak says otherwise.
 
         `raw_san` is the DER of the whole subjectAltName value; `issuer` signs instead of the root
-        (a leaf that signs a leaf), and its chain follows.
+        (a leaf that signs a leaf), and its chain follows. Raises MadeTooEarly.
         """
+        if _too_early and not_after is None:
+            raise MadeTooEarly("a leaf is made in the test that uses it, or with times of its own")
+        now = self.now
         key = key or ec.generate_private_key(ec.SECP256R1())
         signer, signer_name, signer_public = self._signer(issuer)
         subject_name = [x509.NameAttribute(NameOID.COMMON_NAME, subject)] if subject else []
@@ -129,8 +156,8 @@ class Forge:
             .issuer_name(signer_name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(not_before or self.now - dt.timedelta(minutes=1))
-            .not_valid_after(not_after or self.now + dt.timedelta(hours=1))
+            .not_valid_before(not_before or now - dt.timedelta(minutes=1))
+            .not_valid_after(not_after or now + LIFETIME)
         )
         extensions: list[tuple[x509.ExtensionType, bool]] = [
             (x509.AuthorityKeyIdentifier.from_issuer_public_key(signer_public), False)
@@ -159,9 +186,15 @@ class Forge:
 
     def bad_leaves(self) -> dict[str, BadLeaf]:
         """Every leaf that our CA's key could sign and that must still prove nothing."""
-        from tests.certs.bad_leaves import forge_bad_leaves
+        from tests.certs.bad_leaves import recipes
 
-        return forge_bad_leaves(self)
+        return {name: make() for name, make in recipes(self).items()}
+
+    def bad_leaf(self, name: str) -> BadLeaf:
+        """One of them."""
+        from tests.certs.bad_leaves import recipes
+
+        return recipes(self)[name]()
 
     def untrusted_chains(self) -> dict[str, Pair]:
         """Lawful-looking leaves whose chain must not verify against this forge's root."""

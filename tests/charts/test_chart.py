@@ -85,7 +85,6 @@ def test_helm_finds_nothing_to_complain_about(helm: Ask) -> None:
     }  # the icon, for information
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("minor", MINORS)
 def test_every_object_fits_the_schemas_of_every_version(
     rendered: Render, minor: int, monkeypatch: pytest.MonkeyPatch
@@ -335,7 +334,6 @@ def test_the_sidecar_image_is_the_one_that_the_guard_knows(rendered: Render) -> 
     assert json.loads(next(v for v in guard if v["name"] == "images")["expression"]) == [image]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", FILES)
 def test_the_plain_manifests_are_what_the_chart_makes(rendered: Render, name: str) -> None:
     """If this fails, the chart has changed: make render."""

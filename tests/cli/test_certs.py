@@ -172,7 +172,6 @@ async def test_who_may_not_is_told_what_it_takes(tmp_path: Path) -> None:
 
 
 @pytest.mark.attack_row(45)
-@pytest.mark.timeout(30)
 async def test_a_ca_that_cannot_read_the_bans_lifts_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from tests.sidecar.capture.test_apply import ROOT, Pod
 
 PREVIOUS = {"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.2/24"}]}
 needs_root = [
-    pytest.mark.netns, pytest.mark.timeout(60),
+    pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
 ]  # fmt: skip
 
@@ -166,7 +166,6 @@ def wait(true: Callable[[], bool]) -> None:
     raise AssertionError("not within 15 s")
 
 
-@pytest.mark.timeout(60)
 def test_an_update_never_leaves_the_chain_and_the_last_one_takes_the_plugin_along(
     tmp_path: Path,
 ) -> None:

@@ -180,7 +180,6 @@ def finish(trouble: Trouble, ends: Counter[str], links: int) -> None:
     assert ends["whole"] + ends["reset"] > 0.8 * links, "a kill costs what it touches, not more"
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.fault_row("endpoint-death")
 def test_every_byte_and_every_span_is_right_while_apps_and_proxies_are_killed(mesh: Mesh) -> None:
     made = objects()

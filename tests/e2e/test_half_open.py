@@ -44,7 +44,6 @@ def pods(mesh: Mesh) -> Iterator[None]:
 
 
 @pytest.mark.fault_row("half-open")
-@pytest.mark.timeout(240)
 def test_both_an_idle_and_a_busy_link_to_a_peer_that_vanished_end_with_an_error(mesh: Mesh) -> None:
     since, ip = now(), mesh.ip("mesh/vanishing")
     enter = ("nsenter", f"--net=/proc/{mesh.pid('mesh/vanishing')}/ns/net", "nft")

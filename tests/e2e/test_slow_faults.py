@@ -56,7 +56,6 @@ def inside(mesh: Mesh, name: str) -> tuple[str, ...]:
 
 
 @pytest.mark.fault_row("half-open")
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("ways", [("in", "out"), ("in",), ("out",)], ids=["both", "in", "out"])
 def test_a_way_that_swallows_everything_is_noticed_within_half_a_minute(
     mesh: Mesh, ways: tuple[str, ...]
@@ -89,7 +88,6 @@ def test_a_way_that_swallows_everything_is_noticed_within_half_a_minute(
 
 
 @pytest.mark.fault_row("half-close")
-@pytest.mark.timeout(240)
 def test_a_half_closed_connection_outlives_its_connection_track(mesh: Mesh) -> None:
     """The app has sent its FIN and waits. Without a packet now and then the kernel forgets that the
     connection is redirected (here after 15 s), and the answer comes from where the app never dialled."""
@@ -105,7 +103,6 @@ def test_a_half_closed_connection_outlives_its_connection_track(mesh: Mesh) -> N
 
 
 @pytest.mark.fault_row("drain")
-@pytest.mark.timeout(240)
 def test_a_link_of_twenty_seconds_ends_by_itself_while_its_pod_drains(mesh: Mesh) -> None:
     name, since = f"{MESH}/patient", now()
     with mesh.in_pod(CLIENT, *apps("drip", mesh.ip(name), 7001, 200)) as long:
@@ -118,7 +115,6 @@ def test_a_link_of_twenty_seconds_ends_by_itself_while_its_pod_drains(mesh: Mesh
 
 
 @pytest.mark.fault_row("drain")
-@pytest.mark.timeout(240)
 def test_a_link_that_outlasts_the_grace_period_is_reset_and_its_span_says_why(mesh: Mesh) -> None:
     name, since = f"{MESH}/hurried", now()
     with mesh.in_pod(CLIENT, *apps("drip", mesh.ip(name), 7001, 200)) as long:

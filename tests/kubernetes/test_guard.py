@@ -19,7 +19,6 @@ POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 IN, OUT = "guarded", "unguarded"
 STRATEGIC = "application/strategic-merge-patch+json"
 APP = {"name": "web", "image": "web:1"}
-pytestmark = pytest.mark.timeout(120)
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from tests.kubernetes.objects import until
 from tests.kubernetes.programs import SYSTEM, ControlPlane
 from tests.kubernetes.real_api import Answer, Object
 
-pytestmark = pytest.mark.timeout(180)
 WEBHOOK = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/podlink-injector"
 SLICES = f"/apis/discovery.k8s.io/v1/namespaces/{SYSTEM}/endpointslices"
 STRATEGIC, JSON_PATCH = "application/strategic-merge-patch+json", "application/json-patch+json"

@@ -23,7 +23,6 @@ POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 WEBHOOK = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/podlink-injector"
 GUARDS = ("podlink-guard", "podlink-guard-images")
 PEM = base64.b64encode(Forge().root_pem).decode()
-pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture

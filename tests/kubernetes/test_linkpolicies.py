@@ -53,7 +53,6 @@ async def kube(real: RealApi) -> AsyncIterator[Kube]:
         await client.close()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "spec",
     [
@@ -70,7 +69,6 @@ async def test_the_api_server_refuses_what_the_schema_forbids(kube: Kube, spec: 
         await kube.create(PATH, policy("wrong", **spec))
 
 
-@pytest.mark.timeout(120)
 async def test_an_unknown_field_is_stored_so_that_the_registry_can_refuse_it(kube: Kube) -> None:
     await kube.create(PATH, policy("slip", allow=[{"from": [{"namespace": "a"}], "port": [80]}]))
     stored = await kube.get(f"{PATH}/slip")
@@ -78,7 +76,6 @@ async def test_an_unknown_field_is_stored_so_that_the_registry_can_refuse_it(kub
     assert stored["spec"]["mode"] == "Enforce"
 
 
-@pytest.mark.timeout(120)
 async def test_the_registry_watches_and_writes_the_status(kube: Kube) -> None:
     model = Model()
     watch = ClusterWatch(kube, model, Hub(Answers(model, "allow-meshed")))
@@ -97,7 +94,6 @@ async def test_the_registry_watches_and_writes_the_status(kube: Kube) -> None:
         await stop(running)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.attack_row(17)
 async def test_the_guard_refuses_an_unknown_field_that_the_schema_keeps(
     kube: Kube, rendered: Render

@@ -9,7 +9,6 @@ from tests.kubernetes.objects import Objects, until
 from tests.kubernetes.programs import SYSTEM
 from tests.kubernetes.real_api import Object
 
-pytestmark = pytest.mark.timeout(120)
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 # docs/install.md, "One namespace": what somebody with more rights makes, once.
 ONCE = {

@@ -10,7 +10,6 @@ from tests.charts.test_chart import MATRIX
 from tests.kubernetes.objects import Objects
 
 NAMESPACES = ("podlink-system", "podlink-test", "shop")
-pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")

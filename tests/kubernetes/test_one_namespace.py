@@ -17,7 +17,6 @@ from tests.kubernetes.test_rights import (
 
 __all__ = ["served"]
 CHOICES = Choices(only_namespace="shop")
-pytestmark = pytest.mark.timeout(180)
 HOME = rights("pods", ("get", "list", "watch"))
 OF_THE_CLUSTER = {
     "ca": rights("tokenreviews.authentication.k8s.io", ("create",)),

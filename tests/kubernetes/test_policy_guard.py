@@ -12,7 +12,6 @@ from tests.charts.test_policy_guard import NAME, SLIPS, SOUND, policy
 from tests.kubernetes.objects import Objects, until
 from tests.kubernetes.test_linkpolicies import CRD
 
-pytestmark = pytest.mark.timeout(120)
 POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 
 

@@ -8,7 +8,6 @@ import pytest
 from tests.kubernetes.objects import until
 from tests.kubernetes.programs import SYSTEM, ControlPlane, Program
 
-pytestmark = pytest.mark.timeout(180)
 Right = tuple[str, str, str]
 """A verb, a resource with its group, and the name that it is tied to ("": any)."""
 

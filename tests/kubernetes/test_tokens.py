@@ -14,7 +14,6 @@ from tests.kubernetes.objects import until
 from tests.kubernetes.programs import SYSTEM, ControlPlane
 from tests.kubernetes.real_api import Object
 
-pytestmark = pytest.mark.timeout(120)
 AUDIENCE = "podlink-ca"
 
 

@@ -169,7 +169,6 @@ def test_a_missing_tool_is_named_with_its_package(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
-@pytest.mark.timeout(120)
 def test_an_ordinary_user_gets_a_cluster_with_one_user_id() -> None:
     home = Path(f"/tmp/podlink-user-{os.getpid()}")
     try:

@@ -268,7 +268,7 @@ def naive_endpoints(
 
 
 # A second for each example: far more than one takes, in `make fuzz` too.
-TestHistory = pytest.mark.timeout(settings().max_examples)(History.TestCase)
+TestHistory = pytest.mark.timeout(max(300, settings().max_examples))(History.TestCase)
 TestHistory.settings = settings(
     max_examples=settings().max_examples, stateful_step_count=30, deadline=None
 )

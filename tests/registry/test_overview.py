@@ -1,5 +1,6 @@
 """What the registry tells the trace store of policies, and that it tells nobody else."""
 
+import functools
 import json
 
 import grpc
@@ -9,13 +10,13 @@ from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import ReviewStub
 from registry.facts import read_policy
 from registry.overview import MAX_LABEL_SETS, overview
-from tests.certs.forge import Pair
 from tests.registry.cluster import Cluster, Raw
 from tests.registry.objects import pod
-from tests.registry.test_service import FORGE, WEB, registry
+from tests.registry.test_service import FORGE, registry
 
-STORE = FORGE.leaf("spiffe://cluster.local/ns/podlink-system/sa/podlink-traces")
-ELSEWHERE = FORGE.leaf("spiffe://cluster.local/ns/shop/sa/podlink-traces")
+STORE = "spiffe://cluster.local/ns/podlink-system/sa/podlink-traces"
+ELSEWHERE = "spiffe://cluster.local/ns/shop/sa/podlink-traces"
+WEB = "spiffe://cluster.local/ns/shop/sa/web"
 
 
 def policy(spec: object, name: str = "db") -> Raw:
@@ -55,9 +56,10 @@ def test_labels_are_told_once_for_all_pods_that_carry_them_and_bounded() -> None
     assert told == {"web": (1, False), "many": (MAX_LABEL_SETS, True)}
 
 
-@pytest.mark.parametrize(("pair", "refused"), [(STORE, False), (WEB, True), (ELSEWHERE, True)])
-async def test_nobody_but_the_trace_store_hears_of_policies(pair: Pair, refused: bool) -> None:
-    async with registry() as it, it.channel(pair) as channel:
+@pytest.mark.parametrize(("identity", "refused"), [(STORE, False), (WEB, True), (ELSEWHERE, True)])
+async def test_nobody_but_the_trace_store_hears_of_policies(identity: str, refused: bool) -> None:
+    leaf = functools.partial(FORGE.leaf, identity, ips=["127.0.0.1"])
+    async with registry() as it, it.channel(leaf) as channel:
         call = ReviewStub(channel).Policies(pb.PoliciesRequest(), timeout=3)
         if not refused:
             assert (await call).mesh_default == "allow-meshed"

@@ -34,17 +34,27 @@ from tests.registry.objects import endpoint, namespace_object, pod, service, sli
 
 FORGE = Forge()
 HOST = "podlink-registry.podlink-system.svc"
-OWN = FORGE.leaf("spiffe://cluster.local/ns/podlink-system/sa/podlink-registry", dns=[HOST])
-WEB = FORGE.leaf("spiffe://cluster.local/ns/shop/sa/web", ips=["127.0.0.1"])
+Leaf = Callable[[], Pair]
+"""Makes a leaf when it is used."""
 HELLO = pb.Hello(pod_uid="shop-web", namespace="shop", pod_name="web", version="0.1.0")
 WEB_POD = pod("web", "127.0.0.1")
+
+
+def own() -> Pair:
+    name = "spiffe://cluster.local/ns/podlink-system/sa/podlink-registry"
+    return FORGE.leaf(name, dns=[HOST])
+
+
+def web() -> Pair:
+    return FORGE.leaf("spiffe://cluster.local/ns/shop/sa/web", ips=["127.0.0.1"])
 
 
 class Registry:
     def __init__(self, api: LiveApi, server: RegistryServer) -> None:
         self.api, self.server = api, server
 
-    def channel(self, pair: Pair | None = WEB, forge: Forge = FORGE) -> grpc.aio.Channel:
+    def channel(self, leaf: Leaf | None = web, forge: Forge = FORGE) -> grpc.aio.Channel:
+        pair = leaf and leaf()
         credentials = grpc.ssl_channel_credentials(
             FORGE.root_pem, pair and pair.key_pem, pair and pair.chain_pem
         )
@@ -93,7 +103,7 @@ async def registry(*pods: Object, config: dict[str, str] | None = None) -> Async
     async with live_api() as (api, kube):
         api.put(NAMESPACES, namespace_object("shop"))
         api.put(PODS, *pods)
-        server = RegistryServer(RegistryConfig.from_env(settings), kube, FixedSource(FORGE, OWN))
+        server = RegistryServer(RegistryConfig.from_env(settings), kube, FixedSource(FORGE, own()))
         async with asyncio.timeout(5):
             await server.start()
         assert server.ready
@@ -105,18 +115,18 @@ async def registry(*pods: Object, config: dict[str, str] | None = None) -> Async
 
 @asynccontextmanager
 async def stream(
-    it: Registry, hello: pb.Hello = HELLO, pair: Pair | None = WEB
+    it: Registry, hello: pb.Hello = HELLO, leaf: Leaf | None = web
 ) -> AsyncIterator[Stream]:
-    async with it.channel(pair) as channel:
+    async with it.channel(leaf) as channel:
         opened = Stream(RegistryStub(channel).Discover())
         await opened.say(hello=hello)
         yield opened
         opened.call.cancel()
 
 
-async def refusal(it: Registry, hello: pb.Hello = HELLO, pair: Pair | None = WEB) -> str:
+async def refusal(it: Registry, hello: pb.Hello = HELLO, leaf: Leaf | None = web) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async with stream(it, hello, pair) as opened:
+        async with stream(it, hello, leaf) as opened:
             await opened.hear()
     assert caught.value.code() in (
         grpc.StatusCode.PERMISSION_DENIED,
@@ -239,7 +249,7 @@ async def test_a_pod_with_another_service_account_is_refused() -> None:
 async def test_a_leaf_shown_from_another_address_is_refused() -> None:
     stolen = FORGE.leaf("spiffe://cluster.local/ns/shop/sa/web", ips=["10.0.0.7"])
     async with registry(WEB_POD) as it:
-        assert await refusal(it, pair=stolen) == "caller_not_in_leaf"
+        assert await refusal(it, leaf=lambda: stolen) == "caller_not_in_leaf"
 
 
 async def test_a_call_from_an_address_that_is_not_the_pods_is_refused() -> None:
@@ -277,7 +287,7 @@ async def test_a_stream_ends_when_its_pod_is_gone() -> None:
 async def test_a_stream_ends_with_the_leaf_that_opened_it() -> None:
     soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=2)
     brief = FORGE.leaf("spiffe://cluster.local/ns/shop/sa/web", ips=["127.0.0.1"], not_after=soon)
-    async with registry(WEB_POD) as it, stream(it, pair=brief) as sidecar:
+    async with registry(WEB_POD) as it, stream(it, leaf=lambda: brief) as sidecar:
         await sidecar.hear()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await sidecar.hear()
@@ -287,7 +297,7 @@ async def test_a_stream_ends_with_the_leaf_that_opened_it() -> None:
 @pytest.mark.attack_row(2)
 async def test_a_caller_without_a_certificate_gets_nowhere() -> None:
     async with registry(WEB_POD) as it:
-        assert await refusal(it, pair=None)
+        assert await refusal(it, leaf=None)
 
 
 @pytest.mark.attack_row(3)
@@ -295,7 +305,7 @@ async def test_a_caller_without_a_certificate_gets_nowhere() -> None:
 async def test_a_leaf_of_an_unknown_root_gets_nowhere(name: str) -> None:
     other = Forge(name=name).leaf("spiffe://cluster.local/ns/shop/sa/web", ips=["127.0.0.1"])
     async with registry(WEB_POD) as it:
-        assert await refusal(it, pair=other)
+        assert await refusal(it, leaf=lambda: other)
 
 
 @pytest.mark.parametrize("name", ["two URI SANs", "CA:TRUE"])
@@ -307,7 +317,7 @@ async def test_a_leaf_that_verifies_but_is_no_svid_is_refused_by_its_reason(name
         else FORGE.leaf(uri, ca=True, ips=["127.0.0.1"])
     )
     async with registry(WEB_POD) as it:
-        assert await refusal(it, pair=pair)
+        assert await refusal(it, leaf=lambda: pair)
         async with stream(it) as sidecar:  # the positive control
             assert await sidecar.hear()
 

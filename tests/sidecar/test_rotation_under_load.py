@@ -44,7 +44,6 @@ def check(two: Two, load: Load) -> None:
 
 
 @pytest.mark.fault_row("root-rotation")
-@pytest.mark.timeout(60)
 async def test_no_request_fails_while_leaves_and_the_root_are_replaced(tmp_path: Path) -> None:
     short: Any = {"leaf_ttl_s": 5.0, "stale_s": 1.0, "reread_s": 0.2}
     async with running_ca(tmp_path, **short) as ca, two_sidecars(ca) as two:
@@ -79,7 +78,6 @@ async def test_no_request_fails_over_three_rotations_with_leaves_of_twenty_secon
 
 
 @pytest.mark.fault_row("control-plane-down")
-@pytest.mark.timeout(60)
 async def test_a_ca_that_is_gone_is_not_felt_until_a_leaf_ends_and_then_nothing_is_plaintext(
     tmp_path: Path,
 ) -> None:

@@ -32,8 +32,6 @@ from traces.writer import Writer
 
 FORGE = Forge()
 SYSTEM = "spiffe://cluster.local/ns/podlink-system/sa/podlink-"
-REGISTRY = FORGE.leaf(f"{SYSTEM}registry", ips=["127.0.0.1"])
-STORE = FORGE.leaf(f"{SYSTEM}traces")
 BY_LABEL = {"selector": {"matchLabels": {"app": "db"}}, "allow": [{"from": [{"namespace": "x"}]}]}
 EVERYBODY = {"allow": [{"from": [{"namespace": "shop", "serviceAccount": "api"}]}]}
 
@@ -81,15 +79,14 @@ async def running(tmp_path: Path, *policies: dict[str, Any]) -> AsyncIterator[Ru
         api.put(NAMESPACES, namespace_object("prod"))
         api.put(PODS, pod("db-0", "10.1.0.9", namespace="prod", account="db", labels={"app": "db"}))
         api.put(POLICIES, *policies)
-        registry = RegistryServer(
-            RegistryConfig.from_env(settings), kube, FixedSource(FORGE, REGISTRY)
-        )
+        own = FixedSource(FORGE, FORGE.leaf(f"{SYSTEM}registry", ips=["127.0.0.1"]))
+        registry = RegistryServer(RegistryConfig.from_env(settings), kube, own)
         await registry.start()
         writer, reader = Writer(config), Reader(config.db_path)
         writer.start()
         near = outbound()
         await writer.write(request_of(near, inbound_of(near, policy="", rule="default")))
-        source = FixedSource(FORGE, STORE)
+        source = FixedSource(FORGE, FORGE.leaf(f"{SYSTEM}traces"))
         watch = PolicyWatch(source, f"127.0.0.1:{registry.port}", writer, every_s=0.1)
         looking = spawn(watch.run(), name="look")
         app = review_app(config, reader, writer, None, watch)

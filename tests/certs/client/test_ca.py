@@ -63,7 +63,6 @@ async def test_two_pods_get_leaves_that_believe_each_other(ca: RunningCa) -> Non
 
 @pytest.mark.fault_row("control-plane-down")
 @pytest.mark.fault_row("ca-restart")
-@pytest.mark.timeout(20)  # a leaf must live and end
 async def test_a_short_leaf_is_renewed_kept_through_an_outage_and_gone_when_it_ends(
     tmp_path: Path,
 ) -> None:
@@ -250,7 +249,6 @@ async def test_a_pod_that_is_quicker_than_the_kubelet_gets_its_address_soon(ca: 
 
 
 @pytest.mark.fault_row("ca-restart")
-@pytest.mark.timeout(20)
 async def test_after_a_restart_of_the_ca_the_bundle_is_watched_again(tmp_path: Path) -> None:
     fake = FakeKube()
     async with running_ca(tmp_path, fake) as first:

@@ -137,7 +137,6 @@ def bad_answers(forge: Forge, bad: dict[str, BadLeaf]) -> dict[str, Any]:
     return answers
 
 
-@pytest.mark.timeout(30)
 async def test_a_bad_answer_changes_nothing_and_the_stream_goes_on(
     agent: FakeAgent,
     forge: Forge,

@@ -37,13 +37,17 @@ from tests.certs.forge import DEFAULT, Forge
 
 FORGE = Forge()
 BUNDLE = TrustBundle.of("cluster.local", 1, [FORGE.root_der])
-PAIR = FORGE.leaf(DEFAULT)
-SIGNER = WorkloadSigner(TlsMaterial(PAIR.key_pem, PAIR.chain_pem, FORGE.root_pem))
 Item = dict[str, Any]
 
 
-def written(count: int, every: int, signer: WorkloadSigner = SIGNER) -> list[Item]:
+def signer_of(identity: str = DEFAULT) -> WorkloadSigner:
+    pair = FORGE.leaf(identity)
+    return WorkloadSigner(TlsMaterial(pair.key_pem, pair.chain_pem, FORGE.root_pem))
+
+
+def written(count: int, every: int, signer: WorkloadSigner | None = None) -> list[Item]:
     """Spans as a store gives them back: `count` records, a checkpoint after each `every`."""
+    signer = signer or signer_of()
     chain, items = Chain(secrets.token_bytes(16)), list[Item]()
     for number in range(1, count + 1):
         items.append(record(chain, number))
@@ -87,7 +91,7 @@ def record(chain: Chain, number: int, reporter: str = DEFAULT) -> Item:
     }
 
 
-def checkpoint(chain: Chain, signer: WorkloadSigner = SIGNER) -> Item:
+def checkpoint(chain: Chain, signer: WorkloadSigner) -> Item:
     said = statement(chain, unix_ns(), "shop/api-1", "uid", {"dropped_allowed": 3})
     signed = signer.sign(said)
     return {

@@ -19,7 +19,7 @@ from tests.certs.fake_kube import FakeKube
 from tests.certs.forge import Forge
 
 ROOT = Path(__file__).parents[3]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(30)]  # whole programs start here
+pytestmark = pytest.mark.netns
 
 
 class Pod:

@@ -70,7 +70,6 @@ async def two_clients(ca: RunningCa, stack: AsyncExitStack) -> list[CaClient]:
 
 
 @pytest.mark.fault_row("root-rotation")
-@pytest.mark.timeout(45)  # the leaves of the old root must end
 async def test_a_root_is_replaced_step_by_step_and_peers_believe_each_other_all_the_time(
     tmp_path: Path,
 ) -> None:
@@ -218,7 +217,6 @@ def cut_down(ca: RunningCa, after_write: bool) -> asyncio.Event:
 
 @pytest.mark.fault_row("root-rotation")
 @pytest.mark.fault_row("ca-restart")
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "after_write",
     [

@@ -41,7 +41,6 @@ def own_addresses() -> Limits:
 
 
 @pytest.mark.fault_row("renewal-stampede")
-@pytest.mark.timeout(180)
 async def test_five_hundred_pods_at_once_find_a_bounded_ca_and_are_all_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,7 +180,6 @@ async def test_who_connected_is_the_kernels_word(tmp_path: Path) -> None:
         assert admin.peer_uid(near) == os.geteuid()
 
 
-@pytest.mark.timeout(30)
 async def test_a_stream_ends_with_its_input_though_no_link_ends_meanwhile(
     server: AdminServer, tap: Tap, tmp_path: Path
 ) -> None:

@@ -17,7 +17,6 @@ from kit.contract import OUTBOUND_PORT, PROXY_GID, PROXY_MARK, PROXY_UID
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.timeout(40),
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
 ]
 

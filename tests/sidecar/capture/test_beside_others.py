@@ -16,7 +16,6 @@ from tests.sidecar.capture.test_apply import Pod
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.timeout(40),
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
 ]
 

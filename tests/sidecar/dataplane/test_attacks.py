@@ -22,16 +22,21 @@ from kit.contract import ALPN, OWN_PORTS
 from sidecar.dataplane.links import arrival
 from sidecar.wire.frames import DATA, OPEN, encode
 from sidecar.wire.opening import Opening
+from tests.certs.bad_leaves import recipes
 from tests.certs.forge import Forge
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, StartPair
 
 MARKER = b"PODLINK-MARKER-7f3a"
-_FORGED = Forge()
-BAD = _FORGED.bad_leaves()
-UNTRUSTED = _FORGED.untrusted_chains()
+UNTRUSTED = (
+    "unknown root",
+    "root of the same name with another key",
+    "leaf signed by a leaf",
+    "leaf signed by a leaf with keyCertSign",
+    "self-signed",
+)
 # OpenSSL will not even load a leaf with an extension twice, so an attacker would need a TLS stack of
 # his own; tests/certs/trust/test_svid.py gives those to the validator as bytes.
-SHOWABLE = sorted(name for name in {**BAD, **UNTRUSTED} if not name.endswith("twice"))
+SHOWABLE = sorted(name for name in (*recipes(Forge()), *UNTRUSTED) if not name.endswith("twice"))
 ROWS = [pytest.mark.attack_row(n) for n in (8, 9, 10, 11, 12, 13, 14, 15)]
 
 
@@ -55,12 +60,6 @@ class App:
                 self.got += data
                 writer.write(b"ok")
         writer.close()
-
-
-@pytest.fixture
-def forge() -> Forge:
-    """One authority for the whole file, so that bad leaves are made once."""
-    return _FORGED
 
 
 @pytest.fixture
@@ -117,9 +116,9 @@ async def dial_and_open(pair: Pair, context: ssl.SSLContext) -> bytes:
 @every_row
 @pytest.mark.parametrize("name", SHOWABLE)
 async def test_a_forged_leaf_as_client_reaches_no_app(
-    name: str, pair: Pair, app: App, tmp_path: Path
+    name: str, forge: Forge, pair: Pair, app: App, tmp_path: Path
 ) -> None:
-    leaf = BAD.get(name) or UNTRUSTED[name]
+    leaf = forge.untrusted_chains()[name] if name in UNTRUSTED else forge.bad_leaf(name)
     context = attacker_context(tmp_path, ssl.PROTOCOL_TLS_CLIENT, leaf.key_pem, leaf.chain_pem)
     assert await dial_and_open(pair, context) == b""
     record = await pair.far.record()
@@ -134,9 +133,9 @@ async def test_a_forged_leaf_as_client_reaches_no_app(
 @pytest.mark.attack_row(19)
 @pytest.mark.parametrize("name", SHOWABLE)
 async def test_a_forged_leaf_as_server_gets_no_byte_of_the_app(
-    name: str, pair: Pair, tmp_path: Path
+    name: str, forge: Forge, pair: Pair, tmp_path: Path
 ) -> None:
-    leaf = BAD.get(name) or UNTRUSTED[name]
+    leaf = forge.untrusted_chains()[name] if name in UNTRUSTED else forge.bad_leaf(name)
     context = attacker_context(tmp_path, ssl.PROTOCOL_TLS_SERVER, leaf.key_pem, leaf.chain_pem)
     stolen = App()
     server = await asyncio.start_server(stolen, "127.0.0.1", 0, ssl=context)

@@ -51,7 +51,6 @@ async def begin(start_pair: StartPair, serve: Serve, forge: Forge, seed: int, cu
     return chaos
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.fault_row("soak")
 async def test_every_byte_and_every_record_is_right_under_chaos(
     start_pair: StartPair, serve: Serve, forge: Forge

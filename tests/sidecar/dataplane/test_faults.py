@@ -41,7 +41,6 @@ async def round_trip(pair: Pair, body: bytes = b"hello") -> bytes:
     return got
 
 
-@pytest.mark.timeout(30)
 async def test_a_thousand_connections_opened_and_closed_at_once_all_succeed(
     start_pair: StartPair, serve: Serve
 ) -> None:
@@ -57,7 +56,6 @@ async def test_a_thousand_connections_opened_and_closed_at_once_all_succeed(
     assert descriptors() <= before + 2
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.fault_row("rst-storm")
 async def test_a_storm_of_resets_leaves_no_descriptor_and_no_link(
     start_pair: StartPair, serve: Serve, caplog: pytest.LogCaptureFixture

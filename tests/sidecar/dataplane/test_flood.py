@@ -82,7 +82,6 @@ async def flood(port: int, pem: Path) -> "asyncio.Task[list[Any]]":
 
 @pytest.mark.soak
 @pytest.mark.attack_row(23)
-@pytest.mark.timeout(180)
 async def test_open_links_work_on_while_a_peer_floods_handshakes(
     start_pair: StartPair, serve: Serve, forge: Forge, tmp_path: Path
 ) -> None:

@@ -89,7 +89,6 @@ def hard_limit(pid: int, limit_bytes: int) -> Callable[[], None]:
 
 
 @pytest.mark.fault_row("memory-limit")
-@pytest.mark.timeout(120)
 async def test_under_a_real_limit_links_are_shed_and_the_process_lives(
     start_pair: StartPair, serve: Serve, forge: Forge
 ) -> None:

@@ -19,8 +19,6 @@ from tests.traces.process import StoreProcess
 from tests.traces.spans import payload_of, send
 from traces.page.pages import TITLES
 
-pytestmark = pytest.mark.timeout(90)
-
 POLICY = """\
 apiVersion: podlink.dev/v1alpha1
 kind: LinkPolicy
