@@ -66,6 +66,7 @@ def report(
     if ctx.invoked_subcommand is not None:
         return
     from cli.traces_client import TracesUnavailable
+    from traces.report import as_file
 
     if not _SINCE.fullmatch(since):
         raise click.BadParameter(f"{since!r} is not a time such as 24h or 7d", param_hint="--since")
@@ -76,7 +77,7 @@ def report(
     body = signed["report"]
     base = out or Path(f"podlink-report-{body['made_at'].replace(':', '')}")
     for ending, text in (
-        (".json", json.dumps(signed, indent=1) + "\n"),
+        (".json", as_file(signed)),
         (".html", render_html(signed)),
     ):
         path = base.with_name(base.name + ending)
@@ -201,7 +202,7 @@ def verify_file(
 
 def read_report(file: Path) -> tuple[Any, str | None]:
     """The signed report of a file, and the whole text if it is HTML. Raises ReportRefused or OSError."""
-    from traces.report import ReportRefused
+    from traces.report import ReportRefused, read_file, read_json
 
     if file.stat().st_size > _MAX_FILE_BYTES:
         raise ReportRefused("too large for a report")
@@ -209,9 +210,9 @@ def read_report(file: Path) -> tuple[Any, str | None]:
         text = file.read_text(encoding="utf-8")
         found = _EMBEDDED.findall(text)
         if len(found) == 1:
-            return json.loads(found[0]), text
-        return json.loads(text), None
-    except (ValueError, RecursionError) as e:
+            return read_json(found[0]), text
+        return read_file(text), None
+    except UnicodeDecodeError as e:
         raise ReportRefused("neither a report in JSON nor one in HTML") from e
 
 

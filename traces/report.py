@@ -32,6 +32,7 @@ from traces.rows import plain_attributes
 VERSION: Final = 1
 KIND: Final = "podlink report"
 MAX_CLUSTER_BYTES: Final = 1 << 20
+_PARTS: Final = frozenset({"report", "statement", "signature", "certificates"})
 _LISTED: Final = 2000
 """Rows of one kind; beyond it the report says how many were left out."""
 _JUDGED: Final = 20_000
@@ -326,18 +327,49 @@ def canonical(body: Json) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
+def as_file(signed: Json) -> str:
+    """The one text of a signed report: what `podlink report` writes and `read_file` takes."""
+    return json.dumps(signed, sort_keys=True, indent=1) + "\n"
+
+
+def read_json(text: str) -> Json:
+    """JSON in which no name stands twice: two would say something to one reader and something else to
+    the next. Raises ReportRefused."""
+
+    def once(pairs: list[tuple[str, Any]]) -> Json:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ReportRefused("a name stands twice in it")
+        return found
+
+    try:
+        raw = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as e:
+        raise ReportRefused("neither a report in JSON nor one in HTML") from e
+    if not isinstance(raw, dict):
+        raise ReportRefused("not a signed report: not an object")
+    return raw
+
+
+def read_file(text: str) -> Json:
+    """A signed report, from a file that is exactly as `podlink report` writes it: nothing doubled,
+    added, moved or spelled otherwise. Raises ReportRefused."""
+    raw = read_json(text)
+    if text != as_file(raw):
+        raise ReportRefused(
+            "not as `podlink report` writes it: something was moved, added or respelled"
+        )
+    return raw
+
+
+def _statement(digest: str, at_ns: int) -> str:
+    said = {"kind": KIND, "version": VERSION, "sha256": digest, "at_unix_ns": str(at_ns)}
+    return json.dumps(said, sort_keys=True, separators=(",", ":"))
+
+
 def sign(body: Json, signer: WorkloadSigner, now_ns: int) -> Json:
     """The report with its statement, signature and the signer's certificates."""
-    statement = json.dumps(
-        {
-            "kind": KIND,
-            "version": VERSION,
-            "sha256": hashlib.sha256(canonical(body)).hexdigest(),
-            "at_unix_ns": str(now_ns),
-        },
-        sort_keys=True,
-        separators=(",", ":"),
-    )
+    statement = _statement(hashlib.sha256(canonical(body)).hexdigest(), now_ns)
     signed = signer.sign(statement)
     return {
         "report": body,
@@ -362,21 +394,26 @@ def verify(raw: object, bundle: TrustBundle, now: dt.datetime) -> Proven:
     caller to say."""
     if not isinstance(raw, Mapping) or not isinstance(raw.get("report"), dict):
         raise ReportRefused("not a signed report: it has no `report`")
+    if more := set(raw) - _PARTS:
+        raise ReportRefused(f"it has parts that nobody signed: {', '.join(sorted(map(str, more)))}")
     body: Json = raw["report"]
     text = raw.get("statement")
     if not isinstance(text, str):
         raise ReportRefused("not a signed report: it has no `statement`")
     try:
         said = json.loads(text)
-        at = dt.datetime.fromtimestamp(int(said["at_unix_ns"]) // 10**9, dt.UTC)
+        at_ns = int(said["at_unix_ns"])
+        at = dt.datetime.fromtimestamp(at_ns // 10**9, dt.UTC)
         kind, version, digest = said["kind"], said["version"], said["sha256"]
-    except (ValueError, KeyError, TypeError, OverflowError, OSError) as e:
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError) as e:
         raise ReportRefused("its statement is malformed") from e
     if kind != KIND or version != VERSION:
         raise ReportRefused(f"its statement is of {kind!r} version {version!r}, not of a report")
+    if text != _statement(str(digest), at_ns):
+        raise ReportRefused("its statement is not as the store writes it")
     signed = Signed(str(raw.get("signature", "")), str(raw.get("certificates", "")))
     try:
-        facts = check_statement(text, signed, bundle, at)
+        facts = check_statement(text, signed, bundle, at, exact=True)
     except (StatementRefused, EvidenceMalformed) as e:
         raise ReportRefused(str(e)) from e
     if digest != hashlib.sha256(canonical(body)).hexdigest():

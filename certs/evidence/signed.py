@@ -15,6 +15,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from certs.evidence.chain import Signed
@@ -25,6 +29,8 @@ from certs.trust.svid import SvidRefused, check_leaf
 
 _PREFIX: Final = b"podlink-statement-1\0"
 _MAX_BYTES: Final = 64 * 1024
+_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""Of P-256 (SEC 2, 2.4.2)."""
 
 
 class StatementRefused(Exception):
@@ -47,14 +53,18 @@ class WorkloadSigner:
 
     def sign(self, statement: str) -> Signed:
         signature = self._key.sign(_PREFIX + statement.encode(), ec.ECDSA(hashes.SHA256()))
-        return Signed(_text(signature), self._certificates)
+        r, s = decode_dss_signature(signature)
+        return Signed(_text(encode_dss_signature(r, min(s, _ORDER - s))), self._certificates)
 
 
 def check_statement(
-    statement: str, signed: Signed, bundle: TrustBundle, at: dt.datetime
+    statement: str, signed: Signed, bundle: TrustBundle, at: dt.datetime, *, exact: bool = False
 ) -> LeafFacts:
     """Who signed the statement, judged as of `at`, the time that the statement names: the leaf was an
     SVID then, and its chain ends in a root of the bundle. Raises StatementRefused.
+
+    `exact` takes one spelling only of the signature and the certificates, the one that `sign` makes of
+    a chain without its root: whoever has no key cannot make a second document of the same statement.
 
     No clock stands behind `at` but the signer's: a stolen key can sign for any time of its leaf's
     life, and a leaf lives an hour.
@@ -77,8 +87,23 @@ def check_statement(
         key.verify(signature, _PREFIX + statement.encode(), ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as e:
         raise StatementRefused("the signature is not of this statement by this leaf") from e
-    _check_chain(chain, [x509.load_der_x509_certificate(root) for root in bundle.roots], at)
+    roots = [x509.load_der_x509_certificate(root) for root in bundle.roots]
+    _check_chain(chain, roots, at)
+    if exact:
+        _check_spelling(signed, signature, ders, repeats_root=len(chain) > 1 and chain[-1] in roots)
     return facts
+
+
+def _check_spelling(
+    signed: Signed, signature: bytes, ders: Sequence[bytes], *, repeats_root: bool
+) -> None:
+    """(RFC 4648, 3.5: base64 has spare bits. SEC 1, 4.1: where the signature (r, s) holds, (r, n - s)
+    does as well.)"""
+    spelled = Signed(_text(signature), ",".join(map(_text, ders)))
+    if spelled != signed or decode_dss_signature(signature)[1] > _ORDER // 2:
+        raise StatementRefused("signature or certificates are not spelled as they were signed")
+    if repeats_root:
+        raise StatementRefused("a root was appended to the signer's certificates")
 
 
 def _check_chain(

@@ -1,6 +1,7 @@
 """A report, signed, and everything that can be done to it on the way to an auditor."""
 
 import asyncio
+import base64
 import copy
 import datetime as dt
 import json
@@ -15,6 +16,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from certs.evidence.signed import WorkloadSigner
@@ -28,7 +33,7 @@ from tests.certs.evidence import test_chain
 from tests.certs.forge import Forge
 from tests.traces.page import shop
 from traces.config import TracesConfig
-from traces.report import ReportRefused, record, report, sign, verify
+from traces.report import ReportRefused, as_file, record, report, sign, verify
 from traces.shortfalls import shortfalls
 from traces.writer import Writer
 
@@ -104,9 +109,40 @@ FORGERIES: dict[str, Callable[[Json], Any]] = {
     "a later time": lambda s: s.update(statement=s["statement"].replace('_ns":"1', '_ns":"9')),
     "no statement": lambda s: s.pop("statement"),
     "no report": lambda s: s.pop("report"),
+    "a part more": lambda s: s.update(comment="approved"),
+    "a statement of more": lambda s: s.update(
+        statement=s["statement"].replace("{", '{"a":1,', 1),
+    ),
+    "spaces in the statement": lambda s: s.update(statement=s["statement"].replace(":", ": ", 1)),
+    "the root appended": lambda s: s.update(
+        certificates=s["certificates"] + "," + base64.b64encode(FORGE.root_der).decode()
+    ),
+    "a stranger appended": lambda s: s.update(
+        certificates=s["certificates"] + "," + base64.b64encode(Forge().root_der).decode()
+    ),
+    "the signature's twin": lambda s: s.update(signature=_twin(s["signature"])),
+    "another spelling": lambda s: s.update(certificates=_respelled(s["certificates"])),
 }
 
 
+def _twin(signature: str) -> str:
+    """(r, n - s) holds wherever (r, s) does."""
+    r, s = decode_dss_signature(base64.b64decode(signature))
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    return base64.b64encode(encode_dss_signature(r, order - s)).decode()
+
+
+def _respelled(text: str) -> str:
+    """Base64 with its spare bits set, if it has any; else with a line end, which decoders skip."""
+    if not text.endswith("="):
+        return text + "===="
+    bare = text.rstrip("=")
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = alphabet[alphabet.index(bare[-1]) + 1]
+    return bare[:-1] + last + text[len(bare) :]
+
+
+@pytest.mark.attack_row(49)
 @pytest.mark.parametrize("what", FORGERIES)
 def test_a_changed_report_is_refused(body: Json, what: str) -> None:
     whole = signed_by(body, signer())
@@ -114,6 +150,50 @@ def test_a_changed_report_is_refused(body: Json, what: str) -> None:
     FORGERIES[what](whole)
     with pytest.raises(ReportRefused):
         verify(whole, BUNDLE, utcnow())
+
+
+AS_WRITTEN: dict[str, Callable[[str], str]] = {
+    "a name twice": lambda t: t.replace('"kind"', '"kind": "podlink report",\n  "kind"', 1),
+    "a name twice at the top": lambda t: t.replace("{\n", '{\n "report": {},\n', 1),
+    "a name twice at the end": lambda t: t[:-3] + ',\n "signature": "x"\n}\n',
+    "other order": lambda t: (
+        json.dumps(dict(reversed(json.loads(t).items())), indent=1, sort_keys=False) + "\n"
+    ),
+    "no spaces": lambda t: json.dumps(json.loads(t), sort_keys=True) + "\n",
+    "a line more": lambda t: t + "\n",
+    "a second document": lambda t: t + t,
+    "other digits": lambda t: t.replace('"version": 1', '"version": 1.0', 1),
+    "escapes": lambda t: t.replace('"kind"', '"\\u006bind"', 1),
+}
+
+
+@pytest.mark.attack_row(49)
+@pytest.mark.parametrize("what", AS_WRITTEN)
+def test_only_the_file_that_was_written_is_taken(
+    body: Json, tmp_path: Path, roots: Path, what: str
+) -> None:
+    """Nobody's signature is broken by any of these: two readers would see two things."""
+    file = tmp_path / "r.json"
+    text = as_file(signed_by(body, signer()))
+    file.write_text(text)
+    assert check(file, roots)[0] == 0
+    changed = AS_WRITTEN[what](text)
+    assert changed != text
+    file.write_text(changed)
+    status, said = check(file, roots)
+    assert status == 1 and "Error" in said and "Traceback" not in said
+
+
+@pytest.mark.attack_row(49)
+def test_a_name_that_stands_twice_in_a_page_is_refused(
+    body: Json, tmp_path: Path, roots: Path
+) -> None:
+    file = tmp_path / "r.html"
+    text = render_html(signed_by(body, signer()))
+    file.write_text(text)
+    assert check(file, roots)[0] == 0
+    file.write_text(text.replace('"signature":', '"signature":"x","signature":', 1))
+    assert check(file, roots)[0] == 1
 
 
 def test_a_report_signed_in_the_future_is_refused(body: Json) -> None:
@@ -146,10 +226,10 @@ def test_the_command_takes_the_stores_signature_and_no_other_workloads(
     body: Json, tmp_path: Path, roots: Path
 ) -> None:
     file = tmp_path / "report.json"
-    file.write_text(json.dumps(signed_by(body, signer())))
+    file.write_text(as_file(signed_by(body, signer())))
     assert check(file, roots) == (0, check(file, roots)[1])
     assert f"signed by {STORE}" in check(file, roots)[1]
-    file.write_text(json.dumps(signed_by(body, signer("spiffe://cluster.local/ns/shop/sa/api"))))
+    file.write_text(as_file(signed_by(body, signer("spiffe://cluster.local/ns/shop/sa/api"))))
     status, said = check(file, roots)
     assert status == 1 and "which is not" in said
 
@@ -330,7 +410,7 @@ def test_a_store_that_lost_its_record_gives_no_clean_report(tmp_path: Path, root
     assert (chains["missing"], chains["before"]["records"], chains["cut"]["records"]) == (0, 8, 0)
     assert chains["before"]["rows"][0]["from"] == 9
     whole = signed_by(body, signer())
-    for name, text in (("r.json", json.dumps(whole)), ("r.html", render_html(whole))):
+    for name, text in (("r.json", as_file(whole)), ("r.html", render_html(whole))):
         file = tmp_path / name
         file.write_text(text)
         status, said = check(file, roots)
@@ -402,7 +482,7 @@ def test_a_count_of_one_is_one_edge(body: Json) -> None:
 
 def test_a_bundle_that_is_none_is_named_in_one_line(body: Json, tmp_path: Path) -> None:
     file, roots = tmp_path / "r.json", tmp_path / "hostname"
-    file.write_text(json.dumps(signed_by(body, signer())))
+    file.write_text(as_file(signed_by(body, signer())))
     roots.write_text("laptop\n")
     status, said = check(file, roots)
     assert (status, said) == (
