@@ -90,7 +90,7 @@ class Fields:
     def refuse(self, field: str, reason: str, raw: object = "") -> None:
         """Note that `field` is left out for one of REASONS."""
         if len(self._left_out) < _MAX_REFUSED:
-            self._left_out.append(Refused(field, reason, shown(raw)))
+            self._left_out.append(Refused(field, reason, "" if raw == "" else shown(raw)))
 
     def mapping(self, raw: object, field: str) -> Raw:
         if isinstance(raw, Mapping):
@@ -205,8 +205,9 @@ def must(found: str, field: str, raw: object) -> str:
     """`found`, which was read of `raw`; raises Unreadable if it is empty."""
     if found:
         return found
-    reason = "missing" if raw is None or raw == "" else "name_malformed"
-    raise Unreadable(field, reason, "" if raw is None else shown(raw))
+    if raw is None or raw == "":
+        raise Unreadable(field, "missing")
+    raise Unreadable(field, "name_malformed", shown(raw))
 
 
 def canonical_ip(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from kit.backoff import Backoff
 from kit.clock import monotonic
 from kit.kube import SILENCE_S, Kube, KubeError, Object
+from kit.limited_log import LimitedLog
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ class Informer(Generic[T]):
     """Keeps `items` equal to what the API server has under `path`, by "namespace/name".
 
     `trim` makes of each raw object the small value that is kept; it should compare equal when
-    nothing that matters has changed, for then nobody is told. An object that it cannot read
-    (KeyError, TypeError, ValueError, AttributeError) counts as absent and is logged.
+    nothing that matters has changed, for then nobody is told. An object that it cannot read (it
+    raises) counts as absent, stands in `unreadable` and is logged.
     `on_change(key, old, new)` is called in the loop's thread: `old` is None for an added object,
     `new` for a deleted one. It must not block. `synced` is set once the first list has been told.
 
@@ -59,6 +60,9 @@ class Informer(Generic[T]):
         self._version: str | None = None
         self._list_due = 0.0
         self.items: dict[str, T] = {}
+        self.unreadable: dict[str, str] = {}
+        """Why each of the objects that count as absent does."""
+        self._limited = LimitedLog(_log)
         self.synced = asyncio.Event()
 
     async def run(self) -> None:
@@ -73,17 +77,21 @@ class Informer(Generic[T]):
 
     async def _list(self) -> None:
         found: dict[str, T] = {}
+        seen: set[str] = set()
         query = {"limit": str(_PAGE)}
         while True:
             page = await self._kube.get(self._path, **query)
             for raw in page.get("items") or ():
                 self._read(raw, found)
+                seen.add(_key(raw))
             metadata = page.get("metadata") or {}
             if not (more := metadata.get("continue")):
                 break
             query["continue"] = more
         for key in [key for key in self.items if key not in found]:
             self._put(key, None)
+        for key in self.unreadable.keys() - seen:
+            del self.unreadable[key]
         for key, item in found.items():
             self._put(key, item)
         self._version = str(metadata.get("resourceVersion", ""))
@@ -116,22 +124,29 @@ class Informer(Generic[T]):
             key = self._read(raw, read)
             self._put(key, read.get(key))
         elif kind == "DELETED":
+            self.unreadable.pop(_key(raw), None)
             self._put(_key(raw), None)
         elif kind != "BOOKMARK":
             self._version = None
             raise KubeError(0, "Malformed", f"unknown watch event {str(kind)[:32]!r}")
-        if version := (raw.get("metadata") or {}).get("resourceVersion"):
+        metadata = raw.get("metadata")
+        if isinstance(metadata, dict) and (version := metadata.get("resourceVersion")):
             self._version = str(version)
 
     def _read(self, raw: Object, into: dict[str, T]) -> str:
         key = _key(raw)
         try:
             into[key] = self._trim(raw)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            _log.warning(
+        except Exception as error:  # whoever wrote it must not end the watch of all others
+            self.unreadable[key] = repr(error)
+            self._limited.warning(
                 "object is unreadable and counts as absent",
-                extra={"path": self._path, "object": key, "error": repr(error)},
+                path=self._path,
+                object=key,
+                error=repr(error),
             )
+        else:
+            self.unreadable.pop(key, None)
         return key
 
     def _put(self, key: str, new: T | None) -> None:
@@ -160,6 +175,8 @@ class Informer(Generic[T]):
         await asyncio.sleep(self._backoff.next_s() + (error.retry_after_s or 0.0))
 
 
-def _key(raw: Object) -> str:
-    metadata = raw.get("metadata") or {}
+def _key(raw: object) -> str:
+    metadata = raw.get("metadata") if isinstance(raw, dict) else None
+    if not isinstance(metadata, dict):
+        return "/"
     return f"{metadata.get('namespace', '')}/{metadata.get('name', '')}"

@@ -7,7 +7,6 @@ for 2,000 pods (docs/performance.md).
 
 import asyncio
 import errno
-import json
 import os
 import re
 import socket
@@ -22,6 +21,7 @@ from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import ApiClient, Configuration
 from yarl import URL
 
+from kit.json_text import loads
 from kit.settings import Settings
 
 Object = dict[str, Any]
@@ -247,7 +247,7 @@ class Kube:
         content_type: str = "application/json",
     ) -> Object:
         async with self._request(method, path, query, body, content_type) as response:
-            answer = json.loads(await response.read())
+            answer = loads(await response.read())
             if not isinstance(answer, dict):
                 raise ValueError("no JSON object")
             return answer
@@ -312,24 +312,28 @@ def _probe(response: Any) -> None:
 
 
 def _event(line: bytes) -> Object:
-    event = json.loads(line)
+    event = loads(line)
     if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
         raise ValueError("no watch event")
     if event.get("type") == "ERROR":
         status = event["object"]
         raise KubeError(
-            int(status.get("code", 500)),
+            _code(status.get("code")),
             str(status.get("reason", "Unknown")),
             str(status.get("message", "")),
         )
     return event
 
 
+def _code(raw: object) -> int:
+    return raw if isinstance(raw, int) else 500
+
+
 def _error(status: int, body: bytes, headers: Mapping[str, str]) -> KubeError:
     after = headers.get("Retry-After", "")
     retry_after_s = float(after) if after.isdigit() else None
     try:
-        said = json.loads(body)
+        said = loads(body)
     except ValueError:
         said = None
     if not isinstance(said, dict):  # a proxy or load balancer in between answered for the server

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network, ip_network
 from typing import Any
 
+from kit.checked import shown
 from policy.rules import Network, Policy, Rule, Source
 from policy.selector import EVERY_POD, OPERATORS, Requirement, Selector
 
@@ -30,6 +31,7 @@ _NAMESPACE = re.compile(_LABEL, re.ASCII)
 _SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*", re.ASCII)
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", re.ASCII)
 _MAX_SUBDOMAIN = 253
+_MAX_LABEL_KEY = 317  # a prefix, a slash and a name of 63
 _SHOWN = 80
 
 
@@ -60,9 +62,9 @@ def parse(raw: object, namespace: str = "") -> LinkPolicy:
     """Read one object. `namespace` is meant where the object names none. Raises PolicyInvalid."""
     top = _mapping(raw, "the object")
     if top.get("apiVersion") != API_VERSION:
-        raise PolicyInvalid("apiVersion", f"{_show(top.get('apiVersion'))} is not {API_VERSION}")
+        raise PolicyInvalid("apiVersion", f"{shown(top.get('apiVersion'))} is not {API_VERSION}")
     if top.get("kind") != KIND:
-        raise PolicyInvalid("kind", f"{_show(top.get('kind'))} is not {KIND}")
+        raise PolicyInvalid("kind", f"{shown(top.get('kind'))} is not {KIND}")
     _known(top, "", {"apiVersion", "kind", "metadata", "spec", "status"})
     metadata = _mapping(top.get("metadata"), "metadata")
     own = _name(metadata.get("namespace") or namespace, "metadata.namespace", _NAMESPACE)
@@ -106,7 +108,7 @@ def closed(namespace: str, name: str, raw_spec: object) -> LinkPolicy:
 def _audits(spec: Mapping[str, Any]) -> bool:
     mode = spec.get("mode", "Enforce")
     if mode not in ("Enforce", "Audit"):
-        raise PolicyInvalid("spec.mode", f"{_show(mode)} is neither Enforce nor Audit")
+        raise PolicyInvalid("spec.mode", f"{shown(mode)} is neither Enforce nor Audit")
     return bool(mode == "Audit")
 
 
@@ -142,21 +144,21 @@ def _source(raw: object, at: str) -> Source:
 
 def _network(raw: object, at: str) -> Network:
     if not isinstance(raw, str) or "/" not in raw:
-        raise PolicyInvalid(at, f"{_show(raw)} is no CIDR such as 10.0.0.0/8")
+        raise PolicyInvalid(at, f"{shown(raw)} is no CIDR such as 10.0.0.0/8")
     try:
         network = ip_network(raw)
     except ValueError as e:
         raise PolicyInvalid(at, str(e)[:_SHOWN]) from None
     if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
-        raise PolicyInvalid(at, f"{_show(raw)}: write an IPv4 network as IPv4")
+        raise PolicyInvalid(at, f"{shown(raw)}: write an IPv4 network as IPv4")
     if str(network) != raw:  # two spellings of one network would be read as two
-        raise PolicyInvalid(at, f"{_show(raw)} is written {network}")
+        raise PolicyInvalid(at, f"{shown(raw)} is written {network}")
     return network
 
 
 def _port(raw: object, at: str) -> int:
     if not isinstance(raw, int) or isinstance(raw, bool) or not 1 <= raw <= 65535:
-        raise PolicyInvalid(at, f"{_show(raw)} is no port from 1 to 65535")
+        raise PolicyInvalid(at, f"{shown(raw)} is no port from 1 to 65535")
     return raw
 
 
@@ -169,11 +171,12 @@ def _selector(spec: Mapping[str, Any]) -> Selector:
     found: list[Requirement] = []
     if "matchLabels" in raw:
         labels = _mapping(raw["matchLabels"], f"{at}.matchLabels")
-        for key in sorted(labels):
-            value = _label_value(labels[key], f"{at}.matchLabels[{_show(key)}]")
-            found.append(
-                Requirement(_label_key(key, f"{at}.matchLabels"), "In", frozenset([value]))
-            )
+        if len(labels) > MAX_REQUIREMENTS:
+            raise PolicyInvalid(at, f"more than {MAX_REQUIREMENTS} requirements")
+        keys = [_label_key(key, f"{at}.matchLabels") for key in labels]
+        for key in sorted(keys):
+            value = _label_value(labels[key], f"{at}.matchLabels[{shown(key)}]")
+            found.append(Requirement(key, "In", frozenset([value])))
     if "matchExpressions" in raw:
         listed = _sequence(
             raw["matchExpressions"], f"{at}.matchExpressions", MAX_REQUIREMENTS, True
@@ -189,9 +192,9 @@ def _requirement(raw: object, at: str) -> Requirement:
     one = _mapping(raw, at)
     _known(one, at, {"key", "operator", "values"})
     operator = one.get("operator")
-    if operator not in OPERATORS:
+    if not isinstance(operator, str) or operator not in OPERATORS:
         raise PolicyInvalid(
-            f"{at}.operator", f"{_show(operator)} is none of {', '.join(sorted(OPERATORS))}"
+            f"{at}.operator", f"{shown(operator)} is none of {', '.join(sorted(OPERATORS))}"
         )
     takes_values = operator in ("In", "NotIn")
     values = one.get("values", ())
@@ -206,17 +209,18 @@ def _requirement(raw: object, at: str) -> Requirement:
 
 
 def _label_key(raw: object, at: str) -> str:
-    prefix, slash, name = str(raw).rpartition("/")
-    right = not slash or (len(prefix) <= _MAX_SUBDOMAIN and _SUBDOMAIN.fullmatch(prefix))
-    if right and isinstance(raw, str) and _LABEL_NAME.fullmatch(name):
-        return raw
-    raise PolicyInvalid(at, f"{_show(raw)} is no label key")
+    if isinstance(raw, str) and len(raw) <= _MAX_LABEL_KEY:
+        prefix, slash, name = raw.rpartition("/")
+        right = not slash or (len(prefix) <= _MAX_SUBDOMAIN and _SUBDOMAIN.fullmatch(prefix))
+        if right and _LABEL_NAME.fullmatch(name):
+            return raw
+    raise PolicyInvalid(at, f"{shown(raw)} is no label key")
 
 
 def _label_value(raw: object, at: str) -> str:
     if isinstance(raw, str) and (raw == "" or _LABEL_NAME.fullmatch(raw)):
         return raw
-    raise PolicyInvalid(at, f"{_show(raw)} is no label value")
+    raise PolicyInvalid(at, f"{shown(raw)} is no label value")
 
 
 def _each(raw: Mapping[str, Any], key: str, at: str, read: Any) -> list[Any]:
@@ -230,7 +234,7 @@ def _name(raw: object, at: str, form: re.Pattern[str]) -> str:
     if raw is None or raw == "":
         raise PolicyInvalid(at, "is missing")
     if not isinstance(raw, str) or len(raw) > _MAX_SUBDOMAIN or not form.fullmatch(raw):
-        raise PolicyInvalid(at, f"{_show(raw)} is no whole name (patterns are not known)")
+        raise PolicyInvalid(at, f"{shown(raw)} is no whole name (patterns are not known)")
     return raw
 
 
@@ -238,13 +242,13 @@ def _mapping(raw: object, at: str) -> Mapping[str, Any]:
     if raw is None:
         raise PolicyInvalid(at, "is missing")
     if not isinstance(raw, Mapping):
-        raise PolicyInvalid(at, f"{_show(raw)} is no object")
+        raise PolicyInvalid(at, f"{shown(raw)} is no object")
     return raw
 
 
 def _sequence(raw: object, at: str, most: int, may_be_empty: bool = False) -> Sequence[object]:
     if not isinstance(raw, list):
-        raise PolicyInvalid(at, f"{_show(raw)} is no list")
+        raise PolicyInvalid(at, f"{shown(raw)} is no list")
     if not raw and not may_be_empty:
         raise PolicyInvalid(at, "is empty: leave it out, or name something")
     if len(raw) > most:
@@ -255,11 +259,7 @@ def _sequence(raw: object, at: str, most: int, may_be_empty: bool = False) -> Se
 def _known(raw: Mapping[str, Any], at: str, fields: set[str]) -> None:
     for key in raw:
         if key not in fields:
-            dotted = f"{at}.{key}" if at else str(key)
+            name = key[:_SHOWN] if isinstance(key, str) and key.isprintable() else shown(key)
+            dotted = f"{at}.{name}" if at else name
             known = ", ".join(sorted(fields))
             raise PolicyInvalid(dotted[:_SHOWN], f"is not known here ({known})")
-
-
-def _show(raw: object) -> str:
-    text = repr(raw)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -15,6 +15,12 @@ from registry.keys import Key
 from registry.model import Found, Model, NodeView, ServiceView
 from registry.settings import pod_settings
 
+MAX_ENTRY_BYTES = 1 << 20
+"""Of one answer. With `hub.MAX_RESPONSE_BYTES` and MAX_SETTINGS_BYTES it keeps every message under the
+4 MiB that gRPC takes: a larger one would end the stream of whoever asks, again and again."""
+MAX_SETTINGS_BYTES = 2 << 20
+TOO_LARGE = "policies-too-large"
+"""Stands for the policies of a pod that no message would hold; it lets nobody in."""
 _SENT_LABELS = frozenset({"app.kubernetes.io/name", "app.kubernetes.io/version", "app", "version"})
 
 
@@ -68,6 +74,8 @@ class Answers:
     def __init__(self, model: Model, mesh_default: str) -> None:
         self._model, self._mesh_default = model, mesh_default
         self._entries: dict[str, dict[str, Encoded]] = {}
+        self.cut = 0
+        """Answers that were made smaller to fit."""
 
     def entry(self, key: Key) -> Encoded:
         """The answer to `key`; the same object until it may have changed."""
@@ -75,7 +83,7 @@ class Answers:
         entry = of_topic.get(key.text)
         if entry is None:
             found = self._find(key)
-            entry = encode(_entry(key.text, found))
+            entry = self._encode(key.text, found)
             # What is external is not kept, nor an address that is not spelled as sidecars spell it:
             # there may be any number of either, and whoever asks chooses them.
             if found is not None and (not key.is_ip or key.text == key.topic):
@@ -93,6 +101,10 @@ class Answers:
             self._mesh_default,
             self._model.policies.selecting(pod),
         )
+        if settings.ByteSize() > MAX_SETTINGS_BYTES:  # a part of them might lack what forbids
+            del settings.policies[:]
+            settings.policies.add(namespace=pod.namespace, name=TOO_LARGE)
+            self.cut += 1
         settings.http_ports.extend(self._model.http_ports(pod))
         settings.zone = pod.zone or self._model.zone_of_node(pod.node)
         return settings
@@ -101,6 +113,18 @@ class Answers:
         """Make the answers about `topics` anew when they are next asked for."""
         for topic in topics:
             self._entries.pop(topic, None)
+
+    def _encode(self, text: str, found: Found) -> Encoded:
+        """A Service too large for a message has the endpoints that fit, the ready ones first."""
+        entry = encode(_entry(text, found))
+        while len(entry.framed) > MAX_ENTRY_BYTES and isinstance(found, ServiceView):
+            fitting = len(found.endpoints) * MAX_ENTRY_BYTES // (2 * len(entry.framed))
+            found = ServiceView(found.service, found.endpoints[:fitting])
+            entry = encode(_entry(text, found))
+            self.cut += 1
+            if not fitting:
+                break
+        return entry
 
     def _find(self, key: Key) -> Found:
         if key.is_ip:

@@ -20,9 +20,11 @@ from kit.tls13 import demand_tls13
 from registry.answers import Answers
 from registry.config import RegistryConfig
 from registry.hub import Hub
+from registry.metrics import render
 from registry.model import Model
+from registry.refused import RefusedFields
 from registry.service import MAX_STREAMS, RegistryService
-from registry.watch import ClusterWatch, log_dropped
+from registry.watch import ClusterWatch
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """Of a question; 10,000 keys fit."""
@@ -48,9 +50,10 @@ class RegistryServer:
 
     def __init__(self, config: RegistryConfig, kube: Kube, source: SvidSource) -> None:
         self._config, self._source = config, source
-        self.model = Model(on_drop=log_dropped)
+        self.refused = RefusedFields()
+        self.model = Model(on_drop=self.refused.dropped)
         self.hub = Hub(Answers(self.model, config.mesh_default))
-        self.watch = ClusterWatch(kube, self.model, self.hub)
+        self.watch = ClusterWatch(kube, self.model, self.hub, self.refused)
         guard = Guard(SvidChecker(config.trust_domain))
         by_pod = config.svid_source.leaves_name_pods
         self._service = RegistryService(
@@ -77,6 +80,20 @@ class RegistryServer:
         watching = self._watching is not None and not self._watching.done()
         return (
             watching and self.watch.synced and self.port != 0 and self._source.current is not None
+        )
+
+    def metrics(self) -> str:
+        """The page for Prometheus."""
+        return render(
+            {
+                "fields_refused": self.refused.fields,
+                "objects_unreadable": self.watch.unreadable(),
+                "endpoints_refused": self.refused.endpoints,
+                "keys_refused_total": {(k,): n for k, n in self._service.keys_refused.items()},
+                "answers_cut_total": self.hub.answers.cut,
+                "streams": self._service.streams,
+                "streams_refused_total": {(k,): n for k, n in self._service.refused.items()},
+            }
         )
 
     async def start(self) -> None:
@@ -126,7 +143,9 @@ async def run(config: RegistryConfig) -> None:
     )
     async with Kube.in_cluster() as kube:
         server = RegistryServer(config, kube, source)
-        health = await serve_health(config.health_port, lambda: server.ready)
+        health = await serve_health(
+            config.health_port, lambda: server.ready, metrics=server.metrics
+        )
         renewing = spawn(source.run(), name="renew the certificate")
         serving = spawn(_serve(server, source), name="serve")
         stopping = spawn(told.wait(), name="wait for the signal")

@@ -22,12 +22,6 @@ WINDOW = 16
 and nothing piles up for it here or in gRPC."""
 
 
-class KeysExhausted(Exception):
-    """The stream asks for more keys than one pod may."""
-
-    reason = "too_many_keys"
-
-
 class Subscription:
     """What one stream asked for. `take` waits until something is due and returns it."""
 
@@ -48,14 +42,19 @@ class Subscription:
         self._acked = 0
         self.pod_gone = False
 
-    def ask(self, keys: Iterable[Key], held: Sequence[int] = ()) -> None:
-        """Answer `keys` at once and tell their changes. Raises KeysExhausted beyond MAX_KEYS.
+    def ask(self, keys: Iterable[Key | None], held: Sequence[int] = ()) -> int:
+        """Answer `keys` at once and tell their changes; None stands for one that is none. Returns how
+        many were left out, because there are MAX_KEYS already.
 
         `held`: the digest of what is held already of each key, 0 for nothing.
         """
+        left_out = 0
         for number, key in enumerate(keys):
+            if key is None:
+                continue
             if key.text not in self._keys and len(self._keys) >= MAX_KEYS:
-                raise KeysExhausted(f"more than {MAX_KEYS} keys")
+                left_out += 1
+                continue
             self._keys[key.text] = key
             self._texts_on[key.topic].add(key.text)
             self._told.pop(key.text, None)  # whoever asks again is answered again
@@ -65,6 +64,7 @@ class Subscription:
             self._due[key.text] = None
             self._hub.listen(key.topic, self)
         self.wake()
+        return left_out
 
     def drop(self, texts: Iterable[str]) -> None:
         """Tell no more of the keys spelled so; unknown ones are ignored."""
@@ -134,7 +134,7 @@ class Subscription:
                 self._told_settings = settings = encoded
         entries: list[Encoded] = []
         same: list[str] = []
-        size = 0
+        size = len(settings or b"")
         while self._due and size < MAX_RESPONSE_BYTES:
             text = next(iter(self._due))
             del self._due[text]

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from kit.checked import canonical_ip
+from kit.checked import canonical_ip, shown
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"((?P<pod>{_LABEL})\.)?(?P<service>{_LABEL}\.{_LABEL})", re.ASCII)
@@ -35,4 +35,4 @@ class Key:
                 pass
             if (name := _NAME.fullmatch(text)) is not None:
                 return cls(text, name["service"], is_ip=False, pod=name["pod"] or "")
-        raise KeyMalformed(f"neither an IP nor a Service name: {text[:_MAX_KEY]!r}")
+        raise KeyMalformed(f"neither an IP nor a Service name: {shown(text)}")

@@ -179,7 +179,8 @@ class Model:
                 self._services[name] = facts
             else:
                 del self._services[name]
-                self._dropped.pop(name, None)
+                if self._dropped.pop(name, None) and self._on_drop is not None:
+                    self._on_drop(name, [])
         return self._spread(changed)
 
     def change_slice(self, key: str, old: SliceFacts | None, new: SliceFacts | None) -> Topics:

@@ -16,6 +16,7 @@ from policy.rules import Rule
 from proto import registry_pb2 as pb
 from registry.facts import PodFacts, PolicyObject
 
+_MAX_GENERATION = 2**62
 CURRENT, LAST_GOOD, CLOSED, AUDITED = "Current", "LastGood", "Closed", "Audited"
 
 
@@ -123,13 +124,16 @@ def _fall_back(new: PolicyObject, before: Standing | None, error: PolicyInvalid)
 def _kept_in_status(new: PolicyObject) -> tuple[LinkPolicy, int, Mapping[str, Any]] | None:
     status = json.loads(new.raw_status)
     kept = status.get("inForce") if isinstance(status, dict) else None
-    if not isinstance(kept, dict) or not isinstance(kept.get("generation"), int):
+    generation = kept.get("generation") if isinstance(kept, dict) else None
+    if not isinstance(kept, dict) or not isinstance(generation, int):
+        return None
+    if not 0 < generation <= _MAX_GENERATION:
         return None
     try:
         policy = parse_spec(new.namespace, new.name, kept.get("spec"))
     except PolicyInvalid:
         return None
-    return policy, kept["generation"], kept["spec"]
+    return policy, generation, kept["spec"]
 
 
 def compiled(policy: LinkPolicy) -> pb.Policy:

@@ -67,7 +67,10 @@ def _condition(kind: str, holds: bool, reason: str, message: str, generation: in
 
 
 def _since(condition: Status, before: Status, now: dt.datetime) -> Status:
-    for old in before.get("conditions") or ():
+    listed = before.get("conditions")
+    for old in listed if isinstance(listed, list) else ():
+        if not isinstance(old, dict):
+            continue
         if old.get("type") == condition["type"] and old.get("status") == condition["status"]:
             return {**condition, "lastTransitionTime": old.get("lastTransitionTime")}
     return {**condition, "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ")}

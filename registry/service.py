@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,11 +16,12 @@ from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidRefused
 from kit.checked import canonical_ip
 from kit.clock import Clock, utcnow
+from kit.limited_log import LimitedLog
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from registry.admit import HelloRefused, admit
 from registry.facts import PodFacts
-from registry.hub import Hub, KeysExhausted, Subscription
+from registry.hub import Hub, Subscription
 from registry.keys import Key, KeyMalformed
 from registry.model import Model
 from registry.overview import overview
@@ -55,6 +57,10 @@ class RegistryService:
         self._leaves_name_pods = leaves_name_pods
         self._hub, self._model, self._verify, self._clock = hub, model, verify, clock
         self.streams = 0
+        self.keys_refused: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        """Streams, by reason."""
+        self._limited = LimitedLog(_log)
         self._leaves: dict[asyncio.Task[Any], LeafFacts] = {}
         """The reader of each open stream, and the leaf that opened it."""
 
@@ -90,7 +96,7 @@ class RegistryService:
         except SvidRefused as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.reason)
         if self._store is None or leaf.identity != self._store:
-            _log.warning("policies refused", extra={"caller": str(leaf.identity)})
+            self._limited.warning("policies refused", caller=str(leaf.identity))
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not_the_trace_store")
         return overview(self._model, self._mesh_default, with_labels=request.with_labels)
 
@@ -109,7 +115,9 @@ class RegistryService:
         leaf, pod = await self._admit(requests, context)
         lifetime_s = (leaf.not_after - self._clock()).total_seconds()
         subscription = self._hub.open(pod.uid)
-        reader = spawn(_read(requests, subscription), name=f"discover {pod.namespace}/{pod.name}")
+        reader = spawn(
+            self._read(requests, subscription), name=f"discover {pod.namespace}/{pod.name}"
+        )
         writer = spawn(_write(subscription, context), name=f"push {pod.namespace}/{pod.name}")
         self._leaves[reader] = leaf
         try:
@@ -143,12 +151,43 @@ class RegistryService:
         except Exception as error:
             # A refusal carries its slug; anything else is refused too, and says no more outside.
             reason = str(getattr(error, "reason", "hello_malformed"))
-            _log.warning(
-                "sidecar refused",
-                extra={"reason": reason, "error": str(error), "caller": context.peer()},
+            self.refused[reason] += 1
+            self._limited.warning(
+                "sidecar refused", reason=reason, error=str(error), caller=context.peer()
             )
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
             raise AssertionError("abort always raises") from error
+
+    async def _read(
+        self, requests: AsyncIterator[pb.DiscoverRequest], subscription: Subscription
+    ) -> tuple[grpc.StatusCode, str] | None:
+        """Take the stream's questions until it ends; returns why it must be ended from here, if so.
+
+        A key that cannot be answered is left out alone: whoever waits for it is refused in time, and
+        the other keys of the stream are answered.
+        """
+        async for request in requests:
+            match request.WhichOneof("request"):
+                case "subscribe":
+                    asked = request.subscribe
+                    keys = [self._key(text, subscription.uid) for text in asked.keys]
+                    if left_out := subscription.ask(keys, asked.held):
+                        self.keys_refused["too_many_keys"] += left_out
+                case "unsubscribe":
+                    subscription.drop(request.unsubscribe.keys)
+                case "ack":
+                    subscription.ack(request.ack.version)
+                case _:
+                    return grpc.StatusCode.INVALID_ARGUMENT, "request_unexpected"
+        return None
+
+    def _key(self, text: str, uid: str) -> Key | None:
+        try:
+            return Key.parse(text)
+        except KeyMalformed as error:
+            self.keys_refused[error.reason] += 1
+            self._limited.warning("key refused", error=str(error), pod_uid=uid)
+            return None
 
     async def _await_pod(self, uid: str) -> PodFacts | None:
         waited_s = 0.0
@@ -164,29 +203,6 @@ async def _hello(requests: AsyncIterator[pb.DiscoverRequest]) -> pb.Hello:
     if first.WhichOneof("request") != "hello":
         raise HelloRefused("hello_missing")
     return first.hello
-
-
-async def _read(
-    requests: AsyncIterator[pb.DiscoverRequest], subscription: Subscription
-) -> tuple[grpc.StatusCode, str] | None:
-    """Take the stream's questions until it ends; returns why it must be ended from here, if so."""
-    async for request in requests:
-        try:
-            match request.WhichOneof("request"):
-                case "subscribe":
-                    asked = request.subscribe
-                    subscription.ask([Key.parse(text) for text in asked.keys], asked.held)
-                case "unsubscribe":
-                    subscription.drop(request.unsubscribe.keys)
-                case "ack":
-                    subscription.ack(request.ack.version)
-                case _:
-                    return grpc.StatusCode.INVALID_ARGUMENT, "request_unexpected"
-        except KeyMalformed as error:
-            return grpc.StatusCode.INVALID_ARGUMENT, f"{error.reason}: {error}"
-        except KeysExhausted as error:
-            return grpc.StatusCode.RESOURCE_EXHAUSTED, error.reason
-    return None
 
 
 async def _write(subscription: Subscription, context: Context) -> None:

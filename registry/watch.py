@@ -12,7 +12,6 @@ from kit.backoff import Backoff
 from kit.informer import Informer
 from kit.kube import Kube
 from kit.tasks import spawn, stop
-from registry.endpoints import Dropped
 from registry.facts import (
     NamespaceFacts,
     PodFacts,
@@ -28,14 +27,13 @@ from registry.facts import (
 from registry.hub import Hub
 from registry.model import Model
 from registry.policy_status import POLICIES, StatusWriter
+from registry.refused import RefusedFields
 
 PODS = "/api/v1/pods"
 SERVICES = "/api/v1/services"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 NAMESPACES = "/api/v1/namespaces"
 
-_QUIET = frozenset({"stale_target"})  # each pod's end passes through it
-_MAX_LOGGED = 5
 _LONGEST_WAIT_S = 5.0
 """Before a CRD that was just installed is seen; a policy must not wait longer for its registry."""
 _log = logging.getLogger(__name__)
@@ -44,8 +42,8 @@ _log = logging.getLogger(__name__)
 class ClusterWatch:
     """Keeps `model` equal to the cluster, and tells `hub` what changed."""
 
-    def __init__(self, kube: Kube, model: Model, hub: Hub) -> None:
-        self._model, self._hub = model, hub
+    def __init__(self, kube: Kube, model: Model, hub: Hub, refused: RefusedFields) -> None:
+        self._model, self._hub, self._refused = model, hub, refused
         policies = Informer(
             kube,
             POLICIES,
@@ -55,13 +53,18 @@ class ClusterWatch:
             may_be_absent=True,
         )
         self._status = StatusWriter(kube, model, lambda: policies.items)
-        self._informers: list[Informer[Any]] = [
-            policies,
-            Informer(kube, NAMESPACES, self._namespace, read_namespace),
-            Informer(kube, PODS, self._pod, read_pod),
-            Informer(kube, SERVICES, self._service, read_service),
-            Informer(kube, SLICES, self._slice, read_slice),
-        ]
+        self._by_kind: dict[str, Informer[Any]] = {
+            "linkpolicies": policies,
+            "namespaces": Informer(kube, NAMESPACES, self._namespace, read_namespace),
+            "pods": Informer(kube, PODS, self._pod, read_pod),
+            "services": Informer(kube, SERVICES, self._service, read_service),
+            "endpointslices": Informer(kube, SLICES, self._slice, read_slice),
+        }
+        self._informers = list(self._by_kind.values())
+
+    def unreadable(self) -> dict[tuple[str, ...], float]:
+        """How many objects of each kind count as absent, since nothing can be said of them."""
+        return {(kind,): len(one.unreadable) for kind, one in self._by_kind.items()}
 
     @property
     def synced(self) -> bool:
@@ -83,22 +86,27 @@ class ClusterWatch:
         finally:
             await stop(*tasks)
 
-    def _pod(self, _: str, old: PodFacts | None, new: PodFacts | None) -> None:
+    def _pod(self, key: str, old: PodFacts | None, new: PodFacts | None) -> None:
+        self._refused.changed("pods", key, old, new)
         self._hub.changed(self._model.change_pod(old, new))
 
-    def _service(self, _: str, old: ServiceFacts | None, new: ServiceFacts | None) -> None:
+    def _service(self, key: str, old: ServiceFacts | None, new: ServiceFacts | None) -> None:
+        self._refused.changed("services", key, old, new)
         self._hub.changed(self._model.change_service(old, new))
 
     def _slice(self, key: str, old: SliceFacts | None, new: SliceFacts | None) -> None:
+        self._refused.changed("endpointslices", key, old, new)
         self._hub.changed(self._model.change_slice(key, old, new))
 
-    def _policy(self, _: str, old: PolicyObject | None, new: PolicyObject | None) -> None:
+    def _policy(self, key: str, old: PolicyObject | None, new: PolicyObject | None) -> None:
+        self._refused.changed("linkpolicies", key, old, new)
         self._hub.changed(self._model.change_policy(old, new))
         if new is not None:
             _log_unreadable(old, new, self._model)
         self._status.changed()
 
-    def _namespace(self, _: str, old: NamespaceFacts | None, new: NamespaceFacts | None) -> None:
+    def _namespace(self, key: str, old: NamespaceFacts | None, new: NamespaceFacts | None) -> None:
+        self._refused.changed("namespaces", key, old, new)
         self._hub.changed(self._model.change_namespace(old, new))
 
 
@@ -112,12 +120,3 @@ def _log_unreadable(old: PolicyObject | None, new: PolicyObject, model: Model) -
             "in_force": standing.state,
         }
         _log.warning("LinkPolicy cannot be read", extra=extra)
-
-
-def log_dropped(service: str, dropped: list[Dropped]) -> None:
-    """One line per Service whose refused addresses changed, with a few of them."""
-    worth = [one for one in dropped if one.reason not in _QUIET]
-    if worth:
-        shown = ", ".join(f"{one.claimed_ip!r} {one.reason}" for one in worth[:_MAX_LOGGED])
-        extra = {"service": service, "count": len(worth), "addresses": shown}
-        _log.warning("endpoint addresses refused", extra=extra)

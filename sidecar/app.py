@@ -181,6 +181,7 @@ class Sidecar:
             refreshes=self._source.refreshes,
             spans=self._exporter.stats(),
             registry_connected=self._registry.connected,
+            registry_refused=self._registry.refused,
             ready=self._ready()[0],
             captured=None if self._capture is None else self._capture.in_place,
             now=monotonic(),

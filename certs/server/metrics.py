@@ -3,23 +3,13 @@
 (Prometheus, "Exposition formats"; docs/metrics.md lists them and a test compares.)
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
 
-Kind = Literal["counter", "gauge"]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    name: str
-    kind: Kind
-    help: str
-
+from kit.exposition import Metric, text
 
 METRICS = (
     Metric("podlink_ca_certificates_issued_total", "counter", "Leaves signed."),
-    Metric("podlink_ca_calls_refused_total", "counter", "Calls refused, by reason."),
+    Metric("podlink_ca_calls_refused_total", "counter", "Calls refused, by reason.", ("reason",)),
     Metric("podlink_ca_calls_in_work", "gauge", "Calls in admission now."),
     Metric("podlink_ca_calls_in_work_peak", "gauge", "The most that there were at once."),
     Metric("podlink_ca_watchers", "gauge", "Streams that follow the bundle."),
@@ -30,33 +20,23 @@ METRICS = (
     Metric("podlink_ca_roots", "gauge", "Roots in the bundle."),
     Metric("podlink_ca_signer_expires_seconds", "gauge", "Until the signer's chain ends."),
     Metric("podlink_ca_bans", "gauge", "Bans in force."),
-    Metric("podlink_ca_rotation_phase", "gauge", "1 for the phase that a rotation is in."),
+    Metric(
+        "podlink_ca_rotation_phase", "gauge", "1 for the phase that a rotation is in.", ("phase",)
+    ),
     Metric("podlink_ca_namespaces_unpublished", "gauge", "Namespaces without the present bundle."),
     Metric("podlink_ca_spans_dropped_total", "counter", "Spans that found no room."),
 )
 _BY_NAME = {metric.name: metric for metric in METRICS}
 Values = Mapping[str, float | Mapping[str, float]]
 """Metric name without its prefix `podlink_ca_` -> a number, or one for each label value."""
-_LABELS = {
-    "podlink_ca_calls_refused_total": "reason",
-    "podlink_ca_rotation_phase": "phase",
-}
 
 
 def render(values: Values) -> str:
     """The page for `/metrics`; raises KeyError for a metric that is not in METRICS."""
-    return "".join(_lines(_BY_NAME[f"podlink_ca_{name}"], found) for name, found in values.items())
+    return "".join(
+        text(_BY_NAME[f"podlink_ca_{name}"], _samples(found)) for name, found in values.items()
+    )
 
 
-def _lines(metric: Metric, found: float | Mapping[str, float]) -> str:
-    head = f"# HELP {metric.name} {metric.help}\n# TYPE {metric.name} {metric.kind}\n"
-    if isinstance(found, Mapping):
-        label = _LABELS[metric.name]
-        return head + "".join(_each(metric.name, label, found.items()))
-    return f"{head}{metric.name} {found:g}\n"
-
-
-def _each(name: str, label: str, items: Iterable[tuple[str, float]]) -> Iterable[str]:
-    for value, number in sorted(items):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        yield f'{name}{{{label}="{escaped}"}} {number:g}\n'
+def _samples(found: float | Mapping[str, float]) -> float | Mapping[tuple[str, ...], float]:
+    return {(key,): n for key, n in found.items()} if isinstance(found, Mapping) else found

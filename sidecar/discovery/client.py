@@ -7,7 +7,7 @@ again and again for a while, over the next stream too, and then refused rather t
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
@@ -15,11 +15,18 @@ import grpc
 
 from certs.client.rpc import NoCertificate
 from kit.backoff import Backoff
+from kit.checked import Fields
 from kit.contract import VERSION
+from kit.limited_log import LimitedLog
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryStub
 from sidecar.directory import EXTERNAL, Answer, Found, Gone, Own, Workload
-from sidecar.discovery.translate import NotUnderstood, found, held_endpoints
+from sidecar.discovery.translate import (
+    NotUnderstood,
+    checked_settings,
+    found,
+    held_endpoints,
+)
 
 ANSWER_WITHIN_S: Final = 3.0
 """How long a link waits for a first word on its destination: a registry that restarts or stalls for
@@ -36,6 +43,10 @@ FIRST_ANSWER_WITHIN_S: Final = 10.0
 """Before the registry has spoken at all: we have just started, and links are held until then."""
 MAX_KEYS: Final = 8192
 """Addresses kept; the one that was of use longest ago is given up first."""
+MAX_WAITING: Final = 8192
+"""Keys that are asked for and not answered yet: an app that dials ever more addresses is refused."""
+_SUBSCRIBED_AT_ONCE: Final = 500
+"""Keys of one message: the registry takes 256 KiB."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _log = logging.getLogger(__name__)
 
@@ -82,6 +93,9 @@ class RegistryClient:
         self._ack_timer: asyncio.TimerHandle | None = None
         self.changed: Callable[[str, Found | None], None] = _nobody_cares
         """Told of every word about a key before it is in force, and with None when it is forgotten."""
+        self.refused: Counter[str] = Counter()
+        """What the registry said and was left out, by reason."""
+        self._limited = LimitedLog(_log)
         self.connected = False
         self.ready = asyncio.Event()
         """Set once the registry has said what is in force for this pod."""
@@ -106,11 +120,15 @@ class RegistryClient:
     def ask_anew(self, key: str, answer: Answer) -> None:
         question = self._waiting.get(key)
         if question is None:
+            if len(self._waiting) >= MAX_WAITING:
+                self.refused["too_many_questions"] += 1
+                return answer(self._found.get(key))
             loop = asyncio.get_running_loop()
             within_s = ANSWER_WITHIN_S if self.ready.is_set() else FIRST_ANSWER_WITHIN_S
             self._waiting[key] = question = _Question(loop.time() + within_s)
             self._put(key, question)
         question.answers.append(answer)
+        return None
 
     def _put(self, key: str, question: _Question) -> None:
         """Ask, and look again later. Without a stream the next one brings the question along."""
@@ -144,6 +162,9 @@ class RegistryClient:
                     "registry stream broke",
                     extra={"code": e.code().name, "detail": e.details()},
                 )
+            except Exception:  # whatever came: a proxy without a registry's word is no proxy
+                self.refused["bug"] += 1
+                _log.exception("registry stream given up, a new one follows")
             finally:
                 self.connected = False
             await asyncio.sleep(backoff.next_s())
@@ -159,9 +180,10 @@ class RegistryClient:
                 )
             )
         )
-        if keys:
-            held = [0 if key in self._waiting else self._digests.get(key, 0) for key in keys]
-            subscribe = pb.Subscribe(keys=keys, held=held)
+        for begin in range(0, len(keys), _SUBSCRIBED_AT_ONCE):
+            some = keys[begin : begin + _SUBSCRIBED_AT_ONCE]
+            held = [0 if key in self._waiting else self._digests.get(key, 0) for key in some]
+            subscribe = pb.Subscribe(keys=some, held=held)
             self._to_send.put_nowait(pb.DiscoverRequest(subscribe=subscribe))
         self._first_of_stream = set(self._found)
         try:
@@ -186,22 +208,38 @@ class RegistryClient:
     def _apply(self, response: pb.DiscoverResponse) -> None:
         self._first_of_stream.difference_update(response.same)
         for entry in response.entries:
+            fields = Fields()
             try:
-                value = found(entry, self._trust_domain)
+                value = found(entry, self._trust_domain, fields)
+                self._keep(entry.key, value)
+                self._digests[entry.key] = entry.digest
             except NotUnderstood as e:
-                _log.error("registry entry not understood", extra={"error": str(e)})
-                continue
-            self._digests[entry.key] = entry.digest
-            self._keep(entry.key, value)
+                self._left_out(e.reason, "registry entry not understood", str(e))
+            except Exception as e:  # one key must not cost the others their answers
+                self._left_out("bug", "registry entry not put into force", repr(e))
+            for one in fields.refused:
+                self._left_out(
+                    one.reason, "part of a registry entry left out", f"{entry.key}: {one}"
+                )
         if response.HasField("settings"):
-            try:
-                self._on_settings(response.settings)
-                self.ready.set()
-            except NotUnderstood as e:
-                _log.error("settings not understood, the old ones stay", extra={"error": str(e)})
+            self._settings(response.settings)
         self._version = response.version
         if self._ack_timer is None:
             self._ack_timer = asyncio.get_running_loop().call_later(ACK_WITHIN_S, self._ack)
+
+    def _settings(self, said: pb.PodSettings) -> None:
+        fields = Fields()
+        try:
+            self._on_settings(checked_settings(said, fields))
+            self.ready.set()
+        except NotUnderstood as e:
+            self._left_out(e.reason, "settings not understood, the old ones stay", str(e))
+        for one in fields.refused:
+            self._left_out(one.reason, "part of the settings left out", str(one))
+
+    def _left_out(self, reason: str, message: str, error: str) -> None:
+        self.refused[reason] += 1
+        self._limited.warning(message, reason=reason, error=error)
 
     def _ack(self) -> None:
         """Once for all that came meanwhile: a change that hundreds hear of is not answered at once."""

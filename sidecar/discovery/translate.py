@@ -1,13 +1,16 @@
 """Messages of the registry into the values that the data plane uses. Pure.
 
-What cannot be understood is refused whole: a policy that is half understood might allow what it
-forbids (Istio CVE-2022-21679).
+A policy that cannot be understood is refused whole: half understood it might allow what it forbids
+(Istio CVE-2022-21679). Of what tenants write (ports and addresses of Services and pods) only what does
+not fit is left out, and noted in `kit.checked.Fields`; such a loss never opens anything.
 """
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import replace
 
 from certs.trust.identity import WorkloadIdentity
+from kit.checked import Fields
 from kit.contract import HTTP_APP_PROTOCOLS
 from kit.ports import PortSet
 from policy.rules import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
@@ -24,14 +27,15 @@ class NotUnderstood(ValueError):
     reason = "registry_not_understood"
 
 
-def found(entry: pb.Entry, trust_domain: str) -> Found:
-    """Raises NotUnderstood."""
+def found(entry: pb.Entry, trust_domain: str, fields: Fields | None = None) -> Found:
+    """Raises NotUnderstood. What is left out is noted in `fields`."""
+    fields = fields or Fields()
     kind = entry.WhichOneof("found")
     try:
         if kind == "workload":
-            return workload(entry.workload, trust_domain)
+            return workload(entry.workload, trust_domain, fields)
         if kind == "service":
-            return service(entry.service, trust_domain)
+            return service(entry.service, trust_domain, fields)
     except ValueError as e:
         raise NotUnderstood(f"{entry.key}: {e}") from e
     if kind == "external":
@@ -51,8 +55,9 @@ def held_endpoints(old: Found | None, new: Found) -> Service | None:
     return replace(new, endpoints=held) if held and old.ports == new.ports else None
 
 
-def workload(said: pb.Workload, trust_domain: str) -> Workload:
-    """A meshed pod's identity follows from its namespace and service account, nothing else."""
+def workload(said: pb.Workload, trust_domain: str, fields: Fields) -> Workload:
+    """A meshed pod's identity follows from its namespace and service account, nothing else. Raises
+    ValueError if they make none."""
     meshed = said.meshed and not said.host_network
     return Workload(
         uid=said.uid,
@@ -61,44 +66,81 @@ def workload(said: pb.Workload, trust_domain: str) -> Workload:
         identity=WorkloadIdentity(trust_domain, said.namespace, said.service_account)
         if meshed
         else None,
-        ips=tuple(said.ips),
+        ips=_addresses(said.ips, "ips", fields),
         node=said.node,
         zone=said.zone,
         tunnel_only=said.mode == "localhost",
-        skip_inbound=PortSet.parse(said.skip_inbound_ports),
-        skip_outbound=PortSet.parse(said.skip_outbound_ports),
-        http_ports=PortSet.parse(said.http_ports),
+        skip_inbound=_ports(said.skip_inbound_ports, "skip_inbound_ports", fields),
+        skip_outbound=_ports(said.skip_outbound_ports, "skip_outbound_ports", fields),
+        http_ports=_ports(said.http_ports, "http_ports", fields),
         terminating=said.terminating,
         host_network=said.host_network,
     )
 
 
-def service(said: pb.Service, trust_domain: str) -> Service:
+def _addresses(said: Iterable[str], field: str, fields: Fields) -> tuple[str, ...]:
+    return tuple(filter(None, (fields.address(ip, field) for ip in said)))
+
+
+def _ports(said: Iterable[str], field: str, fields: Fields) -> PortSet:
+    return fields.ports(",".join(said), field)
+
+
+def service(said: pb.Service, trust_domain: str, fields: Fields) -> Service:
+    ports = [port for port in said.ports if fields.port(port.port, "ports")]
+    endpoints = [_endpoint(e, trust_domain, fields) for e in said.endpoints]
     return Service(
         namespace=said.namespace,
         name=said.name,
-        cluster_ips=tuple(said.cluster_ips),
-        ports=frozenset(port.port for port in said.ports),
-        endpoints=tuple(_endpoint(e, trust_domain) for e in said.endpoints),
+        cluster_ips=_addresses(said.cluster_ips, "cluster_ips", fields),
+        ports=frozenset(port.port for port in ports),
+        endpoints=tuple(e for e in endpoints if e is not None),
         affinity_timeout_s=said.affinity_timeout_s,
         balance=said.balance,
         traffic_distribution=said.traffic_distribution,
         publish_not_ready=said.publish_not_ready,
         local_only=said.local_only,
-        http_ports=frozenset(p.port for p in said.ports if p.app_protocol in HTTP_APP_PROTOCOLS),
+        http_ports=frozenset(p.port for p in ports if p.app_protocol in HTTP_APP_PROTOCOLS),
     )
 
 
-def _endpoint(said: pb.Endpoint, trust_domain: str) -> Endpoint:
+def _endpoint(said: pb.Endpoint, trust_domain: str, fields: Fields) -> Endpoint | None:
+    """None for one that cannot be dialled, or whose pod is named unreadably: that must not pass for
+    an address without a pod."""
+    ip = fields.address(said.ip, "endpoints.ip")
+    if not ip:
+        return None
+    try:
+        pod = workload(said.workload, trust_domain, fields) if said.HasField("workload") else None
+    except ValueError:
+        fields.refuse("endpoints.workload", "name_malformed", said.workload.service_account)
+        return None
     return Endpoint(
-        ip=said.ip,
-        ports=dict(said.ports),
-        workload=workload(said.workload, trust_domain) if said.HasField("workload") else None,
+        ip=ip,
+        ports={
+            port: to
+            for port, to in said.ports.items()
+            if fields.port(port, "endpoints.ports") and fields.port(to, "endpoints.ports")
+        },
+        workload=pod,
         ready=said.ready,
         serving=said.serving,
         terminating=said.terminating,
         for_zones=frozenset(said.for_zones),
     )
+
+
+def checked_settings(said: pb.PodSettings, fields: Fields) -> pb.PodSettings:
+    """`said` without the ports that are none."""
+    declared = [port for port in said.declared_ports if fields.port(port, "declared_ports")]
+    http = [port for port in said.http_ports if fields.port(port, "http_ports")]
+    if len(declared) == len(said.declared_ports) and len(http) == len(said.http_ports):
+        return said
+    kept = pb.PodSettings()
+    kept.CopyFrom(said)
+    kept.declared_ports[:] = declared
+    kept.http_ports[:] = http
+    return kept
 
 
 def policy_set(said: pb.PodSettings) -> PolicySet:

@@ -122,6 +122,12 @@ SPANS_DROPPED = Metric(
 REGISTRY_CONNECTED = Metric(
     "podlink_registry_connected", "gauge", "1 while the registry's stream is up.", merge="min"
 )
+REGISTRY_REFUSED = Metric(
+    "podlink_registry_refused_total",
+    "counter",
+    "What the registry said and was left out, by reason (docs/reasons.md).",
+    ("reason",),
+)
 READY = Metric("podlink_ready", "gauge", "1 while the pod may get traffic.", merge="min")
 CAPTURED = Metric(
     "podlink_capture_in_place",

@@ -22,6 +22,8 @@ class ControlFacts:
     spans: Mapping[str, int]
     """The exporter's `stats`."""
     registry_connected: bool
+    registry_refused: Mapping[str, int]
+    """What the registry said and was left out, by reason."""
     ready: bool
     captured: bool | None
     """None where there is no capture, or nobody has looked yet."""
@@ -71,6 +73,7 @@ def of_control(facts: ControlFacts) -> list[Family]:
         one(c.SPANS_EXPORTED, facts.spans["exported"]),
         Family(c.SPANS_DROPPED, dropped),
         one(c.REGISTRY_CONNECTED, facts.registry_connected),
+        Family(c.REGISTRY_REFUSED, {(reason,): n for reason, n in facts.registry_refused.items()}),
         one(c.READY, facts.ready),
         *([] if facts.captured is None else [one(c.CAPTURED, facts.captured)]),
         Family(c.BUILD, {(VERSION, platform.python_version()): 1}),

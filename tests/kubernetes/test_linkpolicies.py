@@ -14,6 +14,7 @@ from policy.linkpolicy import API_VERSION, GROUP, PLURAL, VERSION
 from registry.answers import Answers
 from registry.hub import Hub
 from registry.model import Model
+from registry.refused import RefusedFields
 from registry.watch import ClusterWatch
 from tests.charts.conftest import Render
 from tests.charts.test_chart import find
@@ -78,7 +79,7 @@ async def test_an_unknown_field_is_stored_so_that_the_registry_can_refuse_it(kub
 
 async def test_the_registry_watches_and_writes_the_status(kube: Kube) -> None:
     model = Model()
-    watch = ClusterWatch(kube, model, Hub(Answers(model, "allow-meshed")))
+    watch = ClusterWatch(kube, model, Hub(Answers(model, "allow-meshed")), RefusedFields())
     running = spawn(watch.run(), name="watch")
     try:
         await asyncio.wait_for(watch.wait_synced(), 30)

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.judge import Denial, Permit, judge
-from policy.linkpolicy import PolicyInvalid, closed, parse
+from policy.linkpolicy import API_VERSION, KIND, PolicyInvalid, closed, parse
 from policy.rules import PolicySet, Source
 from policy.selector import EVERY_POD
+from tests.hostile import spoilt
 from tests.policy.test_judge import who
 
 DESIGN = """
@@ -217,3 +218,35 @@ def test_what_stands_for_junk_lets_nobody_in(junk: object) -> None:
     if not (isinstance(junk, dict) and junk.get("mode") == "Audit"):
         verdict = judge(who("shop", "api"), "10.0.0.1", 1, PolicySet(policies=(stands.policy,)))
         assert isinstance(verdict, Denial)
+
+
+@pytest.mark.attack_row(50)
+@settings(max_examples=200, deadline=None)
+@given(
+    spoilt(
+        {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"namespace": "shop", "name": "p"},
+            "spec": {
+                "selector": {
+                    "matchLabels": {"app": "p"},
+                    "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}],
+                },
+                "mode": "Audit",
+                "allow": [{"from": [{"namespace": "x", "serviceAccount": "y"}], "ports": [80]}],
+                "deny": [{"fromCIDRs": ["10.0.0.0/8"]}],
+            },
+        }
+    )
+)
+def test_an_object_with_anything_in_it_is_a_policy_or_is_refused_in_one_short_line(
+    raw: Any,
+) -> None:
+    """`operator: {}` once ended whoever read it."""
+    try:
+        parse(raw)
+    except PolicyInvalid as refused:
+        assert len(str(refused)) < 500
+        assert "\n" not in str(refused)
+    closed("shop", "p", raw.get("spec") if isinstance(raw, dict) else raw)

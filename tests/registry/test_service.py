@@ -323,24 +323,43 @@ async def test_a_leaf_that_verifies_but_is_no_svid_is_refused_by_its_reason(name
 
 
 @pytest.mark.parametrize("key", ["", "*", "db", "a.b.c.d", "DB.shop", "10.0.0.1/8", "x" * 300])
-async def test_a_key_of_no_form_ends_the_stream_with_its_reason(key: str) -> None:
+async def test_a_key_of_no_form_is_left_out_alone(key: str) -> None:
     async with registry(WEB_POD) as it, stream(it) as sidecar:
         await sidecar.hear()
-        await sidecar.ask(key)
-        with pytest.raises(grpc.aio.AioRpcError, match="key_malformed"):
-            await sidecar.hear()
+        await sidecar.ask(key, "127.0.0.1", key)
+        await sidecar.entry("127.0.0.1", "workload")
+        assert sidecar.entries.keys() == {"127.0.0.1"}
+        assert it.server._service.keys_refused == {"key_malformed": 2}
+        assert 'podlink_registry_keys_refused_total{reason="key_malformed"} 2' in (
+            it.server.metrics()
+        )
 
 
-async def test_a_stream_may_not_ask_for_ever_more_keys() -> None:
+async def test_what_is_held_is_told_of_the_right_key_where_one_before_it_has_no_form() -> None:
     async with registry(WEB_POD) as it, stream(it) as sidecar:
-        sidecar.acks = False  # gRPC would tell a failed write and hide why the stream has ended
+        await sidecar.ask("127.0.0.1")
+        digest = (await sidecar.entry("127.0.0.1", "workload")).digest
+        async with stream(it) as again:
+            keys, held = ["*", "127.0.0.1"], [7, digest]
+            await again.say(subscribe=pb.Subscribe(keys=keys, held=held))
+            while not again.messages or not again.messages[-1].same:
+                await again.hear()
+            assert list(again.messages[-1].same) == ["127.0.0.1"]
+
+
+async def test_a_stream_that_asks_for_ever_more_keys_is_answered_only_so_many() -> None:
+    async with registry(WEB_POD) as it, stream(it) as sidecar:
         for block in range(0, MAX_KEYS + 1, 1001):
             await sidecar.ask(
                 *(f"203.{n // 250 % 250}.{n % 250}.1" for n in range(block, block + 1001))
             )
-        with pytest.raises(grpc.aio.AioRpcError, match="too_many_keys"):
-            while True:
+        await eventually(lambda: it.server._service.keys_refused["too_many_keys"] > 0)
+        async with asyncio.timeout(10):
+            while len(sidecar.entries) < MAX_KEYS:
                 await sidecar.hear()
+        await sidecar.ask("127.0.0.1")
+        await eventually(lambda: it.server._service.keys_refused["too_many_keys"] > 10)
+        assert len(sidecar.entries) == MAX_KEYS
 
 
 async def test_only_so_many_streams_are_served_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

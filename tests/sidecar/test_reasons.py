@@ -71,7 +71,7 @@ def test_the_words_of_refusals_and_resets_are_those_of_the_wire() -> None:
 
 def test_every_word_for_an_end_is_in_the_table() -> None:
     said = set(RESETS.values())
-    for path in (ROOT / "sidecar" / "dataplane").glob("*.py"):
+    for path in (ROOT / "sidecar" / "dataplane").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call):
                 continue

@@ -396,16 +396,59 @@ async def test_a_pod_is_not_ready_on_settings_that_it_does_not_understand(
         assert not sidecar.client.ready.is_set()
 
 
-async def test_an_entry_that_is_not_understood_is_skipped_and_logged(
+async def test_an_entry_that_is_not_understood_is_skipped_counted_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.ERROR)
-    bad = pb.Entry(key="10.0.0.7", workload=pb.Workload(meshed=True, skip_inbound_ports=["x"]))
+    caplog.set_level(logging.WARNING)
+    bad = pb.Entry(key="10.0.0.7", workload=pb.Workload(meshed=True, service_account="../x"))
     good = pb.Entry(key="10.0.0.8", external=True)
     async with scripted(pb.DiscoverResponse(version=1, entries=[bad, good])) as sidecar:
         assert await sidecar.ask("10.0.0.8") is EXTERNAL
         assert sidecar.client.known("10.0.0.7") is None
+        assert sidecar.client.refused == {"registry_not_understood": 1}
     assert "registry entry not understood" in caplog.messages
+    assert all(record.levelno < logging.ERROR for record in caplog.records)
+
+
+async def test_an_entry_that_cannot_be_put_into_force_costs_no_other_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a worker or the data plane makes of it must not end the stream for good."""
+    said = [pb.Entry(key=key, external=True) for key in ("10.0.0.7", "10.0.0.8")]
+    async with scripted(pb.DiscoverResponse(version=1, entries=said)) as sidecar:
+
+        def changed(key: str, _: Found | None) -> None:
+            if key == "10.0.0.7":
+                raise OverflowError("port must be 0-65535")
+
+        sidecar.client.changed = changed
+        assert await sidecar.ask("10.0.0.8") is EXTERNAL
+        assert sidecar.client.refused == {"bug": 1}
+        assert sidecar.client.connected
+
+
+async def test_an_app_that_dials_ever_more_addresses_is_refused_and_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    async with scripted(says("deny")) as sidecar:
+        await ready(sidecar)
+        for number in range(3):
+            sidecar.client.ask(f"203.0.113.{number}", lambda _: None)
+        assert await sidecar.ask("203.0.113.9") is None
+        assert sidecar.client.refused == {"too_many_questions": 1}
+
+
+async def test_a_new_stream_asks_for_thousands_of_long_addresses_again() -> None:
+    """In one message they would be more than the registry takes, and no stream would come up."""
+    async with registry(WEB_POD) as it, running(it.channel) as sidecar:
+        keys = [f"2001:db8:1111:2222:3333:4444:{n:x}:5555" for n in range(1000, 8000)]
+        for key in keys:
+            sidecar.client._found[key] = EXTERNAL
+        await ready(sidecar)
+        await sidecar.ask("127.0.0.1")
+        assert sidecar.client.connected
+        assert len(sidecar.channels) == 1
 
 
 @pytest.mark.attack_row(39)

@@ -5,10 +5,18 @@ from typing import Any
 import pytest
 
 from certs.trust.identity import WorkloadIdentity
+from kit.checked import Fields
 from policy.rules import Source
 from proto import registry_pb2 as pb
 from sidecar.directory import EXTERNAL, Service, Workload
-from sidecar.discovery.translate import POLICY_FORMAT, NotUnderstood, found, policy_set
+from sidecar.discovery.translate import (
+    POLICY_FORMAT,
+    NotUnderstood,
+    checked_settings,
+    found,
+    policy_set,
+    workload,
+)
 
 TD = "cluster.local"
 POD = pb.Workload(
@@ -66,12 +74,43 @@ def test_external_is_said_and_never_assumed() -> None:
         found(pb.Entry(key="192.0.2.1"), TD)
 
 
-@pytest.mark.parametrize(
-    "said", [changed(skip_inbound_ports=["http"]), changed(skip_outbound_ports=["0"])]
-)
-def test_ports_that_are_none_make_the_whole_entry_not_understood(said: pb.Workload) -> None:
-    with pytest.raises(NotUnderstood):
-        pod(said)
+@pytest.mark.parametrize("ports", [["http"], ["80", "0"], ["70000"], [str(n) for n in range(999)]])
+def test_ports_that_are_none_are_left_out_and_so_need_a_tunnel(ports: list[str]) -> None:
+    fields = Fields()
+    said = changed(skip_inbound_ports=ports, skip_outbound_ports=ports)
+    it = workload(said, TD, fields)
+    assert it.takes_tunnel(80)
+    assert not it.skip_outbound
+    assert {one.reason for one in fields.refused} == {"ports_malformed"}
+
+
+def test_of_a_service_only_what_cannot_be_dialled_is_left_out() -> None:
+    said = pb.Service(namespace="shop", name="api", cluster_ips=["10.96.0.1", "x"])
+    said.ports.add(port=80)
+    said.ports.add(port=70000)
+    said.ports.add(port=0)
+    said.endpoints.add(ip="10.0.0.7", ports={80: 70000, 70000: 80, 81: 8081}, workload=POD)
+    said.endpoints.add(ip="10.0.0.8", ports={80: 8080}, workload=changed(service_account="../x"))
+    said.endpoints.add(ip="not an ip", ports={80: 8080})
+    said.endpoints.add(ip="", ports={80: 8080})
+    fields = Fields()
+    it = found(pb.Entry(key="api.shop", service=said), TD, fields)
+    assert isinstance(it, Service)
+    assert it.ports == {80}
+    assert it.cluster_ips == ("10.96.0.1",)
+    assert [(one.ip, one.ports) for one in it.endpoints] == [("10.0.0.7", {81: 8081})]
+    assert {one.reason for one in fields.refused} == {
+        "port_out_of_range",
+        "address_malformed",
+        "name_malformed",
+    }
+
+
+def test_ports_of_the_settings_that_are_none_are_left_out() -> None:
+    said = pb.PodSettings(declared_ports=[80, 70000], http_ports=[0, 8080], mesh_default="deny")
+    it = checked_settings(said, Fields())
+    assert (list(it.declared_ports), list(it.http_ports)) == ([80], [8080])
+    assert it.mesh_default == "deny"
 
 
 def settings(default: str = "deny", plaintext: str = "deny") -> pb.PodSettings:
