@@ -10,6 +10,7 @@ from injector.limits import ALL_BYTES, REVIEWS_BURST, SOURCE_BYTES, Limits, TooM
 from tests.injector.pods import namespace, pod
 from tests.injector.test_app import HOST, injector
 from tests.injector.test_review import review
+from tests.patience import PATIENCE_S
 
 
 class Clock:
@@ -86,9 +87,9 @@ async def test_a_body_that_does_not_come_is_waited_for_only_so_long(
         )
         head = f"POST /mutate HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5000\r\n\r\n"
         writer.write(head.encode() + b'{"half":')
-        answer = await asyncio.wait_for(reader.readline(), 4)
+        answer = await asyncio.wait_for(reader.readline(), PATIENCE_S)
         assert b" 408 " in answer
-        await asyncio.wait_for(reader.read(), 4)  # and then the connection is closed
+        await asyncio.wait_for(reader.read(), PATIENCE_S)  # and then the connection is closed
         writer.close()
         await writer.wait_closed()
         status, _ = await it.call(review(pod()))

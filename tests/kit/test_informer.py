@@ -23,6 +23,7 @@ from tests.kit.fake_api import (
     pod,
     refusal,
 )
+from tests.patience import PATIENCE_S
 
 Change = tuple[str, str | None, str | None]
 GONE = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
@@ -33,13 +34,13 @@ class Watched:
         self.api, self.informer, self.changes = api, informer, changes
 
     async def until(self, count: int) -> list[Change]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while len(self.changes) < count:
                 await asyncio.sleep(0.005)
         return self.changes
 
     async def until_asked(self, count: int) -> list[dict[str, str]]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while len(self.api.asked) < count:
                 await asyncio.sleep(0.005)
         return self.api.asked
@@ -70,7 +71,7 @@ async def informed(*script: Answer, **settings: Any) -> AsyncIterator[Watched]:
 
 async def test_what_is_listed_is_told_and_then_synced() -> None:
     async with informed(listing("5", pod("a", image="x"), pod("b", image="y"))) as it:
-        await asyncio.wait_for(it.informer.synced.wait(), 5)
+        await asyncio.wait_for(it.informer.synced.wait(), PATIENCE_S)
         assert it.changes == [("shop/a", None, "x"), ("shop/b", None, "y")]
         assert it.informer.items == {"shop/a": "x", "shop/b": "y"}
         assert (await it.until_asked(2))[1]["resourceVersion"] == "5"
@@ -209,7 +210,7 @@ async def test_a_kind_that_is_not_installed_has_no_objects_until_it_is() -> None
     missing = [refusal(404, "NotFound")] * 3
     found = listing("5", pod("a", image="x"))
     async with informed(*missing, found, may_be_absent=True) as it:
-        await asyncio.wait_for(it.informer.synced.wait(), 5)
+        await asyncio.wait_for(it.informer.synced.wait(), PATIENCE_S)
         assert await it.until(1) == [("shop/a", None, "x")]
 
 

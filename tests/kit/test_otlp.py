@@ -8,6 +8,7 @@ import pytest
 from kit.backoff import Backoff
 from kit.otlp import SpanSender
 from kit.tasks import spawn, stop
+from tests.patience import PATIENCE_S
 from tests.sidecar.telemetry.collectors import black_hole, collecting
 
 NOW_NS = 1_800_000_000 * 10**9
@@ -22,7 +23,7 @@ async def test_spans_arrive_with_their_attributes_and_hostile_text_bounded() -> 
         running = spawn(sender.run(), name="sender")
         sender.emit("certificate issued", {"a": "x\udcff" * 2000, "b": True, "c": 7}, NOW_NS)
         sender.emit("certificate refused", {"d": "", "e": None}, NOW_NS)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while sender.sent < 2:
                 await asyncio.sleep(0.01)
         await stop(running)
@@ -48,6 +49,6 @@ async def test_into_a_black_hole_the_oldest_go_are_counted_and_closing_ends() ->
                 sender.emit("certificate issued", {"n": n}, NOW_NS)
             assert sender.dropped == 12
             await stop(running)
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(PATIENCE_S):
                 await sender.close()
     assert (sender.dropped, sender.sent) == (20, 0)

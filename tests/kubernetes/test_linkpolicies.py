@@ -20,6 +20,7 @@ from tests.charts.conftest import Render
 from tests.charts.test_chart import find
 from tests.charts.test_policy_guard import SLIPS, SOUND
 from tests.kubernetes.real_api import RealApi
+from tests.patience import PATIENCE_S
 
 CRD = Path(__file__).parents[2] / "charts/podlink/files/linkpolicy.crd.yaml"
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -42,7 +43,7 @@ async def kube(real: RealApi) -> AsyncIterator[Kube]:
         except KubeError as e:
             if e.status != 409:
                 raise
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 try:
                     await client.delete(PATH)
@@ -82,9 +83,9 @@ async def test_the_registry_watches_and_writes_the_status(kube: Kube) -> None:
     watch = ClusterWatch(kube, model, Hub(Answers(model, "allow-meshed")), RefusedFields())
     running = spawn(watch.run(), name="watch")
     try:
-        await asyncio.wait_for(watch.wait_synced(), 30)
+        await asyncio.wait_for(watch.wait_synced(), PATIENCE_S)
         await kube.create(PATH, policy("db", allow=ALLOW))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not (status := (await kube.get(f"{PATH}/db")).get("status")):
                 await asyncio.sleep(0.2)
         conditions = {one["type"]: one["status"] for one in status["conditions"]}
@@ -106,7 +107,7 @@ async def test_the_guard_refuses_an_unknown_field_that_the_schema_keeps(
     try:
         for path, one in zip(paths, guard, strict=True):
             await kube.create(path, one)
-        async with asyncio.timeout(60):  # the API server compiles it a moment later
+        async with asyncio.timeout(PATIENCE_S):  # the API server compiles it a moment later
             while True:
                 try:
                     await kube.create(PATH, policy("slip", alow=[]))

@@ -9,6 +9,7 @@ import pytest
 from local.cluster import Cluster
 from local.node.network import NODE_IP, NODE_IP6
 from tests.local.pods import SAY_NAME, namespace, pod, service, sleeper, web
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.netns
 
@@ -50,7 +51,7 @@ def town(cluster: Cluster) -> Cluster:
 
 
 def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)

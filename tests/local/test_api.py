@@ -22,6 +22,7 @@ from local.cluster import Cluster
 from local.errors import ApiError, BadManifest
 from local.objects import Object
 from tests.local.pods import namespace, pod, service, sleeper
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.netns
 
@@ -104,7 +105,7 @@ def test_a_deployment_replaces_its_pods_when_its_template_changes(cluster: Clust
     assert _kubectl(cluster, *rollout).returncode == 0
     assert _kubectl(cluster, "apply", "-f", "-", feed=deployment("blue")).returncode == 0
     assert _kubectl(cluster, *rollout).returncode == 0
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while len(pods := cluster.select("Pod", "default", labelSelector="app=d")) != 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -350,7 +351,7 @@ def test_an_annotation_that_is_no_string_is_named(cluster: Cluster) -> None:
 def test_a_pod_that_is_refused_is_an_event_of_its_owner(cluster: Cluster) -> None:
     cluster.apply(_deployment("orphan", serviceAccountName="nobody"))
     cluster.apply(_deployment("served"))  # the one that fails keeps no other waiting
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not (told := _told(cluster, "ReplicaSet", "orphan-")) or told[0]["count"] < 2:
         assert time.monotonic() < deadline, told
         time.sleep(0.05)
@@ -401,7 +402,7 @@ def test_a_command_hears_that_its_caller_went_away_and_is_not_killed(cluster: Cl
     cluster.wait_ready("default/left")
     _leave_behind(cluster, "exec sleep 4567")
     _leave_behind(cluster, "exec cat -u -")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while "cat\x00-u\x00-" in (commands := _node_commands(cluster)):
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -15,6 +15,7 @@ from local.linux import CAPABILITIES
 from local.node.daemon import needed_paths
 from local.supervisor import SOURCE_ROOT
 from tests.local.pods import pod, sleeper, web
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.netns
 
@@ -269,7 +270,7 @@ def _app_status(cluster: Cluster, name: str) -> dict[str, Any]:
     return dict(found[0]) if found else {}
 
 
-def _until(holds: object, timeout_s: float = 8) -> None:
+def _until(holds: object, timeout_s: float = PATIENCE_S) -> None:
     assert callable(holds)
     deadline = time.monotonic() + timeout_s
     while not holds():

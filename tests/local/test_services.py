@@ -8,6 +8,7 @@ import pytest
 
 from local.cluster import Cluster
 from tests.local.pods import namespace, pod, service, sleeper, web
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.netns
 
@@ -53,10 +54,8 @@ def test_a_pod_can_reach_itself_through_its_service(shop: Cluster) -> None:
 
 
 def test_a_service_without_endpoints_refuses_at_once(shop: Cluster) -> None:
-    began = time.monotonic()
-    done = shop.exec("default/client", ["curl", "-sS", "-m", "5", "http://empty.shop"])
-    assert done.returncode == 7
-    assert time.monotonic() - began < 3
+    done = shop.exec("default/client", ["curl", "-sS", "-m", "60", "http://empty.shop"])
+    assert done.returncode == 7, "refused, and not given up after its limit (28)"
 
 
 def test_names_resolve_as_in_a_cluster_and_no_others_do(shop: Cluster) -> None:
@@ -123,7 +122,7 @@ def test_an_unready_pod_gets_no_traffic(shop: Cluster) -> None:
     ask = ["curl", "-s", "-m", "3", "http://gate.shop"]
     assert shop.exec("default/client", ask).returncode == 0
     shop.exec("shop/gate", ["touch", "/tmp/closed"])
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + PATIENCE_S
     while shop.exec("default/client", ask).returncode == 0:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -135,7 +134,7 @@ def test_the_service_proxy_reaches_a_pod_without_the_callers_token(shop: Cluster
 
 
 def _wait_for_endpoints(cluster: Cluster, count: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         slices = cluster.select("EndpointSlice", "shop", "discovery.k8s.io/v1")
         ready = [

@@ -17,9 +17,20 @@ from local.node import tools
 from local.state import StateDir
 from local.supervisor import SOURCE_ROOT
 from tests.local.pods import pod
+from tests.local.private_host import private_host, seen
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.netns
 NOBODY = 65534
+
+
+@pytest.fixture
+def host() -> Iterator[None]:
+    """A host of the test's own; the test fails if it is not, in the end, as it was."""
+    with private_host():
+        before = seen()
+        yield
+        assert seen() == before
 
 
 @pytest.fixture
@@ -31,24 +42,41 @@ def name() -> Iterator[str]:
         Cluster.find(made).down()
 
 
-def test_down_leaves_nothing(name: str) -> None:
-    before = _host()
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes a host")
+def test_a_private_host_shows_what_was_left_on_it_and_nothing_of_the_machine() -> None:
+    machine = seen()
+    with private_host():
+        before = seen()
+        assert before[0] == "lo:"
+        for what in (
+            ["ip", "link", "add", "left", "type", "veth", "peer", "name", "other"],
+            ["nft", "add", "table", "inet", "left"],
+            ["mount", "-t", "tmpfs", "left", "/mnt"],
+        ):
+            subprocess.run(what, check=True)
+        after = seen()
+        assert all(one != other for one, other in zip(before, after, strict=True))
+    names, rules, mounts = seen()
+    assert "left" not in names.split() and "left" not in rules.split()
+    assert mounts.count("/mnt") == machine[2].count("/mnt")
+
+
+def test_down_leaves_nothing(host: None, name: str) -> None:
     cluster = Cluster.up(name=name, manifests=[pod("a")])
     cluster.wait_ready("default/a")
     running = _processes_below(int(cluster.facts["supervisor_pid"]))
     assert len(running) >= 6  # supervisor, keeper, init, daemon, pause, container
-    assert _host() == before
     cluster.down()
     _assert_gone(running)
     assert not StateDir.of(name).root.exists()
-    assert _host() == before
     with pytest.raises(NotRunning):
         Cluster.find(name)
 
 
 @pytest.mark.parametrize("whom", ["supervisor", "keeper", "init"])
-def test_a_kill_of_any_of_its_first_processes_ends_everything(name: str, whom: str) -> None:
-    before = _host()
+def test_a_kill_of_any_of_its_first_processes_ends_everything(
+    host: None, name: str, whom: str
+) -> None:
     cluster = Cluster.up(name=name, manifests=[pod("a")])
     cluster.wait_ready("default/a")
     supervisor = int(cluster.facts["supervisor_pid"])
@@ -57,15 +85,13 @@ def test_a_kill_of_any_of_its_first_processes_ends_everything(name: str, whom: s
     [init] = _children(keeper)
     os.kill({"supervisor": supervisor, "keeper": keeper, "init": init}[whom], signal.SIGKILL)
     if cluster._supervisor is not None:
-        cluster._supervisor.wait(10)
+        cluster._supervisor.wait(PATIENCE_S)
     _assert_gone(running)
     _until_gone(StateDir.of(name).root)
     cluster.down()
-    assert _host() == before
 
 
-def test_ctrl_c_of_a_cluster_in_the_foreground_leaves_nothing(name: str) -> None:
-    before = _host()
+def test_ctrl_c_of_a_cluster_in_the_foreground_leaves_nothing(host: None, name: str) -> None:
     argv = [sys.executable, "-m", "cli", "local", "up", "--bare", "--foreground", "--name", name]
     env = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
     with subprocess.Popen(
@@ -79,31 +105,30 @@ def test_ctrl_c_of_a_cluster_in_the_foreground_leaves_nothing(name: str) -> None
         cluster.wait_ready("default/a")
         running = _processes_below(int(cluster.facts["supervisor_pid"]))
         program.send_signal(signal.SIGINT)
-        assert program.wait(15) == 130
+        assert program.wait(PATIENCE_S) == 130
         assert program.stdout.read().strip() == ""
     _assert_gone(running)
     assert not StateDir.of(name).root.exists()
-    assert _host() == before
 
 
-@pytest.mark.parametrize("after_s", [0.1, 0.3, 0.5, 0.7, 0.9, 1.2, 1.5])
-def test_an_interrupt_while_it_starts_leaves_nothing(name: str, after_s: float) -> None:
-    before = _host()
+@pytest.mark.parametrize("processes", [1, 2, 3, 5, 8, 11, 14])
+def test_an_interrupt_while_it_starts_leaves_nothing(host: None, name: str, processes: int) -> None:
+    """So many processes it has by then: each is another step of its start, on any machine."""
     argv = [sys.executable, "-m", "cli", "local", "up", "--name", name]
     env = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
-    number = signal.SIGTERM if after_s == 0.7 else signal.SIGINT
+    number = signal.SIGTERM if processes == 5 else signal.SIGINT
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True
     ) as program:
-        time.sleep(after_s)
-        assert program.poll() is None
+        while len(_processes_below(program.pid)) < processes:
+            assert program.poll() is None, "it has started"
+            time.sleep(0.002)
         program.send_signal(number)
-        said, _ = program.communicate(timeout=20)
+        said, _ = program.communicate(timeout=PATIENCE_S)
     assert "is up" not in said
     assert program.returncode != 0
     _until_gone(StateDir.of(name).root)
     assert not StateDir.of(name).is_running()
-    assert _host() == before
 
 
 def test_up_installs_podlink_before_the_manifests(name: str, tmp_path: Path) -> None:
@@ -115,7 +140,9 @@ def test_up_installs_podlink_before_the_manifests(name: str, tmp_path: Path) -> 
     )
     argv = [sys.executable, "-m", "cli", "local", "up", "--name", name, "-f", str(shop)]
     env = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
-    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=60, check=False)
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env=env, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     state = StateDir.of(name)
     assert f"cluster {name} is up with podlink\n" in done.stdout
@@ -182,7 +209,7 @@ def test_an_ordinary_user_gets_a_cluster_with_one_user_id() -> None:
             cwd=home,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -229,18 +256,13 @@ def _for_nobody(home: Path) -> Path:
     return program
 
 
-def _host() -> tuple[str, str, int]:
-    """What of this machine a cluster could change: links, rules, and mounts."""
-    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-    names = " ".join(sorted(line.split()[1] for line in links.splitlines()))
-    nft = tools.find("nft", os.environ["PATH"]) or "nft"
-    rules = subprocess.run([nft, "list", "tables"], capture_output=True, text=True, check=False)
-    return names, rules.stdout, len(Path("/proc/self/mounts").read_text().splitlines())
-
-
 def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in tasks.read_text().split()]
+    """None of one that has ended meanwhile."""
+    try:
+        tasks = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(child) for child in tasks.split()]
 
 
 def _processes_below(pid: int) -> list[int]:
@@ -250,7 +272,7 @@ def _processes_below(pid: int) -> list[int]:
     return found
 
 
-def _assert_gone(pids: list[int], timeout_s: float = 10) -> None:
+def _assert_gone(pids: list[int], timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while left := [p for p in pids if _lives(p)]:
         assert time.monotonic() < deadline, f"still running: {left}"
@@ -264,7 +286,7 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def _until_gone(path: Path, timeout_s: float = 5) -> None:
+def _until_gone(path: Path, timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while path.exists():
         assert time.monotonic() < deadline, f"{path} is still there: {list(path.iterdir())}"

@@ -12,6 +12,7 @@ from kit.tasks import spawn, stop
 from registry.facts import PolicyObject
 from registry.policy_status import StatusWriter
 from tests.kit.fake_api import FakeApi, fake_api, refusal
+from tests.patience import PATIENCE_S
 from tests.registry.test_policies import GOOD, SLIP, policy, world
 
 PATH = "/apis/podlink.dev/v1alpha1/namespaces/shop/linkpolicies/db/status"
@@ -22,7 +23,7 @@ def patched(_: web.Request) -> web.Response:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not holds():
             await asyncio.sleep(0.01)
 

@@ -29,6 +29,7 @@ from registry.service import caller_ip
 from registry.watch import NAMESPACES, PODS, SERVICES, SLICES
 from tests.certs.forge import Forge, Pair
 from tests.kit.live_api import LiveApi, live_api
+from tests.patience import PATIENCE_S
 from tests.registry.fixed_source import FixedSource
 from tests.registry.objects import endpoint, namespace_object, pod, service, slice_of
 
@@ -80,7 +81,7 @@ class Stream:
         await self.say(subscribe=pb.Subscribe(keys=keys))
 
     async def hear(self) -> pb.DiscoverResponse:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             response = await self.call.read()
         assert isinstance(response, pb.DiscoverResponse)
         self.messages.append(response)
@@ -104,7 +105,7 @@ async def registry(*pods: Object, config: dict[str, str] | None = None) -> Async
         api.put(NAMESPACES, namespace_object("shop"))
         api.put(PODS, *pods)
         server = RegistryServer(RegistryConfig.from_env(settings), kube, FixedSource(FORGE, own()))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await server.start()
         assert server.ready
         try:
@@ -391,7 +392,7 @@ async def test_the_registry_forgets_a_stream_that_ended() -> None:
             async with stream(it) as sidecar:
                 await sidecar.ask("10.0.0.9")
                 await sidecar.entry("10.0.0.9", "external")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while it.server.hub.listeners:
                 await asyncio.sleep(0.01)
 
@@ -493,14 +494,14 @@ async def test_a_sidecar_that_acknowledges_nothing_is_told_little_and_then_the_n
             it.api.put(PODS, pod("a", "10.0.0.9", labels={"version": str(number)}))
             it.server.hub.changed({"10.0.0.9"})
             await eventually(lambda n=number: _version_at(it, "10.0.0.9") == str(n))  # type: ignore[misc]
-            assert await asyncio.wait_for(subscription.take(), 3)
+            assert await asyncio.wait_for(subscription.take(), PATIENCE_S)
         it.api.put(PODS, pod("a", "10.0.0.9", labels={"version": "last"}))
         await eventually(lambda: _version_at(it, "10.0.0.9") == "last")
         waiting = spawn(subscription.take(), name="take")
         await asyncio.sleep(5 * COALESCE_S)
         assert not waiting.done()
         subscription.ack(subscription.version)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             told = pb.DiscoverResponse.FromString(await waiting or b"")
         assert told.entries[0].workload.labels["version"] == "last"
         subscription.close()
@@ -512,7 +513,7 @@ def _version_at(it: Registry, ip: str) -> str:
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -530,5 +531,5 @@ async def test_a_registry_whose_watch_has_failed_is_not_ready_and_ends(
         monkeypatch.setattr(it.server.model, "change_pod", broken)
         it.api.put(PODS, pod("a", "10.0.0.9"))
         with pytest.raises(RuntimeError, match="a bug"):
-            await asyncio.wait_for(it.server.watch_ended(), 3)
+            await asyncio.wait_for(it.server.watch_ended(), PATIENCE_S)
         assert not it.server.ready

@@ -26,6 +26,7 @@ from sidecar.dataplane.loop.listener import Listener
 from sidecar.directory import Workload
 from sidecar.report import LinkRecord
 from tests.certs.running_ca import RunningCa
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import FakeDirectory
 from tests.sidecar.test_config import GOOD
 
@@ -79,7 +80,7 @@ async def two_sidecars(ca: RunningCa) -> AsyncIterator[Two]:
             client.subscribe_bans(carrier.bans_came)
             running = spawn(client.run(), name=f"certificates of {name}")
             stack.push_async_callback(stop, running)
-            await asyncio.wait_for(client.wait_ready(), 10)
+            await asyncio.wait_for(client.wait_ready(), PATIENCE_S)
             clients.append(client)
             carriers.append(carrier)
         near, far = carriers
@@ -132,7 +133,7 @@ class Load:
     async def _one(self) -> None:
         word = b"request %d" % self.done
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(PATIENCE_S):
                 reader, writer = await asyncio.open_connection(*self._address)
                 writer.write(word)
                 writer.write_eof()

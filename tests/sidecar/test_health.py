@@ -9,6 +9,7 @@ import pytest
 from kit.buckets import Buckets
 from sidecar import health, pages
 from sidecar.health import HealthServer, check
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ async def answer(port: int, request: bytes, host: str = "127.0.0.1") -> bytes:
     got = b""
     with contextlib.suppress(ConnectionError):
         writer.write(request)
-        got = await asyncio.wait_for(reader.read(), 3)
+        got = await asyncio.wait_for(reader.read(), PATIENCE_S)
     writer.close()
     return got
 
@@ -74,7 +75,7 @@ async def test_a_slow_request_ends_at_its_deadline_and_holds_nobody_up(
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /livez")
     assert (await answer(port, get("/livez"))).startswith(b"HTTP/1.1 200 ")
-    assert await asyncio.wait_for(reader.read(), 2) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     writer.close()
 
 
@@ -97,7 +98,7 @@ async def test_one_address_can_neither_fill_the_port_nor_ask_without_end(
     assert await answer(port, get("/livez")) == b""
     for _, writer in silent:
         writer.close()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not (await answer(port, get("/livez"))).startswith(b"HTTP/1.1 200 "):
             await asyncio.sleep(0.01)
     monkeypatch.setattr(health, "IN_ALL", 0)

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-for-tests"
 
@@ -51,7 +53,7 @@ class StoreProcess:
 
     def start(self) -> None:
         process = self._launch()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(self.url("/healthz"), timeout=1).close()

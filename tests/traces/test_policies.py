@@ -19,6 +19,7 @@ from registry.policy_status import POLICIES
 from registry.watch import NAMESPACES, PODS
 from tests.certs.forge import Forge
 from tests.kit.live_api import LiveApi, live_api
+from tests.patience import PATIENCE_S
 from tests.registry.fixed_source import FixedSource
 from tests.registry.objects import namespace_object, pod
 from tests.sidecar.telemetry.records import inbound_of, outbound
@@ -60,7 +61,7 @@ class Running:
 
     async def kinds(self, count: int) -> list[str]:
         """What the history tells, once it tells of `count` changes."""
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 found = await self.reader.ask(lambda db: changes(db, 0, 1 << 62))
                 if len(found) >= count:
@@ -112,7 +113,7 @@ async def test_a_policy_in_force_can_be_picked_and_needs_no_ticks(tmp_path: Path
         assert [row["fate"] for row in alone["rows"]] == ["kept"]
         assert "prod/all allow[0]" in alone["rows"][0]["because"]
         it.api.remove(POLICIES, policy("all", EVERYBODY))
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(PATIENCE_S):
             while (await it.replay(pick="prod/by-label"))["rows"][0]["fate"] != "cut":
                 await asyncio.sleep(0.05)
 
@@ -125,7 +126,7 @@ async def test_a_selector_that_no_pod_fits_cuts_nothing(tmp_path: Path) -> None:
 
 async def test_what_is_made_and_deleted_is_kept(tmp_path: Path) -> None:
     async with running(tmp_path, policy("all", EVERYBODY)) as it:
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(PATIENCE_S):
             while (
                 await it.reader.ask(lambda db: db.execute("SELECT 1 FROM policies").fetchone())
                 is None

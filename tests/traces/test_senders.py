@@ -30,6 +30,7 @@ from sidecar.telemetry.exporter import LinkExporter
 from sidecar.telemetry.resource import PodResource
 from tests.certs.fake_source import FakeSource
 from tests.certs.forge import Forge, Pair
+from tests.patience import PATIENCE_S
 from tests.sidecar.telemetry.records import API, DB, denied, inbound_of, outbound
 from tests.traces.spans import EXPORT, payload_of, request_of
 from traces.app import TraceStore
@@ -69,7 +70,7 @@ async def storing(folder: Path, source: FakeSource | None = None) -> AsyncIterat
     source = source or FakeSource(FORGE, FORGE.leaf(STORE, dns=[NAME], ips=["127.0.0.1"]))
     store = await TraceStore.start(config_in(folder), source)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not store.receivers.ready:
                 await asyncio.sleep(0.01)
         yield store
@@ -168,7 +169,7 @@ async def test_the_cas_ledger_comes_over_mutual_tls_into_a_table_of_its_own(tmp_
                 provisional=False,
             )
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not exporter.sent:
                 await asyncio.sleep(0.02)
         running.cancel()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from sidecar.report import LinkRecord
+from tests.patience import PATIENCE_S
 from tests.sidecar.telemetry.records import denied, outbound
 from tests.traces.page import shop
 from tests.traces.spans import request_of
@@ -58,7 +59,7 @@ def kept(config: TracesConfig) -> dict[str | None, int]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.05)
 

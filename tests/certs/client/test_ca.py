@@ -22,6 +22,7 @@ from tests.certs.fake_kube import FakeKube
 from tests.certs.forge import Forge
 from tests.certs.handshakes import shake
 from tests.certs.running_ca import CA_NAME, RunningCa, running_ca
+from tests.patience import PATIENCE_S
 
 POD = ("shop/api-1",)
 
@@ -35,14 +36,14 @@ async def run(client: CaClient) -> AsyncIterator[CaClient]:
         await stop(running)
 
 
-async def until(condition: Any, seconds: float = 10.0) -> None:
+async def until(condition: Any, seconds: float = PATIENCE_S) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)
 
 
 async def ready(client: CaClient) -> Svid:
-    await asyncio.wait_for(client.wait_ready(), 10)
+    await asyncio.wait_for(client.wait_ready(), PATIENCE_S)
     assert client.current is not None
     return client.current
 

@@ -20,6 +20,7 @@ from tests.certs.client.test_ca import until
 from tests.certs.fake_agent import FakeAgent, svid
 from tests.certs.forge import DEFAULT, BadLeaf, Forge, Pair
 from tests.certs.handshakes import shake
+from tests.patience import PATIENCE_S
 
 WANTED = WorkloadIdentity.parse(DEFAULT)
 OTHER = "spiffe://cluster.local/ns/prod/sa/db"
@@ -36,7 +37,7 @@ async def following(agent: FakeAgent) -> AsyncIterator[WorkloadApiSource]:
 
 
 async def ready(source: SvidSource) -> Svid:
-    await asyncio.wait_for(source.wait_ready(), 10)
+    await asyncio.wait_for(source.wait_ready(), PATIENCE_S)
     assert source.current is not None
     return source.current
 

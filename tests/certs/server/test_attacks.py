@@ -20,6 +20,7 @@ from certs.trust.svid import check_leaf
 from kit.clock import monotonic, utcnow
 from tests.certs.running_ca import RunningCa, running_ca
 from tests.certs.server.test_service import assert_opaque
+from tests.patience import PATIENCE_S
 
 Code = grpc.StatusCode
 
@@ -169,7 +170,7 @@ async def test_calls_of_one_identity_leave_room_for_others(tmp_path: Path) -> No
 
         ca.fake.wait = hold
         calls = [asyncio.ensure_future(ca.sign(token)) for token in crowd]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while len(ca.refused) < 6:
                 await asyncio.sleep(0.01)
         assert {r.reason for r in ca.refused} == {"in_flight_identity_per_source"}

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from tests.certs.fake_kube import FakeKube
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.netns
@@ -62,7 +63,7 @@ class Pod:
 
     async def ready(self) -> None:
         url = f"http://127.0.0.1:{self.health_port}/readyz"
-        async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(PATIENCE_S), aiohttp.ClientSession() as session:
             while True:
                 with contextlib.suppress(aiohttp.ClientConnectionError):
                     async with session.get(url) as answer:
@@ -100,7 +101,7 @@ async def test_it_starts_publishes_survives_a_kill_and_ends_with_0(
     fake.add_namespace("shop")
     async with program.started() as process:
         await program.ready()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while fake.bundle_in("shop") is None:
                 await asyncio.sleep(0.05)
         process.kill()
@@ -109,8 +110,8 @@ async def test_it_starts_publishes_survives_a_kill_and_ends_with_0(
         await program.ready()
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        log = (await asyncio.wait_for(process.stderr.read(), 15)).decode()
-        assert await asyncio.wait_for(process.wait(), 15) == 0
+        log = (await asyncio.wait_for(process.stderr.read(), PATIENCE_S)).decode()
+        assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
     assert "created the root" not in log
     assert fake.bundle_in("shop") == published
     assert "PRIVATE" not in log
@@ -125,7 +126,7 @@ async def test_a_secret_that_holds_no_ca_stops_it_with_one_clear_line(
         "data": {"tls.crt": "", "tls.key": ""},
     }
     async with program.started() as process:
-        _, log = await asyncio.wait_for(process.communicate(), 20)
+        _, log = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         assert process.returncode == 1
     assert "tls.key is not a PEM private key" in log.decode()
 

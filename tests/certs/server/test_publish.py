@@ -9,13 +9,14 @@ from certs.server.publish import BundlePublisher, keep_published
 from kit.kube import KubeError
 from kit.tasks import spawn, stop
 from tests.certs.fake_kube import FakeKube
+from tests.patience import PATIENCE_S
 
 PEM = "-----BEGIN CERTIFICATE-----\n"
 SYSTEM = "podlink-system"
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.01)
 

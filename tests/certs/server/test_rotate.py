@@ -22,6 +22,7 @@ from tests.certs.client.test_ca import ready, run, until
 from tests.certs.fake_kube import FakeKube
 from tests.certs.handshakes import shake
 from tests.certs.running_ca import RunningCa, running_ca
+from tests.patience import PATIENCE_S
 
 ORDERS = f"/api/v1/namespaces/podlink-system/configmaps/{ROTATION_CONFIG_MAP}"
 SECRET = "/api/v1/namespaces/podlink-system/secrets/podlink-ca"
@@ -248,7 +249,7 @@ async def test_a_ca_that_is_killed_at_any_step_goes_on_where_it_was(
                     await until_leaves_end(rotation.leaves_end)
                     give(fake, "advance", 100 + number, force=frozenset({"old_leaves"}))
                 dead = cut_down(ca, after_write) if number % 2 == 0 else asyncio.Event()
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE_S):
                     while not dead.is_set() and phase(ca) is seen[-1]:
                         await asyncio.sleep(0.02)
                 roots.add(ca.authority.bundle.roots)

@@ -23,6 +23,7 @@ from proto import ca_pb2
 from tests.certs.fake_kube import NODE_NAME, POD_NAME, POD_UID, FakeKube, review
 from tests.certs.requests import bad_requests, csr, greedy_csr
 from tests.certs.running_ca import CA_NAME, RunningCa, running_ca
+from tests.patience import PATIENCE_S
 
 Code = grpc.StatusCode
 TOKEN_REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
@@ -335,7 +336,7 @@ async def test_a_crowd_is_shed_and_served_within_seconds(ca: RunningCa) -> None:
                 shed += 1
                 await asyncio.sleep(backoff.next_s())
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*map(insist, tokens))
     assert {issuance.pod_name for issuance in ca.issued} == {f"pod-{n}" for n in range(120)}
     assert shed > 0, "the crowd was larger than the limit"

@@ -14,6 +14,7 @@ from certs.trust.bundle import TrustBundle
 from proto import ca_pb2
 from tests.certs.forge import Forge
 from tests.certs.running_ca import RunningCa
+from tests.patience import PATIENCE_S
 
 
 def grown(bundle: TrustBundle) -> TrustBundle:
@@ -30,17 +31,17 @@ async def watching(ca: RunningCa, token: str) -> AsyncIterator[Any]:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.01)
 
 
 async def test_the_bundle_comes_at_once_and_again_when_it_changes(ca: RunningCa) -> None:
     async with watching(ca, ca.fake.add_pod()) as call:
-        first = await asyncio.wait_for(call.read(), 5)
+        first = await asyncio.wait_for(call.read(), PATIENCE_S)
         assert (first.generation, list(first.root_der)) == (1, list(ca.authority.bundle.roots))
         ca.server.feed.publish(grown(ca.authority.bundle))
-        second = await asyncio.wait_for(call.read(), 5)
+        second = await asyncio.wait_for(call.read(), PATIENCE_S)
         assert (second.generation, len(second.root_der)) == (2, 2)
 
 

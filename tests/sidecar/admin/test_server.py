@@ -19,6 +19,7 @@ from sidecar.admin.server import AdminServer
 from sidecar.admin.tap import _WAITING, Tap
 from sidecar.pages import Answer, Request, as_json
 from sidecar.report import LinkRecord
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ async def ask(path: Path, request: bytes) -> bytes:
     got = b""
     with contextlib.suppress(ConnectionError):
         writer.write(request)
-        got = await asyncio.wait_for(reader.read(), 3)
+        got = await asyncio.wait_for(reader.read(), PATIENCE_S)
     writer.close()
     return got
 
@@ -163,7 +164,7 @@ async def test_the_tap_says_each_link_as_it_ends_and_what_was_missed(
         tap.report(record)
     lines = []
     while True:
-        lines.append(json.loads(await asyncio.wait_for(reader.readline(), 3)))
+        lines.append(json.loads(await asyncio.wait_for(reader.readline(), PATIENCE_S)))
         if "missed" in lines[-1]:
             break
     assert [line["source_port"] for line in lines[:2]] == [0, 1]
@@ -193,7 +194,7 @@ async def test_a_stream_ends_with_its_input_though_no_link_ends_meanwhile(
     while not tap._listeners:
         await asyncio.sleep(0.01)
     process.stdin.close()
-    assert await asyncio.wait_for(process.stdout.read(), 10) == b""
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.stdout.read(), PATIENCE_S) == b""
+    assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
     while tap._listeners:
         await asyncio.sleep(0.01)

@@ -14,6 +14,7 @@ from sidecar.dataplane.links.outbound import OutboundLink
 from sidecar.dataplane.links.splice import TunnelSplice
 from sidecar.report import LinkRecord
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.plans import GREETING, HEAD, Plan, read, reset, write
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, trust_from
 
@@ -110,7 +111,7 @@ class Chaos:
         trouble = asyncio.ensure_future(self._trouble())
         await asyncio.gather(*map(one, numbers))
         trouble.cancel()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while self.pair.near.plane.live or self.pair.far.plane.live:
                 await asyncio.sleep(0.02)
         self._account(numbers)

@@ -26,6 +26,7 @@ from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.directory import Answer, Found, Own, Workload
 from sidecar.report import LinkRecord
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 
 WEB = WorkloadIdentity("cluster.local", "shop", "web")
 API = WorkloadIdentity("cluster.local", "shop", "api")
@@ -59,7 +60,7 @@ class Side:
 
     async def record(self, count: int = 1) -> LinkRecord:
         """The `count`th record of this side, once it is there."""
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             while len(self.records) < count:
                 await asyncio.sleep(0.01)
         return self.records[count - 1]

@@ -23,6 +23,7 @@ from sidecar.dataplane.loop.listener import Listener
 from sidecar.dataplane.tunnels.handshake import Handshake
 from sidecar.directory import Gone, Workload
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, MakeSide, Side, StartPair, connected
 from tests.sidecar.dataplane.test_link import echo
 
@@ -63,7 +64,7 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def ends(reader: asyncio.StreamReader) -> bytes:
     with contextlib.suppress(ConnectionResetError):
-        return await asyncio.wait_for(reader.read(), 3)
+        return await asyncio.wait_for(reader.read(), PATIENCE_S)
     return b""
 
 
@@ -182,7 +183,7 @@ async def test_a_client_known_to_be_unmeshed_is_not_waited_for_when_the_server_s
     if known == "asked":
         monkeypatch.setattr(directory, "known", lambda key: None)
     reader, writer = await connected(gate.address)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE_S):
         assert await reader.readline() == b"220 ready\r\n"
     writer.close()
     await gate.side.record()

@@ -431,15 +431,16 @@ async def test_a_handshake_that_trickles_ends_at_its_deadline(
 ) -> None:
     monkeypatch.setattr(arrival, "TIMEOUT_S", 0.3)
     reader, writer = await asyncio.open_connection(*inbound_address(pair))
-    began = asyncio.get_running_loop().time()
+    sent = 0
     with contextlib.suppress(ConnectionError):
         for byte in b"\x16\x03\x01\x02\x00\x01" * 10:
+            sent += 1
             writer.write(bytes((byte,)))
             await writer.drain()
             await asyncio.sleep(0.05)
             if reader.at_eof():
                 break
         await reader.read()
-    assert asyncio.get_running_loop().time() - began < 3
+    assert sent < 60, "no byte starts the deadline anew"
     assert (await pair.far.record()).reason == "handshake_timeout"
     writer.close()

@@ -22,6 +22,7 @@ from sidecar.directory import EXTERNAL, Endpoint, Service, Workload
 from sidecar.wire.frames import DATA, END_FRAME, OPEN, PING_FRAME, encode
 from sidecar.wire.opening import Opening
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, Side, StartPair
 from tests.sidecar.dataplane.hostile import HANDSHAKE, KEY_UPDATE_REQUESTED, HostilePeer
 from tests.sidecar.dataplane.test_attacks import App, honest_link_works, inbound_address
@@ -55,7 +56,7 @@ def opening(port: int) -> bytes:
 
 
 async def until(true: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not true():
             await asyncio.sleep(0.01)
 
@@ -105,7 +106,7 @@ async def test_an_upstream_that_nobody_answers_to_is_not_looked_for_on_this_mach
     """To connect to "" is to connect to oneself: here the upstream's own listener, for ever."""
     pair.near.directory.entries["api.shop"] = found
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             reader, writer = await pair.client()
             writer.write(MARKER)
             assert await reader.read() == b""
@@ -278,7 +279,7 @@ async def test_what_comes_for_the_next_link_never_reaches_the_app_of_the_last_on
     writer.write(encode(DATA, body) + END_FRAME + opening(pair.app_port) + encode(DATA, MARKER))
     await asyncio.sleep(0.3)
     apps.read_now.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await reader.readexactly(4 + 24))[0] == 2
         assert (await reader.readexactly(4 + len(MARKER)))[4:] == MARKER
     await until(lambda: len(apps.first) >= filled + len(body))
@@ -310,13 +311,13 @@ async def test_a_tunnel_whose_last_link_had_a_slow_reader_serves_the_next(
     await asyncio.sleep(0.1)
     filled += fill(splice)  # the client has read some until it had enough
     splice.tunnel.resume()  # the last bytes and END come at once, and have to wait
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await reader.read())[filled:] == b"here"
     writer.close()
     await pair.near.record()
     reader, writer = await pair.client()
     writer.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert await reader.read() == b"here"
     writer.close()
     assert (await pair.near.record(2)).pooled
@@ -397,7 +398,7 @@ async def test_bytes_read_for_a_tunnel_are_not_lost_when_an_unmeshed_endpoint_ta
     )
     pair.near.plane.ejections.failed("127.0.0.1", pair.app_port, monotonic())
     theirs = said_before(pair.near, b"hello", pair.app_port)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert await asyncio.get_running_loop().sock_recv(theirs, 10) == b"ok"
     assert app.got == b"hello"
     theirs.close()

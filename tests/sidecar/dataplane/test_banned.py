@@ -9,6 +9,7 @@ from certs.trust.bans import Ban, Bans, Guard
 from certs.trust.svid import SvidChecker
 from sidecar.dataplane.links.arrival import Arrivals
 from sidecar.dataplane.revocation import cut_banned
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, Side, StartPair
 
 pytestmark = pytest.mark.attack_row(45)
@@ -30,12 +31,12 @@ def guard(side: Side) -> Guard:
 
 async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, word: bytes) -> bytes:
     writer.write(word)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         return await reader.read(100)
 
 
 async def is_cut(reader: asyncio.StreamReader) -> bool:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         try:
             return await reader.read(1) == b""
         except ConnectionError:
@@ -90,7 +91,7 @@ async def test_the_dialler_cuts_a_banned_acceptor_and_its_idle_tunnels(
     assert await say(reader, writer, b"open") == b"open"
     second[1].close()
     await pair.near.record()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not len(pair.near.plane.pool):
             await asyncio.sleep(0.01)
 

@@ -15,6 +15,7 @@ from sidecar.dataplane.links.splice import MAX_READ
 from sidecar.dataplane.tunnels.tunnel import MAX_CHUNK
 from sidecar.wire.opening import SHUTDOWN
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, StartPair, connected, trust_from
 from tests.sidecar.dataplane.test_link import echo
 
@@ -28,7 +29,7 @@ def descriptors() -> int:
 
 async def settled(pair: Pair) -> None:
     """Until no link lives on either side."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while pair.near.plane.live or pair.far.plane.live:
             await asyncio.sleep(0.02)
 
@@ -81,7 +82,7 @@ async def test_a_storm_of_resets_leaves_no_descriptor_and_no_link(
         await asyncio.sleep(0.01)
     await settled(pair)
     pair.near.plane.pool.drop_all()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while descriptors() > before:
             await asyncio.sleep(0.05)
     assert len(pair.near.records) == 2000
@@ -141,7 +142,7 @@ async def test_a_tunnel_whose_link_ended_slowly_serves_the_next_one(
         assert len(await reader.read()) == len(body)
         writer.close()
         await settled(pair)
-        assert await asyncio.wait_for(round_trip(pair), 2) == b"ok"
+        assert await asyncio.wait_for(round_trip(pair), PATIENCE_S) == b"ok"
 
 
 @pytest.mark.fault_row("half-close")
@@ -161,7 +162,7 @@ async def test_the_server_may_end_first_and_still_read_to_the_end(
     assert await reader.read() == b""
     writer.write(bytes(size))
     writer.write_eof()
-    assert await asyncio.wait_for(got.get(), 4) == size
+    assert await asyncio.wait_for(got.get(), PATIENCE_S) == size
     writer.close()
     await settled(pair)
     assert (await pair.near.record()).close == "fin"
@@ -280,6 +281,6 @@ async def test_a_reset_right_behind_the_data_is_never_told_as_an_end(
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.send(b"half of it")
     sock.close()  # before anybody has read that
-    assert await asyncio.wait_for(ended.get(), 3) == "reset"
+    assert await asyncio.wait_for(ended.get(), PATIENCE_S) == "reset"
     await settled(pair)
     assert (pair.near.records[0].close, pair.far.records[0].close) == ("reset", "reset")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import WEB, StartPair, connected
 from tests.sidecar.dataplane.test_faults import _patient
 from tests.sidecar.dataplane.test_memory import ROOT, far_process
@@ -47,7 +48,7 @@ async def round_trips(pair: Any, seconds: float) -> list[float]:
     while time.monotonic() < ends:
         began = time.monotonic()
         writer.write(b"hello")
-        assert await asyncio.wait_for(reader.readexactly(5), 30) == b"hello"
+        assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
         took.append(1000 * (time.monotonic() - began))
         await asyncio.sleep(0.01)
     writer.close()

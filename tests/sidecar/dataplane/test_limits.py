@@ -26,6 +26,7 @@ from sidecar.dataplane.loop.poller import poller_of
 from sidecar.dataplane.tunnels.inbound import InboundTunnel, InboundTunnels
 from sidecar.memory import MemoryWatch, limit_of_cgroup, used_bytes
 from sidecar.wire.opening import BUSY, DENIED
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import StartPair, connected
 
 Serve = Any
@@ -117,7 +118,7 @@ async def test_a_deadline_that_fires_late_looks_again_before_it_blames(
         time.sleep(0.8)  # noqa: ASYNC251 - the standstill
         # The other side waited for us; its answer comes once we have gone on.
         asyncio.get_running_loop().call_later(0.05, far.send, b"in time")
-        await asyncio.wait_for(heard, 2)
+        await asyncio.wait_for(heard, PATIENCE_S)
         await asyncio.sleep(0.3)
         assert late == []
         Deadline(poller, 0.05, lambda: late.append("on time"))
@@ -132,7 +133,7 @@ async def test_a_loop_that_is_always_late_still_ends_what_never_comes(
     monkeypatch.setattr(deadline, "SLACK_S", -1.0)
     over = asyncio.Event()
     Deadline(poller_of(asyncio.get_running_loop()), 0.01, over.set)
-    await asyncio.wait_for(over.wait(), 2)
+    await asyncio.wait_for(over.wait(), PATIENCE_S)
 
 
 # --- descriptors ------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ async def test_without_descriptors_accepting_rests_then_turns_away_and_recovers(
     waiting.setblocking(False)
     waiting.connect_ex(address)
     began = time.process_time()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not it.shed:
             await asyncio.sleep(0.02)
     assert time.process_time() - began < 0.5, "it spins"
@@ -179,7 +180,7 @@ async def test_without_descriptors_accepting_rests_then_turns_away_and_recovers(
     for fd in hoard:
         os.close(fd)
     again = socket.create_connection(address)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not any(each.getpeername() == again.getsockname() for each in taken):
             await asyncio.sleep(0.02)
     it.close()
@@ -201,7 +202,7 @@ async def test_new_links_are_shed_while_memory_is_short_and_open_ones_live_on(
 
     pair = start_pair(await serve(echo))
     reader, writer = await connected(pair.upstream, b"before")
-    assert await asyncio.wait_for(reader.readexactly(6), 3) == b"before"
+    assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"before"
     told: list[bool] = []
     used = [50]
     watch = MemoryWatch(asyncio.get_running_loop(), 100, told.append, lambda: used[0])
@@ -213,15 +214,15 @@ async def test_new_links_are_shed_while_memory_is_short_and_open_ones_live_on(
     pair.far.plane.shedding = True
     late, refused = await connected(pair.upstream, b"during")
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await asyncio.wait_for(late.readexactly(6), 3)
+        await asyncio.wait_for(late.readexactly(6), PATIENCE_S)
     assert pair.far.plane.turned_away == {"memory": 1}
     assert pair.far.plane.handshakes._results == {("destination", "ok"): 1}, "none was paid for it"
     writer.write(b"still")
-    assert await asyncio.wait_for(reader.readexactly(5), 3) == b"still"
+    assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"still"
     pair.far.plane.shedding = False
     pair.near.plane.ejections.worked("127.0.0.1", pair.inbound_port)
     after, last = await connected(pair.upstream, b"after!")
-    assert await asyncio.wait_for(after.readexactly(6), 3) == b"after!"
+    assert await asyncio.wait_for(after.readexactly(6), PATIENCE_S) == b"after!"
     for each in (writer, refused, last):
         each.close()
 
@@ -255,14 +256,14 @@ async def test_a_peer_that_floods_handshakes_is_slowed_and_others_are_not(
     assert plane.handshake_rate.take("127.0.0.1", plane.now()), "the burst is used up"
     reader, refused = await connected(pair.upstream)
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await asyncio.wait_for(reader.readexactly(5), 3)
+        await asyncio.wait_for(reader.readexactly(5), PATIENCE_S)
     refused.close()
     assert plane.turned_away["handshakes_per_source"] >= 1
     assert plane.handshake_rate.take("127.0.0.2", plane.now())
     plane.handshake_rate = Buckets(0.0, 1.0)  # as after a while
     pair.near.plane.ejections.worked("127.0.0.1", pair.inbound_port)
     reader, writer = await connected(pair.upstream)
-    assert await asyncio.wait_for(reader.readexactly(5), 3) == b"hello"
+    assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
     writer.close()
 
 
@@ -276,12 +277,12 @@ async def test_over_the_limit_of_links_the_far_side_says_busy(
     pair = start_pair(await serve(silent))
     pair.far.plane.limits = Limits(links=1)
     _, first = await connected(pair.upstream)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not pair.far.plane.live:
             await asyncio.sleep(0.01)
     reader, second = await connected(pair.upstream)
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await asyncio.wait_for(reader.readexactly(1), 3)
+        await asyncio.wait_for(reader.readexactly(1), PATIENCE_S)
     record = await pair.far.record()
     assert (record.verdict, record.reason) == ("failed", "overloaded")
     assert BUSY != DENIED

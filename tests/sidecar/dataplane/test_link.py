@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from policy.rules import PolicySet
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import StartPair
 
 Serve = Any
@@ -70,7 +71,7 @@ async def test_a_server_that_speaks_first_is_heard_at_once(
 
     pair = start_pair(await serve(greet))
     reader, writer = await pair.client()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         assert await reader.readline() == b"220 ready\r\n"
     writer.close()
     await pair.near.record()
@@ -187,7 +188,7 @@ async def test_a_client_reset_becomes_a_reset_at_the_app(
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         assert await seen.get() == "reset"
     assert (await pair.near.record()).close == "reset"
     assert (await pair.far.record()).close == "reset"

@@ -14,6 +14,7 @@ import pytest
 
 from sidecar.dataplane.links.outbound import OutboundLink
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, StartPair, connected
 from tests.sidecar.dataplane.test_faults import _patient
 
@@ -36,7 +37,7 @@ class Far:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(b"\n")
         said: dict[str, Any] = json.loads(
-            await asyncio.wait_for(self.process.stdout.readline(), 20)
+            await asyncio.wait_for(self.process.stdout.readline(), PATIENCE_S)
         )
         return said
 
@@ -61,12 +62,12 @@ async def far_process(forge: Forge, **settings: str) -> AsyncIterator[Far]:
     }
     try:
         process.stdin.write(json.dumps(told).encode() + b"\n")
-        said = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+        said = json.loads(await asyncio.wait_for(process.stdout.readline(), PATIENCE_S))
         yield Far(process, said["port"])
     finally:
         process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), 10)
+            await asyncio.wait_for(process.wait(), PATIENCE_S)
         except TimeoutError:
             process.kill()
             await process.wait()
@@ -109,7 +110,7 @@ async def test_under_a_real_limit_links_are_shed_and_the_process_lives(
                 assert len(opened) < 5000, "nothing is shed"
                 reader, writer = await connected(pair.upstream, b"hello")
                 try:
-                    assert await asyncio.wait_for(reader.readexactly(5), 10) == b"hello"
+                    assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
                     opened.append((reader, writer))
                 except ConnectionResetError:  # at once, and never a silence
                     writer.close()
@@ -122,10 +123,10 @@ async def test_under_a_real_limit_links_are_shed_and_the_process_lives(
             print(f"{len(opened)} links, then shed at {state['used'] >> 10} KiB of {limit >> 10}")
             for reader, writer in opened:
                 writer.write(b"still")
-                assert await asyncio.wait_for(reader.readexactly(5), 10) == b"still"
+                assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"still"
             for _, writer in opened:
                 writer.close()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while pair.near.plane.live:
                     await asyncio.sleep(0.05)
                 pair.near.plane.pool.drop_all()
@@ -133,7 +134,7 @@ async def test_under_a_real_limit_links_are_shed_and_the_process_lives(
                     await asyncio.sleep(0.2)
             pair.near.plane.ejections.worked("127.0.0.1", far.port)
             reader, writer = await connected(pair.upstream, b"again")
-            assert await asyncio.wait_for(reader.readexactly(5), 10) == b"again"
+            assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"again"
             writer.close()
         finally:
             for link in list(pair.near.plane.live):

@@ -10,6 +10,7 @@ from sidecar.dataplane.revocation import addresses_left, leave_the_gone
 from sidecar.dataplane.tunnels import acquire as obtain
 from sidecar.directory import EXTERNAL, Endpoint, Found, Gone, Service, Workload
 from sidecar.wire.frames import GOAWAY_FRAME, PING, PONG_FRAME
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, Captured, Pair, Side, StartPair
 from tests.sidecar.dataplane.test_faults import RESET, _patient
 from tests.sidecar.dataplane.test_outbound import HELD, Start, near, start
@@ -24,7 +25,7 @@ async def link(side: Side, captured: Captured) -> None:
     count = len(side.records)
     reader, writer = await captured(side, "127.96.0.9", 80, HELD)
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 3) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     writer.close()
     await side.record(count + 1)
 
@@ -102,7 +103,7 @@ async def test_an_app_that_ends_while_a_tunnel_is_asked_leaves_nothing_behind(
     await start(peer)
     await link(near, captured)
     await captured(near, "127.96.0.9", 80, HELD)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not near.plane.live:
             await asyncio.sleep(0.01)
     (waiting,) = near.plane.live
@@ -173,7 +174,7 @@ async def test_a_plaintext_link_outward_notices_a_server_that_vanished(
 ) -> None:
     near.plane.cluster_networks = ()
     _, writer = await captured(near, "127.0.0.1", await serve(_patient))
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not any(one._splice for one in near.plane.live):  # type: ignore[attr-defined]
             await asyncio.sleep(0.01)
     (one,) = near.plane.live

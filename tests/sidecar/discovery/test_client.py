@@ -17,6 +17,7 @@ from sidecar.directory import EXTERNAL, Found, Gone, Own, Service, Workload
 from sidecar.discovery import client as module
 from sidecar.discovery.client import RegistryClient
 from sidecar.discovery.translate import policy_set
+from tests.patience import PATIENCE_S
 from tests.registry.objects import endpoint, pod, service, slice_of
 from tests.registry.test_service import WEB_POD, Registry, registry
 
@@ -43,10 +44,10 @@ class Sidecar:
     async def ask(self, key: str) -> Found | None:
         answer: asyncio.Future[Found | None] = asyncio.get_running_loop().create_future()
         self.client.ask(key, answer.set_result)
-        return await asyncio.wait_for(answer, 2)
+        return await asyncio.wait_for(answer, PATIENCE_S)
 
     async def until(self, key: str, kind: type) -> Any:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             while not isinstance(found := self.client.known(key), kind):
                 await asyncio.sleep(0.01)
         return found
@@ -74,7 +75,7 @@ def patient_but_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ready(it: Sidecar) -> None:
-    await asyncio.wait_for(it.client.ready.wait(), 3)
+    await asyncio.wait_for(it.client.ready.wait(), PATIENCE_S)
 
 
 async def test_pods_services_and_strangers_are_answered_and_kept() -> None:
@@ -113,7 +114,7 @@ async def test_while_the_registry_is_away_answers_stay_and_new_questions_end_in_
         await ready(sidecar)
         known = await sidecar.ask("10.0.0.7")
         await it.server.stop(grace_s=0)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             while sidecar.client.connected:
                 await asyncio.sleep(0.01)
         assert await sidecar.ask("10.0.0.7") == known
@@ -145,14 +146,14 @@ async def test_when_a_replica_dies_another_goes_on_where_it_stood_and_nothing_is
             replicas.pop(0)
             await dying.server.stop(grace_s=0)
             assert sidecar.client.known("10.0.0.7") == known, "it is in force all the while"
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(PATIENCE_S):
                 while not sidecar.client.connected or len(sidecar.channels) < 2:
                     assert sidecar.client.known("10.0.0.7") == known
                     await asyncio.sleep(0.01)
             # The other replica has not had to say it again; what changes there is told.
             assert sidecar.client.known("10.0.0.7") is known
             living.api.put(PODS, pod("api", "10.0.0.7", account="other"))
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(PATIENCE_S):
                 while sidecar.client.known("10.0.0.7") == known:
                     await asyncio.sleep(0.01)
 
@@ -263,7 +264,7 @@ async def test_a_question_that_the_registry_does_not_answer_is_asked_again(
         answers: list[Found | None] = []
         for _ in range(3):
             sidecar.client.ask("10.0.0.7", answers.append)
-        async with asyncio.timeout(4.5):
+        async with asyncio.timeout(PATIENCE_S):
             while len(answers) < 3:
                 await asyncio.sleep(0.01)
     assert answers == [EXTERNAL] * 3, "all who waited, once each"
@@ -276,7 +277,7 @@ async def test_asking_anew_brings_the_answer_of_now_and_else_what_was_known() ->
         old = await sidecar.until("10.0.0.7", Workload)
         answers: list[Found | None] = []
         sidecar.client.ask_anew("10.0.0.7", answers.append)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             while not answers:
                 await asyncio.sleep(0.01)
         assert answers == [old], "a registry that says nothing takes nothing away"
@@ -323,7 +324,7 @@ def _ips(sidecar: Sidecar) -> list[str]:
 
 
 async def _until_ips(sidecar: Sidecar, ips: list[str]) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while _ips(sidecar) != ips:
             await asyncio.sleep(0.01)
 
@@ -333,7 +334,7 @@ async def test_endpoints_outlive_a_new_stream_that_knows_of_none_for_a_while(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with scripted_by(Relisting(_service("10.0.0.7"), _service())) as sidecar:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             while "a service without endpoints after a new stream" not in caplog.messages:
                 await asyncio.sleep(0.01)
         assert _ips(sidecar) == ["10.0.0.7"]
@@ -378,7 +379,7 @@ async def test_settings_that_are_not_understood_leave_the_old_ones(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with scripted(says("deny"), says("perhaps"), says("allow-all")) as sidecar:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             while len(sidecar.settings) < 2:
                 await asyncio.sleep(0.01)
         assert [s.mesh_default for s in sidecar.settings] == ["deny", "allow-all"]
@@ -389,7 +390,7 @@ async def test_a_pod_is_not_ready_on_settings_that_it_does_not_understand(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with scripted(says("perhaps")) as sidecar:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             while "settings not understood, the old ones stay" not in caplog.messages:
                 await asyncio.sleep(0.01)
         assert sidecar.client.connected

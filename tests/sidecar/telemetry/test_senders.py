@@ -15,6 +15,7 @@ from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.telemetry.senders import GrpcSender, HttpSender, SendFailed
 from tests.certs.forge import Forge, Pair
+from tests.patience import PATIENCE_S
 from tests.sidecar.telemetry.collectors import black_hole, collecting, nobody
 from tests.sidecar.telemetry.records import denied, outbound
 from tests.traces.process import StoreProcess
@@ -194,9 +195,11 @@ async def test_one_byte_at_a_time_silence_and_nobody_end_at_the_time_out() -> No
                     await sender.send(payload_of(outbound()) * 1000)
                 assert failed.value.transient
                 await sender.close()
-            exporter = LinkExporter(replace(HTTP, endpoint=silent, close_timeout_s=0.5))
+            exporter = LinkExporter(
+                replace(HTTP, endpoint=silent, timeout_s=3600.0, close_timeout_s=0.5)
+            )
             exporter.start()
             exporter.report(outbound())
-            async with asyncio.timeout(4):
+            async with asyncio.timeout(PATIENCE_S):
                 await exporter.close()
             assert exporter.stats()["dropped_export"] == 1

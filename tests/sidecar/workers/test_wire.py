@@ -13,6 +13,7 @@ from sidecar.report import LinkRecord, RequestRecord
 from sidecar.workers import wire as w
 from sidecar.workers.directory import WorkerDirectory
 from sidecar.workers.wire import Wire, pack_record, unpack_record
+from tests.patience import PATIENCE_S
 
 VALUES = {
     str: st.text(max_size=20),
@@ -78,7 +79,7 @@ async def test_messages_arrive_whole_and_in_order_whatever_the_pieces() -> None:
     for at in range(0, len(stream), 999):
         await loop.sock_sendall(far, stream[at : at + 999])
     far.close()
-    await asyncio.wait_for(over.wait(), 3)
+    await asyncio.wait_for(over.wait(), PATIENCE_S)
     assert heard == sent
 
 
@@ -88,7 +89,7 @@ async def test_a_message_beyond_all_measure_ends_the_wire() -> None:
     wire = Wire(lambda kind, body: None, over.set)
     await wire.open(near)
     far.sendall(w._HEAD.pack((64 << 20) + 1, w.RECORD))
-    await asyncio.wait_for(over.wait(), 3)
+    await asyncio.wait_for(over.wait(), PATIENCE_S)
     far.close()
 
 
