@@ -14,7 +14,7 @@ from kit.contract import DEFAULT_TRUST_DOMAIN
 from kit.kube import Kube, KubeError, Object
 from kit.ports import PortSet
 from policy.linkpolicy import GROUP, PLURAL, VERSION
-from policy.rules import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
+from policy.rules import Policy, PolicySet, Rule, Source
 from proto import registry_pb2 as pb
 from registry.answers import Answers
 from registry.facts import (
@@ -183,10 +183,6 @@ def read_in_force(page: Mapping[str, Any]) -> PolicySet:
         )
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"the admin page /policy has another form: {e!r}") from e
-
-
-def is_known_default(in_force: PolicySet) -> bool:
-    return in_force.mesh_default in MESH_DEFAULTS
 
 
 def as_ip(text: str) -> str:

@@ -8,6 +8,7 @@ import sys
 
 from kit.logs import start_logging
 from kit.settings import Settings
+from kit.tasks import TaskDied
 from kit.undumpable import forbid_dumps
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
@@ -32,6 +33,9 @@ def main() -> None:
             runner.run(_run(config, telemetry))
     except OSError as e:
         _log.error("cannot start", extra={"error": str(e)})
+        sys.exit(1)
+    except TaskDied as e:
+        _log.error("stopping: the proxy cannot go on", extra={"error": str(e)})
         sys.exit(1)
 
 

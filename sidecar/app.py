@@ -9,13 +9,13 @@ SIGTERM after the app has ended).
 import asyncio
 import logging
 import signal
-from typing import Final
+from typing import Any, Final
 
 from certs.client.rpc import RenewingChannel
 from certs.client.source import SvidSource
 from kit.clock import monotonic
 from kit.contract import HEALTH_PORT, PROBE_PATH
-from kit.tasks import spawn, stop
+from kit.tasks import spawn, stop, vital_task_died
 from proto import registry_pb2 as pb
 from sidecar.admin import pages
 from sidecar.admin.server import AdminServer
@@ -103,7 +103,11 @@ class Sidecar:
         return Crew(self._config, registry, registry.all, report, requests)
 
     async def run_until_signalled(self) -> None:
-        """Start, serve until SIGTERM or SIGINT, drain and end."""
+        """Start, serve until SIGTERM or SIGINT, drain and end.
+
+        Raises OSError if it cannot listen, and TaskDied if a task fails that it cannot do without: the
+        kubelet starts the container again.
+        """
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stopping.set)
@@ -115,15 +119,20 @@ class Sidecar:
         self._source.subscribe(self._carriers.svid_came)
         self._source.subscribe(self._exporter.svid_came)
         self._source.subscribe_bans(self._carriers.bans_came)
-        working = [
-            spawn(self._source.run(), name="certificates"),
-            spawn(self._talk_to_registry(), name="registry"),
-            spawn(self._settle(), name="settle"),
+        working: list[asyncio.Task[Any]] = [
+            spawn(self._source.run(), name="certificates", vital=True),
+            spawn(self._talk_to_registry(), name="registry", vital=True),
+            spawn(self._settle(), name="settle", vital=True),
         ]
         if self._capture is not None:
-            working.append(spawn(self._capture.run(), name="capture canary"))
+            working.append(spawn(self._capture.run(), name="capture canary", vital=True))
+        signalled = spawn(stopping.wait(), name="wait for a signal")
+        dead = spawn(vital_task_died(), name="wait for a failed task")
+        working += [signalled, dead]
         try:
-            await stopping.wait()
+            await asyncio.wait({signalled, dead}, return_when=asyncio.FIRST_COMPLETED)
+            if dead.done():
+                raise dead.result()
             stopping.clear()  # a second signal ends the wait for open links
             await self._carriers.drain(stopping)
         finally:

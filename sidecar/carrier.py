@@ -129,13 +129,13 @@ class Carrier:
     def _captured(self, sock: socket.socket, ip: str, port: int) -> None:
         if limit := self.plane.full():
             return self.plane.turn_away(sock, limit)
-        return OutboundLink(self.plane, sock, ip, port).start_redirected()
+        return self._poller.call(OutboundLink(self.plane, sock, ip, port).start_redirected)
 
     def _asked_for(self, upstream: Upstream, sock: socket.socket, ip: str, port: int) -> None:
         if limit := self.plane.full():
             return self.plane.turn_away(sock, limit)
         link = OutboundLink(self.plane, sock, ip, port)
-        return link.start_upstream(upstream.key, upstream.port)
+        return self._poller.call(link.start_upstream, upstream.key, upstream.port)
 
     def _memory_changed(self, short: bool) -> None:
         self.plane.shedding = short

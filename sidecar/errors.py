@@ -142,6 +142,13 @@ class RegistryUnavailable(LocalError):
 
 
 class Bug(SidecarError):
-    """Our own code reached a state it promised never to reach."""
+    """Our own code failed. The link that it served ends by that, and no other."""
 
     reason = "bug"
+
+    @classmethod
+    def of(cls, error: Exception) -> SidecarError:
+        """What a callback raised, as the end of the link it served."""
+        if isinstance(error, SidecarError):
+            return error
+        return cls(f"podlink's own code failed: {type(error).__name__} (the proxy's log has more)")

@@ -1,11 +1,12 @@
-"""Fills the record of a link on the acceptor's side, from what was checked there."""
+"""Fills the records of links: on the acceptor's side from what was checked there, on both at a cut."""
 
 from policy.judge import Permit
 from sidecar.dataplane.plane import Plane
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.directory import Workload
-from sidecar.errors import Denied, SidecarError
+from sidecar.errors import Denied, PeerBanned, PeerLost, SidecarError
 from sidecar.report import LinkRecord
+from sidecar.wire.opening import CUT_AT_EXPIRY, CUT_BY_BAN, RESETS, SHUTDOWN
 
 
 def new_record(plane: Plane, peer: tuple[str, int], to: tuple[str, int]) -> LinkRecord:
@@ -32,6 +33,17 @@ def describe_peer(record: LinkRecord, tunnel: Tunnel) -> None:
     record.peer_serial, record.peer_sha256 = peer.serial, peer.sha256
     record.peer_not_after = int(peer.not_after.timestamp())
     record.direct, record.tls_cipher = tunnel.direct, tunnel.cipher
+
+
+def error_of_cut(code: int) -> SidecarError:
+    """Why a link that no app has heard of yet was cut; `code` is that of its RESET."""
+    if code == CUT_BY_BAN:
+        return PeerBanned("the peer was banned before the link was open")
+    if code == CUT_AT_EXPIRY:
+        return PeerLost("the tunnel's certificates ended before the link was open")
+    if code == SHUTDOWN:
+        return PeerLost("the proxy stopped before the link was open")
+    return PeerLost(f"the link was cut before it was open ({RESETS.get(code, code)})")
 
 
 def explain(record: LinkRecord, error: SidecarError) -> None:

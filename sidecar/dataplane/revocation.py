@@ -23,7 +23,7 @@ def reauthorise(plane: Plane) -> int:
     for link in list(plane.live):
         error = _objection(plane, link)
         if error is not None:
-            link.deny(error)
+            plane.poller.call(link.deny, error)
             cut += 1
     return cut
 
@@ -52,7 +52,7 @@ def cut_banned(plane: Plane, tunnels: InboundTunnels, bans: Bans) -> int:
     cut = 0
     for link in list(plane.live):
         if link.peer is not None and bans.covers(link.peer) is not None:
-            link.cut(CUT_BY_BAN, "banned")
+            plane.poller.call(link.cut, CUT_BY_BAN, "banned")
             cut += 1
     plane.pool.drop_where(lambda tunnel: bans.covers(tunnel.peer) is not None)
     for tunnel in list(tunnels):

@@ -36,6 +36,9 @@ class Sweep:
         self._timer = self._plane.poller.call_later(EVERY_S, self._round)
         self.look()
 
+    def broken(self, error: Exception) -> None:
+        """A round failed; the next one is due already."""
+
     def look(self) -> None:
         """One round, now."""
         plane = self._plane
@@ -44,17 +47,17 @@ class Sweep:
         late, self._due = now - self._due > _STOOD_STILL_S, now + EVERY_S
         for link in list(plane.live):
             if not late:
-                link.look(now)
+                plane.poller.call(link.look, now)
             ends = link.tunnel_expires_at
             if ends is not None and ends <= now:
-                link.cut(CUT_AT_EXPIRY, "expired")
+                plane.poller.call(link.cut, CUT_AT_EXPIRY, "expired")
             elif link not in self._told and now_ns - link.record.start_ns > TOLD_AFTER_NS:
                 self._told.add(link)
                 told = copy.copy(link.record)
                 told.still_open = True
                 told.bytes_sent, told.bytes_received = link.moved
                 told.end_ns = now_ns
-                plane.report(told)
+                plane.poller.call(plane.report, told)
         self._thin_out()
         for tunnel in list(self._arrivals.tunnels):
             tunnel.look()

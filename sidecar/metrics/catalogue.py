@@ -77,6 +77,12 @@ TURNED_AWAY = Metric(
     "Connections and links that were closed unheard because a limit was reached, by limit.",
     ("limit",),
 )
+INTERNAL_ERRORS = Metric(
+    "podlink_internal_errors_total",
+    "counter",
+    "How often podlink's own code failed; each ends one link or connection alone. "
+    "Above 0 is a bug: report it.",
+)
 ACCEPT_PAUSES = Metric(
     "podlink_accept_pauses_total",
     "counter",

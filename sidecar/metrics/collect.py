@@ -42,6 +42,7 @@ def of_carrier(carrier: Carrier) -> list[Family]:
         *carrier.meter.families(plane.live),
         *plane.handshakes.families(),
         Family(c.TURNED_AWAY, {(limit,): n for limit, n in _turned_away(carrier).items()}),
+        one(c.INTERNAL_ERRORS, plane.poller.bugs),
         one(c.ACCEPT_PAUSES, carrier.accept_pauses),
         Family(c.TUNNELS, tunnels),
         one(c.STRANGERS, arrivals.strangers),

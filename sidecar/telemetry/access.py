@@ -108,7 +108,7 @@ class AccessLog:
 
     def start(self) -> None:
         if self._on and self._task is None:
-            self._task = spawn(self._run(), name="access-log")
+            self._task = spawn(self._run(), name="access-log", vital=True)
 
     async def close(self) -> None:
         """Write what waits, for a second at most."""

@@ -163,7 +163,7 @@ class LinkExporter:
         """Start exporting, in the running loop. Without an endpoint this does nothing."""
         if self._enabled and self._task is None:
             self._started_ns = self._clock_ns()
-            self._task = spawn(self._run(), name="span-exporter")
+            self._task = spawn(self._run(), name="span-exporter", vital=True)
 
     async def close(self) -> None:
         """Send what is left, within `close_timeout_s` whatever the collector does, and stop."""

@@ -47,7 +47,6 @@ class _Head:
     first: bytes
     length: int | None = None
     chunked: bool = False
-    other_coding: bool = False
     traceparents: list[str] = field(default_factory=list)
     size: int = 0
 
@@ -63,11 +62,12 @@ class _Half:
     def __init__(self, headed: Callable[[_Head], bool], body_ends: Callable[[], None]) -> None:
         self._headed, self._body_ends = headed, body_ends
         self._state, self._then, self._left = _START, _START, 0
-        self._line = b""
+        self._line = bytearray()
         self._head = _Head(b"")
 
     def feed(self, view: memoryview) -> None:
         at, size = 0, len(view)
+        copied, start = b"", 0  # what is searched for lines, and where it begins: one copy of all
         while at < size:
             if self._state == _BODY:
                 step = min(self._left, size - at)
@@ -80,16 +80,18 @@ class _Half:
                 continue
             if self._state == _REST:
                 return
-            piece = bytes(view[at : at + MAX_HEAD])
-            end = piece.find(b"\n")
+            if at >= start + len(copied):
+                copied, start = bytes(view[at : at + MAX_HEAD]), at
+            end = copied.find(b"\n", at - start)
+            stop = end if end >= 0 else len(copied)
+            self._line += copied[at - start : stop]
+            if len(self._line) > MAX_HEAD:
+                raise NotFollowed("a line is too long")
+            at = start + stop + (end >= 0)
             if end < 0:
-                self._line += piece
-                at += len(piece)
-                if len(self._line) > MAX_HEAD:
-                    raise NotFollowed("a line is too long")
                 continue
-            line, self._line = self._line + piece[:end], b""
-            at += end + 1
+            line = bytes(self._line)
+            self._line.clear()
             self._take(line[:-1] if line.endswith(b"\r") else line)
 
     def _take(self, line: bytes) -> None:

@@ -62,7 +62,7 @@ class Crew:
 
     async def start(self) -> None:
         self._keepers = [
-            spawn(self._keep(number), name=f"worker {number}")
+            spawn(self._keep(number), name=f"worker {number}", vital=True)
             for number in range(self._config.workers)
         ]
         async with asyncio.timeout(_STARTED_WITHIN_S):

@@ -22,6 +22,7 @@ from sidecar.dataplane.tunnels.inbound import InboundTunnel, InboundTunnels
 from sidecar.dataplane.tunnels.tunnel import RECORD, Tunnel
 from sidecar.directory import EXTERNAL, Found, Gone, Workload
 from sidecar.errors import (
+    Bug,
     Denied,
     HandshakeTimeout,
     NotReady,
@@ -62,7 +63,7 @@ class Arrivals:
         arrival = Arrival(self, sock, ip, port, source)
         self._strangers[arrival] = None
         self._strangers_of.setdefault(source, {})[arrival] = None
-        return arrival.start()
+        return plane.poller.call(arrival.start)
 
     def _make_room(self, newcomers: int) -> None:
         """The longest waiting stranger goes, of the source that has most if that has more than the
@@ -70,6 +71,9 @@ class Arrivals:
         self.plane.count_turned_away("strangers")
         heaviest = max(self._strangers_of.values(), key=len)
         next(iter(heaviest if len(heaviest) > newcomers else self._strangers)).give_way()
+
+    def __contains__(self, arrival: "Arrival") -> bool:
+        return arrival in self._strangers
 
     @property
     def strangers(self) -> int:
@@ -133,7 +137,9 @@ class Arrival:
             # A stranger that waits for the server to speak first must not be waited for.
             known = self._plane.directory.known(self._ip)
             if known is None and self._plane.in_cluster(self._ip):
-                self._plane.directory.ask(self._ip, self._source_known)
+                self._plane.directory.ask(
+                    self._ip, lambda found: self._plane.poller.call(self._source_known, found)
+                )
             else:
                 self._source_known(known if known is not None else EXTERNAL)
         return None
@@ -248,6 +254,14 @@ class Arrival:
 
     # --- the end ----------------------------------------------------------------------------
 
+    def broken(self, error: Exception) -> None:
+        """Our own code failed: the connection ends, alone."""
+        if self in self._arrivals:
+            handshake = self._handshake
+            if handshake is not None:
+                handshake.abandon()
+            self._turn_away(Bug.of(error))
+
     def give_way(self) -> None:
         """Close without a word, whatever it waits for: somebody else needs the place."""
         if self._handshake is not None:
@@ -268,7 +282,7 @@ class Arrival:
 
     def _report(self, error: SidecarError) -> None:
         record = self._record()
-        record.verdict = "denied"
+        record.verdict = "failed" if isinstance(error, Bug) else "denied"
         explain(record, error)
         record.end_ns, record.close = self._plane.unix_ns(), "refused"
         if record.source_pod:
@@ -276,7 +290,9 @@ class Arrival:
         if not self._plane.in_cluster(self._ip):
             return self._name(record, EXTERNAL)
         # Whoever reviews this wants a name. It changes nothing for the link, which is over.
-        return self._plane.directory.ask(self._ip, lambda found: self._name(record, found))
+        return self._plane.directory.ask(
+            self._ip, lambda found: self._plane.poller.call(self._name, record, found)
+        )
 
     def _name(self, record: LinkRecord, found: Found | None) -> None:
         if isinstance(found, Workload) and found.name:

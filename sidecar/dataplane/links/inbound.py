@@ -11,23 +11,27 @@ from typing import Final
 from certs.trust.facts import LeafFacts
 from policy.judge import Permit
 from sidecar.authorise import authorise
+from sidecar.dataplane.links.held import Held
 from sidecar.dataplane.links.http_splice import HttpSplice
+from sidecar.dataplane.links.phases import Phase, advance
 from sidecar.dataplane.links.splice import TunnelSplice
 from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Connect
-from sidecar.dataplane.records import describe_peer, explain, new_record, permitted
+from sidecar.dataplane.records import describe_peer, error_of_cut, explain, new_record, permitted
 from sidecar.dataplane.tunnels.inbound import InboundTunnel
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import (
     AppUnreachable,
+    Bug,
     Denied,
     NotReady,
     Overloaded,
     OwnPort,
+    PeerBanned,
     PeerLost,
     SidecarError,
 )
 from sidecar.sockets import loopback_of
-from sidecar.wire.frames import ACCEPT, REFUSE
+from sidecar.wire.frames import ACCEPT, REFUSE, RESET
 from sidecar.wire.opening import (
     BAD_PORT,
     BUSY,
@@ -46,20 +50,24 @@ _SETTLE_POLL_S: Final = 0.05
 
 
 class InboundLink:
-    """One link on its acceptor's side."""
+    """One link on its acceptor's side.
 
-    __slots__ = ("_connect", "_keeper", "_permit", "_plane", "_splice", "record", "tunnel")
+    JUDGING: policy is asked, or waited for. CONNECTING: `_connect` goes to the app, and the tunnel's
+    frames are held. OPEN: `_splice` moves bytes.
+    """
+
+    __slots__ = ("_connect", "_keeper", "_permit", "_plane", "_splice", "phase", "record", "tunnel")
 
     def __init__(self, keeper: InboundTunnel, tunnel: Tunnel) -> None:
         self._keeper, self._plane, self.tunnel = keeper, keeper.plane, tunnel
+        self.phase = Phase.JUDGING
         self._connect: Connect | None = None
         self._splice: TunnelSplice | None = None
         self._permit: Permit | None = None
         self.record = new_record(self._plane, (tunnel.peer_ip, tunnel.peer_port), keeper.to)
 
-    def open(self, payload: bytes) -> None:
-        """The payload of OPEN came; raises ProtocolViolation if it is malformed."""
-        opening = Opening.decode(payload)
+    def open(self, opening: Opening) -> None:
+        """OPEN came."""
         plane, tunnel, record = self._plane, self.tunnel, self.record
         record.trace_id, record.parent_span_id = opening.trace_id, opening.span_id
         record.service, record.endpoint_choice = opening.claimed_service, opening.claimed_choice
@@ -83,14 +91,14 @@ class InboundLink:
             )
         record.destination_port = opening.port
         if plane.unsettled:
-            self.tunnel.user = _Held(self)
+            self._hold()
             return self._wait_to_judge(opening.port, plane.now() + SETTLE_S)
         return self._judge(opening.port)
 
     def _wait_to_judge(self, port: int, until: float) -> None:
         """We have just started: what is in force here will be known in a moment."""
         plane = self._plane
-        if self not in plane.live:
+        if self.phase is not Phase.JUDGING:
             return None  # the dialler did not wait
         if not plane.unsettled:
             return self._judge(port)
@@ -121,10 +129,10 @@ class InboundLink:
     def _connect_app(self, permit: Permit) -> None:
         """To the address that was dialled, then to loopback if the app declares the port: it may
         listen there alone."""
+        self.phase = advance(self.phase, Phase.CONNECTING)
         ip = self._keeper.to[0]
         connect = Connect(self._plane, ip, permit.port, APP_TIMEOUT_S, self._app_answered)
-        if connect.pending:
-            self._hold(connect)
+        self._await(connect)
 
     def _app_answered(self, sock: socket.socket | None, error: SidecarError | None) -> None:
         self._connect = None
@@ -137,8 +145,7 @@ class InboundLink:
         connect = Connect(
             self._plane, ip, self._permit.port, APP_TIMEOUT_S, self._loopback_answered
         )
-        if connect.pending:
-            self._hold(connect)
+        self._await(connect)
         return None
 
     def _loopback_answered(self, sock: socket.socket | None, error: SidecarError | None) -> None:
@@ -151,17 +158,22 @@ class InboundLink:
             "failed",
         )
 
-    # While the app's socket connects, the link itself minds the tunnel and reads no more of it.
-
-    def _hold(self, connect: Connect) -> None:
+    def _await(self, connect: Connect) -> None:
         self._connect = connect
-        if not isinstance(self.tunnel.user, _Held):  # what it keeps already must not be lost
-            self.tunnel.user = _Held(self)
+        connect.start()
+        if connect.pending:
+            self._hold()
+
+    def _hold(self) -> None:
+        """Until the app has answered, the tunnel's frames are kept and no more of them read."""
+        if not isinstance(self.tunnel.user, Held):  # what it keeps already must not be lost
+            self.tunnel.user = Held(self.tunnel, self.lost_before_accept)
 
     def _accept(self, app: socket.socket) -> None:
         assert self._permit is not None
         plane, tunnel, record = self._plane, self.tunnel, self.record
-        held = tunnel.user if isinstance(tunnel.user, _Held) else None
+        held = tunnel.user if isinstance(tunnel.user, Held) else None
+        self.phase = advance(self.phase, Phase.OPEN)
         if not record.destination_ip:
             record.destination_ip = app.getpeername()[0]
         record.security = "mtls"
@@ -190,17 +202,23 @@ class InboundLink:
 
     def lost_before_accept(self, error: SidecarError) -> None:
         """The tunnel broke, or the dialler reset the link, while the app's socket connected."""
-        if self._connect is not None:
-            self._connect.abandon()
-            self._connect = None
+        self._give_up(error, "lost")
+
+    def _give_up(self, error: SidecarError, close: str) -> None:
+        self._stop_connecting()
         self.record.reason, self.record.error = error.reason, str(error)
         self._keeper.close()
-        self._report(0, 0, "lost")
+        self._report(0, 0, close)
+
+    def _stop_connecting(self) -> None:
+        connect, self._connect = self._connect, None
+        if connect is not None:
+            connect.abandon()
 
     def _refuse(self, code: int, error: SidecarError, verdict: str) -> None:
         self.record.verdict = "denied" if verdict == "denied" else "failed"
         explain(self.record, error)
-        paused = isinstance(self.tunnel.user, _Held)
+        paused = isinstance(self.tunnel.user, Held)
         self.tunnel.send(REFUSE, encode_code(code))
         self._keeper.rest()
         self._report(0, 0, "refused")
@@ -230,49 +248,34 @@ class InboundLink:
 
     def cut(self, code: int, close: str) -> None:
         if self._splice is not None:
-            self._splice.cut(code)
-        else:
-            self.lost_before_accept(PeerLost(close))
+            return self._splice.cut(code)
+        error = error_of_cut(code)
+        self.record.verdict = "denied" if isinstance(error, PeerBanned) else "failed"
+        self.tunnel.send(RESET, encode_code(code))
+        return self._give_up(error, close)
 
     def deny(self, error: SidecarError) -> None:
         if self._splice is None:  # the app has not heard of it yet: the dialler reads a refusal
-            if self._connect is not None:
-                self._connect.abandon()
-                self._connect = None
+            self._stop_connecting()
             return self._refuse(DENIED, error, "denied")
         self.record.verdict = "denied"
         explain(self.record, error)
         return self._splice.cut(CUT_BY_POLICY)
 
+    def broken(self, error: Exception) -> None:
+        """Our own code failed while it served this link (see `loop.poller`): it ends, alone."""
+        if self._splice is not None and not self._splice.over:
+            self._splice.broken(error)
+        elif self.phase is not Phase.ENDED:
+            self._splice = None
+            self._give_up(Bug.of(error), "bug")
+
     def _report(self, sent: int, received: int, close: str) -> None:
+        self.phase = advance(self.phase, Phase.ENDED)
         self._plane.link_over(self, sent, received, close)
 
 
 def open_link(keeper: InboundTunnel, tunnel: Tunnel, payload: bytes) -> None:
     """A peer's OPEN has come; raises ProtocolViolation if it is malformed."""
-    InboundLink(keeper, tunnel).open(payload)
-
-
-class _Held:
-    """Keeps what a tunnel brings while the app's socket connects; bounded, for it stops reading."""
-
-    __slots__ = ("_link", "control", "data")
-
-    def __init__(self, link: InboundLink) -> None:
-        self._link = link
-        self.data = bytearray()
-        self.control: list[tuple[int, bytes]] = []
-
-    def tunnel_data(self, piece: memoryview) -> None:
-        self.data += piece
-        self._link.tunnel.pause()
-
-    def tunnel_control(self, kind: int, payload: bytes) -> None:
-        self.control.append((kind, payload))
-        self._link.tunnel.pause()
-
-    def tunnel_writable(self) -> None:
-        """ACCEPT is all that will be written."""
-
-    def tunnel_lost(self, error: SidecarError) -> None:
-        self._link.lost_before_accept(error)
+    opening = Opening.decode(payload)
+    keeper.plane.poller.call(InboundLink(keeper, tunnel).open, opening)

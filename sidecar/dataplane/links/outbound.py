@@ -15,21 +15,25 @@ from typing import Final
 from certs.trust.facts import LeafFacts
 from kit.contract import CANARIES, OWN_PORTS, canary_answer
 from sidecar.dataplane.links.http_splice import HttpSplice
+from sidecar.dataplane.links.phases import Phase, advance
 from sidecar.dataplane.links.splice import RawSplice, TunnelSplice
 from sidecar.dataplane.loop.connect import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect
 from sidecar.dataplane.plane import Plane
-from sidecar.dataplane.routing.route import (
-    Plaintext,
-    Route,
-    Tunnelled,
-)
-from sidecar.dataplane.tunnels.acquire import Obtainer
+from sidecar.dataplane.records import error_of_cut
+from sidecar.dataplane.routing.destination import Ask, Destination, Failed, Step, somebody_else
+from sidecar.dataplane.routing.route import Plaintext, Refused, Route, Tunnelled
+from sidecar.dataplane.tunnels.acquire import Acquire, Target
 from sidecar.dataplane.tunnels.tunnel import Tunnel
+from sidecar.directory import Found
 from sidecar.errors import (
     AppUnreachable,
+    Bug,
     Denied,
     HandshakeTimeout,
+    NotReady,
+    Overloaded,
     OwnPort,
+    PeerBanned,
     PeerLost,
     ProtocolViolation,
     SidecarError,
@@ -42,6 +46,7 @@ from sidecar.wire.opening import (
     CUT_BY_POLICY,
     DENIED,
     REFUSALS,
+    RESETS,
     Opening,
     decode_accept,
     decode_code,
@@ -57,29 +62,46 @@ SUSPECT_AFTER_S: Final = 3.0
 """A peer that is gone says nothing, and an app that accepts no sooner is too busy for more."""
 
 
-class OutboundLink(Obtainer):
-    """One link on its dialler's side. It keeps itself alive through the loop's callbacks."""
+class OutboundLink:
+    """One link on its dialler's side. It keeps itself alive through the loop's callbacks.
+
+    RESOLVING: the registry is asked where it goes. CONNECTING: `_work` brings a tunnel or a plaintext
+    connection. OPENING: `_tunnel` carries our OPEN. OPEN: `_splice` moves bytes.
+    """
 
     __slots__ = (
         "_answer_by",
         "_carries_http",
+        "_destination",
         "_held",
         "_near",
+        "_plane",
         "_splice",
+        "_target",
         "_tunnel",
+        "_work",
+        "phase",
+        "record",
     )
 
+    _destination: Destination
+    _target: Target
+    """The far end of the tunnel; set once the destination is known to be meshed."""
     _carries_http: bool
     """The destination, or the Service asked for, says that HTTP is spoken there."""
 
     def __init__(self, plane: Plane, near: socket.socket, source_ip: str, source_port: int) -> None:
-        super().__init__(plane, LinkRecord("outbound"))
+        self._plane = plane
+        self.record = record = LinkRecord("outbound")
+        self.phase = Phase.RESOLVING
         self._near: socket.socket | None = near
+        """The app's connection; the splice's once there is one."""
         self._held = b""
+        """What the app has said so far, kept for a replay until ACCEPT."""
+        self._work: Connect | Acquire | None = None
         self._tunnel: Tunnel | None = None
         self._splice: TunnelSplice | RawSplice | None = None
         self._answer_by = 0.0
-        record = self.record
         plane.new_ids(record)
         record.start_ns = plane.unix_ns()
         record.source_ip, record.source_port = source_ip, source_port
@@ -88,7 +110,7 @@ class OutboundLink(Obtainer):
             record.source_identity = plane.trust.identity
         plane.live.add(self)
 
-    # --- where to (see `seek`) ----------------------------------------------------------------
+    # --- where to ---------------------------------------------------------------------------
 
     def start_redirected(self) -> None:
         """The connection was captured: where it was going is in SO_ORIGINAL_DST."""
@@ -101,12 +123,14 @@ class OutboundLink(Obtainer):
             return self._refuse(
                 OwnPort(f"the app dialled {ip} port {port}, which is podlink's own")
             )
-        return self._resolve(ip, port)
+        self._destination = Destination(ip, port, captured=True)
+        return self._go(self._destination.resolve(self._plane))
 
     def _answer_canary(self) -> None:
         """Whoever dials the canary wants to know whether capture is in place; it is no link."""
         near, plane = self._near, self._plane
         assert near is not None
+        self.phase = advance(self.phase, Phase.ENDED)
         plane.live.discard(self)
         with contextlib.suppress(OSError):
             near.send(canary_answer(plane.own.uid))
@@ -115,24 +139,62 @@ class OutboundLink(Obtainer):
     def start_upstream(self, key: str, port: int) -> None:
         """The app dialled a local port that stands for `key` (a Service or pod name) and `port`."""
         self.record.original_port = port
-        self._asked = key
-        self._resolve(key, port)
+        self._destination = Destination(key, port, captured=False)
+        self._go(self._destination.resolve(self._plane))
 
-    def _over(self) -> bool:
-        return self._near is None
+    def _go(self, step: Step, error: SidecarError | None = None) -> None:
+        """Do what the destination says; `error` is what made it choose again."""
+        if self.phase is not Phase.RESOLVING:
+            self.phase = advance(self.phase, Phase.RESOLVING)
+        if isinstance(step, Ask):
+            return self._ask(step, error)
+        if isinstance(step, Failed):
+            return self._fail(step.error)
+        return self._take(step)
+
+    def _ask(self, ask: Ask, error: SidecarError | None) -> None:
+        plane = self._plane
+        asked = plane.directory.ask_anew if ask.anew else plane.directory.ask
+        asked(ask.key, lambda found: plane.poller.call(self._answered, found, error))
+
+    def _answered(self, found: Found | None, error: SidecarError | None) -> None:
+        if self.phase is Phase.RESOLVING:  # else it was cut meanwhile
+            self._go(self._destination.answered(self._plane, found, error), error)
 
     def _take(self, route: Route) -> None:
         record = self.record
+        if (service := self._destination.service) is not None:
+            record.service = service.key
         record.destination_ip, record.destination_port, record.endpoint_choice = route[:3]
         # An earlier attempt may have gone elsewhere.
         record.destination_identity = record.destination_pod = record.reason = ""
         record.security = "none"
+        if isinstance(route, Refused):
+            return self._refuse(route.error)
+        self.phase = advance(self.phase, Phase.CONNECTING)
+        self._destination.attempts += 1
+        record.attempts = self._destination.attempts
         if isinstance(route, Tunnelled):
-            self._through_tunnel(route)
-        elif isinstance(route, Plaintext):
-            self._in_plaintext(route)
-        else:
-            self._refuse(route.error)
+            return self._through_tunnel(route)
+        return self._in_plaintext(route)
+
+    def _try_elsewhere(self, error: SidecarError) -> None:
+        """Before ACCEPT: another endpoint of the Service, if there is one that was not tried."""
+        ip = self.record.destination_ip
+        self._go(self._destination.elsewhere(self._plane, error, ip), error)
+
+    def _dial_failed(self, error: SidecarError) -> None:
+        destination, plane = self._destination, self._plane
+        if not isinstance(error, Overloaded):  # that says nothing of the endpoint
+            self._eject()
+        if destination.service is not None and somebody_else(error):
+            plane.directory.ask_anew(destination.key, _for_the_next_link)
+        step = destination.dial_failed(plane, error, self.record.destination_ip)
+        self._go(step, error)
+
+    def _eject(self) -> None:
+        plane, record = self._plane, self.record
+        plane.ejections.failed(record.destination_ip, record.destination_port, plane.now())
 
     # --- plaintext --------------------------------------------------------------------------
 
@@ -140,26 +202,25 @@ class OutboundLink(Obtainer):
         record = self.record
         record.security, record.reason = route.security, route.reason
         record.destination_pod = route.pod
-        record.attempts += 1
-        nobody_else = self._service is None
+        nobody_else = self._destination.service is None
         timeout_s = EXTERNAL_TIMEOUT_S if nobody_else else CONNECT_TIMEOUT_S
         connect = Connect(self._plane, route.ip, route.port, timeout_s, self._connected)
-        if connect.pending:
-            self._step = connect
+        self._work = connect
+        connect.start()
 
     def _connected(self, sock: socket.socket | None, error: SidecarError | None) -> None:
-        self._step = None
+        self._work = None
         record = self.record
         if sock is None:
             assert error is not None
-            self._eject()
-            return self._try_elsewhere(error)
+            return self._dial_failed(error)
         watch_for_dead_peer(sock)
         self._plane.ejections.worked(record.destination_ip, record.destination_port)
         record.verdict = "allowed"
         near, self._near = self._near, None
         assert near is not None
         self._plane.link_opened(record.destination_ip, record.destination_port)
+        self.phase = advance(self.phase, Phase.OPEN)
         self._splice = splice = RawSplice(self._plane.poller, near, sock, self._raw_ended)
         held, self._held = self._held, b""
         return splice.start(held)  # read for a tunnel, which then did not come about
@@ -167,21 +228,22 @@ class OutboundLink(Obtainer):
     def _raw_ended(self, splice: RawSplice, close: str, error: SidecarError | None) -> None:
         self._plane.link_closed(self.record.destination_ip, self.record.destination_port)
         self._splice = None
+        if error is not None:  # `reason` goes on to say why there was no tunnel
+            self.record.error = str(error)
         self._report(splice.from_near, splice.to_near, close)
 
     # --- through a tunnel -------------------------------------------------------------------
 
     def _through_tunnel(self, route: Tunnelled) -> None:
-        record, pod = self.record, route.pod
+        plane, record, pod = self._plane, self.record, route.pod
         assert pod.identity is not None
-        service = self._service
+        service, asked_port = self._destination.service, self._destination.port
         self._carries_http = route.port in pod.http_ports or (
-            service is not None and self._dialled_port in service.http_ports
+            service is not None and asked_port in service.http_ports
         )
-        self._identity = pod.identity
-        record.destination_pod, record.destination_identity = pod.pod, str(pod.identity)
-        self._peer_port = self._plane.tunnel_port if pod.tunnel_only else route.port
-        self._key = (route.ip, self._peer_port, record.destination_identity)
+        port = plane.tunnel_port if pod.tunnel_only else route.port
+        self._target = Target.of(route.ip, port, pod.identity)
+        record.destination_pod, record.destination_identity = pod.pod, self._target.key[2]
         return self._read_first()
 
     def _read_first(self) -> None:
@@ -195,10 +257,26 @@ class OutboundLink(Obtainer):
                 pass
             except OSError:
                 return self._fail(PeerLost("the app reset the connection"), close="reset")
-        return self._take_or_dial()
+        self._work = acquire = Acquire(self._plane, self._target, self._acquired)
+        return acquire.start()
+
+    def _acquired(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
+        acquire, plane, record = self._work, self._plane, self.record
+        assert isinstance(acquire, Acquire)
+        self._work = None
+        record.pooled = acquire.pooled
+        if plane.trust is not None:
+            record.source_identity = plane.trust.identity
+        if tunnel is not None:
+            return self._open(tunnel)
+        assert error is not None
+        if isinstance(error, NotReady):  # of our own: no other endpoint would help
+            return self._fail(error)
+        return self._dial_failed(error)
 
     def _open(self, tunnel: Tunnel) -> None:
         record = self.record
+        self.phase = advance(self.phase, Phase.OPENING)
         self._tunnel = tunnel
         tunnel.user = self
         opening = Opening(
@@ -227,23 +305,28 @@ class OutboundLink(Obtainer):
         elif kind == REFUSE:
             self._refused(decode_code(payload))
         elif kind == RESET:
-            self._fail(PeerLost("the peer reset the link before it accepted it"))
+            close = RESETS.get(decode_code(payload), "reset")
+            self._fail(PeerLost(f"the peer ended the link before it accepted it: {close}"), close)
 
     def tunnel_lost(self, error: SidecarError) -> None:
         """Before ACCEPT. After the peer's close by TLS all that it said has been read, and it was no
         ACCEPT: its app saw nothing, so the link may be tried again. After anything else, a FIN too,
         only if nothing of the app's was sent: an ACCEPT may have been held back on the way."""
-        pooled = self.record.pooled
-        self._forget_tunnel()
-        self._plane.pool.pass_on(self._key)
+        self._tunnel = None
+        self._plane.pool.pass_on(self._target.key)
         orderly = isinstance(error, PeerLost) and error.orderly
         if orderly or (isinstance(error, PeerLost) and not self._held):
-            if pooled:
-                self.record.pooled = False
-                return self._dial()
+            if self.record.pooled:
+                return self._dial_anew()
             self._eject()
             return self._try_elsewhere(error)
         return self._fail(error)
+
+    def _dial_anew(self) -> None:
+        """The tunnel was one of the pool, and that may be all that was wrong with it."""
+        self.phase = advance(self.phase, Phase.CONNECTING)
+        self._work = acquire = Acquire(self._plane, self._target, self._acquired)
+        acquire.dial()
 
     def look(self, now: float) -> None:
         """A tunnel that lay idle may lead to nobody by now: new links avoid an endpoint that keeps one
@@ -263,8 +346,8 @@ class OutboundLink(Obtainer):
             if self._held:
                 return self._fail(error)
             tunnel.close()
-            self._forget_tunnel()
-            self._plane.pool.pass_on(self._key)
+            self._tunnel = None
+            self._plane.pool.pass_on(self._target.key)
             self._try_elsewhere(error)
         return None
 
@@ -272,6 +355,7 @@ class OutboundLink(Obtainer):
         tunnel, near, record = self._tunnel, self._near, self.record
         assert tunnel is not None and near is not None
         decode_accept(payload)
+        self.phase = advance(self.phase, Phase.OPEN)
         self._near = None
         record.verdict, record.security = "allowed", "mtls"
         self._describe_peer(tunnel)
@@ -296,8 +380,8 @@ class OutboundLink(Obtainer):
         tunnel = self._tunnel
         assert tunnel is not None
         self._describe_peer(tunnel)
-        self._forget_tunnel()
-        self._plane.pool.give(self._key, tunnel)
+        self._tunnel = None
+        self._plane.pool.give(self._target.key, tunnel)
         if code == DENIED:
             return self._refuse(Denied("the peer's policy refused the link"))
         reason = REFUSALS.get(code, "refused")
@@ -310,7 +394,7 @@ class OutboundLink(Obtainer):
         if error is not None:
             record.reason, record.error = error.reason, str(error)
         self._splice = None  # it refers to this link: leave nothing to the garbage collector
-        plane.pool.give(self._key, splice.tunnel)
+        plane.pool.give(self._target.key, splice.tunnel)
         self._report(splice.from_near, splice.to_near, close)
 
     def _describe_peer(self, tunnel: Tunnel) -> None:
@@ -330,7 +414,9 @@ class OutboundLink(Obtainer):
         elif self._splice is not None:
             self._splice.cut(close)
         else:
-            self._fail(PeerLost(close), close=close)
+            error = error_of_cut(code)
+            self.record.verdict = "denied" if isinstance(error, PeerBanned) else "failed"
+            self._end(error, close)
 
     def deny(self, error: SidecarError) -> None:
         """End the link: `error` says that it may no longer be."""
@@ -354,9 +440,6 @@ class OutboundLink(Obtainer):
         """Bytes so far: source to destination, and back."""
         return (self._splice.from_near, self._splice.to_near) if self._splice else (0, 0)
 
-    def _forget_tunnel(self) -> None:
-        self._tunnel = None
-
     def _refuse(self, error: SidecarError) -> None:
         self.record.verdict = "denied"
         self._end(error, "refused")
@@ -365,19 +448,36 @@ class OutboundLink(Obtainer):
         self.record.verdict = "failed"
         self._end(error, close)
 
+    def broken(self, error: Exception) -> None:
+        """Our own code failed while it served this link (see `loop.poller`): it ends, alone."""
+        if self._splice is not None and not self._splice.over:
+            self._splice.broken(error)
+        elif self.phase is not Phase.ENDED:
+            self._splice = None
+            self.record.verdict = "failed"
+            self._end(Bug.of(error), "bug")
+
     def _end(self, error: SidecarError, close: str) -> None:
         record = self.record
         record.reason, record.error = error.reason, str(error)
-        self._step_is_over()
+        work, self._work = self._work, None
+        if work is not None:
+            work.abandon()
         if self._tunnel is not None:
-            self._tunnel.send(RESET, encode_code(APP_RESET))
+            if not self._tunnel.closed:
+                self._tunnel.send(RESET, encode_code(APP_RESET))
             self._tunnel.close()
-            self._forget_tunnel()
-            self._plane.pool.pass_on(self._key)
+            self._tunnel = None
+            self._plane.pool.pass_on(self._target.key)
         if self._near is not None:
             reset(self._near)
             self._near = None
         self._report(0, 0, close)
 
     def _report(self, sent: int, received: int, close: str) -> None:
+        self.phase = advance(self.phase, Phase.ENDED)
         self._plane.link_over(self, sent, received, close)
+
+
+def _for_the_next_link(found: Found | None) -> None:
+    """The directory keeps the answer; the link that asked goes on without it."""

@@ -9,7 +9,7 @@ from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Answered, Connect
 from sidecar.dataplane.plane import Plane
 from sidecar.dataplane.records import explain, permitted
 from sidecar.directory import EXTERNAL, Found, Workload
-from sidecar.errors import AppUnreachable, SidecarError
+from sidecar.errors import AppUnreachable, Bug, SidecarError
 from sidecar.report import LinkRecord, PlaintextReason
 from sidecar.sockets import loopback_of, reset
 from sidecar.wire.opening import CUT_BY_POLICY
@@ -60,7 +60,8 @@ class PlaintextLink:
         ip, directory = self.record.source_ip, self._plane.directory
         known = directory.known(ip)
         if known is None and self._plane.in_cluster(ip):
-            directory.ask(ip, self._source_known)  # for the record alone: nothing waits for it
+            # For the record alone: nothing waits for it.
+            directory.ask(ip, lambda found: self._plane.poller.call(self._source_known, found))
         else:
             self._source_known(known or EXTERNAL)
         self._try(self._to[0], self._first_answer)
@@ -74,9 +75,8 @@ class PlaintextLink:
             self.record.source_pod = found.pod
 
     def _try(self, ip: str, answered: Answered) -> None:
-        connect = Connect(self._plane, ip, self._to[1], APP_TIMEOUT_S, answered)
-        if connect.pending:
-            self._connect = connect
+        self._connect = connect = Connect(self._plane, ip, self._to[1], APP_TIMEOUT_S, answered)
+        connect.start()
 
     def _first_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:
         if app is not None:
@@ -101,6 +101,8 @@ class PlaintextLink:
         self._splice.start(self._head)
 
     def _ended(self, splice: RawSplice, close: str, error: SidecarError | None) -> None:
+        if error is not None:  # `reason` goes on to say why there was no tunnel
+            self.record.error = str(error)
         self._report(splice.from_near, splice.to_near, close)
 
     @property
@@ -132,6 +134,20 @@ class PlaintextLink:
         self.record.verdict = "denied"
         explain(self.record, error)
         self.cut(CUT_BY_POLICY, "policy")
+
+    def broken(self, error: Exception) -> None:
+        """Our own code failed while it served this link (see `loop.poller`): it ends, alone."""
+        if self._splice is not None and not self._splice.over:
+            return self._splice.broken(error)
+        if self not in self._plane.live:
+            return None
+        self._failed = True
+        self.record.verdict = "failed"
+        explain(self.record, Bug.of(error))
+        if self._connect is not None:
+            self._connect.abandon()
+        reset(self._sock)
+        return self._report(0, 0, "bug")
 
     def _report(self, sent: int, received: int, close: str) -> None:
         self._plane.plaintext -= 1

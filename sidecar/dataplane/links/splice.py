@@ -13,7 +13,7 @@ from typing import Final
 
 from sidecar.dataplane.loop.poller import Poller
 from sidecar.dataplane.tunnels.tunnel import Tunnel
-from sidecar.errors import PeerLost, SidecarError
+from sidecar.errors import Bug, PeerLost, SidecarError
 from sidecar.sockets import is_unanswered, reset
 from sidecar.wire.frames import DATA, END, END_FRAME, HEADER, OPEN, RESET
 from sidecar.wire.opening import APP_RESET, RESETS, decode_code, encode_code
@@ -78,13 +78,17 @@ class TunnelSplice:
 
     def deliver(self, held: bytearray, control: Sequence[tuple[int, bytes]]) -> None:
         """What the tunnel brought while the near socket was connecting; the tunnel is paused."""
-        if held:
-            self.tunnel_data(memoryview(held))
-        for kind, payload in control:
-            if not self.over:
-                self.tunnel_control(kind, payload)
+        try:
+            if held:
+                self.tunnel_data(memoryview(held))
+            for kind, payload in control:
+                if not self.over:
+                    self.tunnel_control(kind, payload)
+        except SidecarError as e:  # as `Tunnel` does with what it delivers itself
+            return self.tunnel.lose(e)
         if self._backlog is None and not self.over:
             self.tunnel.resume()
+        return None
 
     # --- near to far ------------------------------------------------------------------------
 
@@ -236,7 +240,16 @@ class TunnelSplice:
     # --- the end ----------------------------------------------------------------------------
 
     def tunnel_lost(self, error: SidecarError) -> None:
-        self._finish("lost" if isinstance(error, PeerLost) else "protocol_error", error, cut=True)
+        close = "lost" if isinstance(error, PeerLost) else "protocol_error"
+        self._finish("bug" if isinstance(error, Bug) else close, error, cut=True)
+
+    def broken(self, error: Exception) -> None:
+        """Our own code failed: the link ends, and the peer is told."""
+        if self.over:
+            self._poller.tell(self._ended, error)
+        else:
+            self.tunnel.close()
+            self._finish("bug", Bug.of(error), cut=True)
 
     def cut(self, code: int) -> None:
         """End the link now, on both sides: policy, expiry or shutdown asks for it."""
@@ -334,6 +347,10 @@ class _Half:
         self._poller.remove_writer(self._target.fileno())
         return self.start()
 
+    def broken(self, error: Exception) -> None:
+        """Our own code failed, at this half or at what it told of."""
+        self._poller.tell(self._over, error)
+
     def stop(self) -> None:
         if self._reading:
             self._reading = False
@@ -349,7 +366,7 @@ class RawSplice:
     `ended(splice, close, error)` is called once, with both sockets closed.
     """
 
-    __slots__ = ("_ended", "_in", "_near", "_other", "_out")
+    __slots__ = ("_ended", "_in", "_near", "_other", "_out", "_poller", "over")
 
     def __init__(
         self,
@@ -358,7 +375,8 @@ class RawSplice:
         other: socket.socket,
         ended: "Callable[[RawSplice, str, SidecarError | None], None]",
     ) -> None:
-        self._near, self._other, self._ended = near, other, ended
+        self._poller, self._near, self._other, self._ended = poller, near, other, ended
+        self.over = False
         self._out = _Half(poller, near, other, self._half_over)
         self._in = _Half(poller, other, near, self._half_over)
 
@@ -384,6 +402,13 @@ class RawSplice:
         if is_unanswered(self._near) or is_unanswered(self._other):
             self._finish("lost", PeerLost("one side answers nothing any more"), broken=True)
 
+    def broken(self, error: Exception) -> None:
+        """Our own code failed: the link ends."""
+        if self.over:
+            self._poller.tell(self._ended, error)
+        else:
+            self._finish("bug", Bug.of(error), broken=True)
+
     def _half_over(self, broken: bool) -> None:
         if broken:
             self._finish("reset", None, broken=True)
@@ -391,6 +416,7 @@ class RawSplice:
             self._finish("fin", None, broken=False)
 
     def _finish(self, close: str, error: SidecarError | None, *, broken: bool) -> None:
+        self.over = True
         self._out.stop()
         self._in.stop()
         for sock in (self._near, self._other):

@@ -24,10 +24,10 @@ Answered = Callable[[socket.socket | None, SidecarError | None], None]
 
 class Connect:
     """One TCP connection in progress. `done(sock, None)` or `done(None, error)` is called once,
-    perhaps before the constructor returns: on loopback connections mostly come about at once.
+    perhaps before `start` returns: on loopback connections mostly come about at once.
     """
 
-    __slots__ = ("_deadline", "_done", "_poller", "_sock", "_to")
+    __slots__ = ("_address", "_deadline", "_done", "_plane", "_poller", "_sock", "_timeout_s")
 
     def __init__(
         self,
@@ -37,23 +37,38 @@ class Connect:
         timeout_s: float,
         done: Answered,
     ) -> None:
-        self._poller, self._done, self._to = plane.poller, done, f"{ip} port {port}"
+        self._plane, self._poller, self._done = plane, plane.poller, done
+        self._address, self._timeout_s = (ip, port), timeout_s
         self._sock: socket.socket | None = None
         self._deadline: Deadline | None = None
+
+    def start(self) -> None:
+        ip, port = self._address
         try:
-            sock = start_connect(ip, port, plane.mark)
+            sock = start_connect(ip, port, self._plane.mark)
         except OSError as e:
             if e.errno in OUT_OF_RESOURCES:
-                done(None, Overloaded(f"no descriptor for a connection to {self._to}"))
-                return
-            done(None, EndpointUnreachable(f"{self._to}: {e.strerror}"))
-            return
+                error: SidecarError = Overloaded(f"no descriptor for a connection to {self._to}")
+            else:
+                error = EndpointUnreachable(f"{self._to}: {e.strerror}")
+            return self._done(None, error)
         if is_connected(sock):
-            done(sock, None)
-            return
+            return self._deliver(sock)
         self._sock = sock
-        self._deadline = Deadline(plane.poller, timeout_s, self._too_late)
-        plane.poller.add_writer(sock.fileno(), self._writable)
+        self._deadline = Deadline(self._poller, self._timeout_s, self._too_late)
+        return self._poller.add_writer(sock.fileno(), self._writable)
+
+    @property
+    def _to(self) -> str:
+        return f"{self._address[0]} port {self._address[1]}"
+
+    def _deliver(self, sock: socket.socket) -> None:
+        try:
+            self._done(sock, None)
+        except BaseException:  # whoever was to have it has failed, and may not know of it
+            self._poller.forget(sock.fileno())
+            sock.close()
+            raise
 
     @property
     def pending(self) -> bool:
@@ -76,13 +91,18 @@ class Connect:
             sock.close()
             self._done(None, EndpointUnreachable(f"{self._to}: {os.strerror(code)}"))
         else:
-            self._done(sock, None)
+            self._deliver(sock)
 
     def _too_late(self) -> None:
         self.abandon()
         self._done(
             None, EndpointUnreachable(f"{self._to}: no answer; is a NetworkPolicy in the way?")
         )
+
+    def broken(self, error: Exception) -> None:
+        """Its own code, or that of whoever waits for it, failed."""
+        self.abandon()
+        self._poller.tell(self._done, error)
 
     def _forget(self) -> socket.socket | None:
         sock, self._sock = self._sock, None

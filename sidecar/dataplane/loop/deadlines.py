@@ -33,6 +33,10 @@ class Deadline:
     def cancel(self) -> None:
         self._timer.cancel()
 
+    def broken(self, error: Exception) -> None:
+        """What was to be done failed: so has whoever set the deadline."""
+        self._poller.tell(self._late, error)
+
     def _fire(self) -> None:
         now = monotonic()
         if now - self._at <= SLACK_S or not self._graces:

@@ -61,8 +61,15 @@ class Listener:
                 return  # else that one connection died in the queue
             sock.setblocking(False)
             self._rests = 0
-            self._accepted(sock, address[0], address[1])
+            try:
+                self._accepted(sock, address[0], address[1])
+            except Exception as e:
+                self._poller.blame(self._accepted, e)
+                reset(sock)
         self._batch = min(_BATCH, self._batch * 2)
+
+    def broken(self, error: Exception) -> None:
+        """Its own code failed at one connection: it goes on listening."""
 
     def _rest(self, error: OSError) -> None:
         self.pauses += 1

@@ -8,11 +8,12 @@ batch of events, and the callbacks of links run before anything else of the loop
 """
 
 import asyncio
+import logging
 import os
 import select
 import selectors
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 _IN: Final = select.EPOLLIN | select.EPOLLRDHUP
 _OUT: Final = select.EPOLLOUT
@@ -22,6 +23,18 @@ _HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP
 _BATCH: Final = 256
 
 Ready = Callable[[], None]
+Work = Callable[..., object]
+_log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Owner(Protocol):
+    """Whose methods are callbacks of the poller."""
+
+    def broken(self, error: Exception) -> None:
+        """One of its callbacks raised `error`. End what it serves, and be watched no more."""
+
+
 Events = list[tuple[int, int]]
 
 
@@ -32,13 +45,11 @@ class Poller:
     """
 
     __slots__ = (
-        "_before_rest",
         "_epoll",
         "_loop",
         "_readers",
         "_writers",
-        "call_later",
-        "call_soon",
+        "bugs",
         "hung_up",
     )
 
@@ -48,11 +59,10 @@ class Poller:
         self._epoll = select.epoll.fromfd(os.dup(epoll_fd))
         self._readers: dict[int, Ready] = {}
         self._writers: dict[int, Ready] = {}
-        self._before_rest: list[Ready] = []
         self.hung_up = False
         """During a reader's call: the other side has sent its FIN, so an end follows the data."""
-        self.call_later = loop.call_later
-        self.call_soon = loop.call_soon
+        self.bugs = 0
+        """How often a callback failed."""
 
     def close(self) -> None:
         """Stop watching. Sockets that are still watched stay open."""
@@ -99,16 +109,48 @@ class Poller:
         self._readers.pop(fd, None)
         self._writers.pop(fd, None)
 
-    def before_rest(self, late: Ready) -> None:
-        """Call `late` once: after the events that are there already, and before any wait."""
-        self._before_rest.append(late)
+    def call_later(self, delay_s: float, work: Work, *args: object) -> asyncio.TimerHandle:
+        """As the loop's; what `work` raises ends its owner alone (see `blame`)."""
+        return self._loop.call_later(delay_s, self.call, work, *args)
+
+    def call_soon(self, work: Work, *args: object) -> None:
+        """As the loop's; what `work` raises ends its owner alone (see `blame`)."""
+        self._loop.call_soon(self.call, work, *args)
+
+    def call(self, work: Work, *args: object) -> None:
+        """Call `work` now; what it raises ends its owner alone (see `blame`)."""
+        try:
+            work(*args)
+        except Exception as e:
+            self.blame(work, e)
+
+    def blame(self, work: Work, error: Exception) -> bool:
+        """A callback failed: tell the object whose method it is, by `broken(error)`. That object ends
+        what it serves, one link or one connection, and everything else goes on.
+
+        Returns whether there was such an owner and it could do so.
+        """
+        self.bugs += 1
+        owner = getattr(work, "__self__", None)
+        name = type(owner).__name__ if owner is not None else repr(work)
+        _log.error("a callback failed", extra={"owner": name}, exc_info=error)
+        return self.tell(work, error)
+
+    def tell(self, work: Work, error: Exception) -> bool:
+        """Pass a failure on, by an owner to the owner of what it would have called next."""
+        owner = getattr(work, "__self__", None)
+        if not isinstance(owner, Owner):
+            return False
+        try:
+            owner.broken(error)
+        except Exception as e:
+            name = type(owner).__name__
+            _log.error("could not end what had failed", extra={"owner": name}, exc_info=e)
+            return False
+        return True
 
     def turn(self, wait_s: float) -> Events:
         """One wait and the callbacks of all that came of it; returns the events of other sockets."""
-        late = self._before_rest
-        if late:
-            wait_s = 0.0
-            self._before_rest = []
         readers, writers = self._readers, self._writers
         others: Events = []
         # A callback may close a socket whose event is in this batch, and another may get its number:
@@ -126,21 +168,11 @@ class Poller:
                 if events & _WRITES and (ready := writers.get(fd)) is not None:
                     ready()
             except Exception as e:
-                self._broken(fd, e)
-        for ready in late:
-            try:
-                ready()
-            except Exception as e:
-                self._broken(-1, e)
+                if ready is None or not self.blame(ready, e):
+                    # Watched no more: the callback would be called, and fail, for ever.
+                    self.remove_reader(fd)
+                    self.remove_writer(fd)
         return others
-
-    def _broken(self, fd: int, error: Exception) -> None:
-        """Our own code failed. Tell the loop, and watch that socket no more: its callback would be
-        called, and fail, forever."""
-        told = {"message": f"a callback of socket {fd} failed", "exception": error}
-        self._loop.call_exception_handler(told)
-        self.remove_reader(fd)
-        self.remove_writer(fd)
 
 
 class _Selector(selectors.EpollSelector):

@@ -1,17 +1,20 @@
-"""Where a link goes: from what the app dialled to one route, and to the next one if that fails.
+"""Where one link goes: from what the app dialled to one route, and to the next one if that fails. Pure.
 
-    original destination -> known, or asked of the registry -> an endpoint chosen -> a route
+    what was dialled -> known, or asked of the registry -> an endpoint chosen -> a route
 
-What a route is, is decided in `route`; which endpoint, in `choose`. Here is what a link remembers of it
-and what it does when the answer was wrong.
+A Destination answers with a `Step`: a route to take, a question for the registry, or an error. The
+link does what the step says and comes back with what happened. What a route is, is decided in
+`route`; which endpoint, in `choose`.
 """
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Final, NamedTuple, Protocol
 
-from sidecar.dataplane.plane import Plane
-from sidecar.dataplane.routing.choose import choose
+from sidecar.dataplane.routing.choose import Memory, choose
+from sidecar.dataplane.routing.ejections import Ejections
 from sidecar.dataplane.routing.route import Route, to_address, to_endpoint, to_self
-from sidecar.directory import EXTERNAL, Found, Gone, Service, Workload
+from sidecar.directory import EXTERNAL, Found, Gone, Own, Service, Workload
 from sidecar.errors import (
     AlpnMismatch,
     EndpointUnreachable,
@@ -22,145 +25,162 @@ from sidecar.errors import (
     RegistryUnavailable,
     SidecarError,
 )
-from sidecar.report import LinkRecord
 
 MAX_ATTEMPTS: Final = 3
 _SOMEBODY_ELSE = (IdentityMismatch, HandshakeFailed, AlpnMismatch, PeerUntrusted)
 """What happens where another pod, or one without a sidecar, has the address now."""
 
 
-class Seeker:
-    """The part of a link that looks for its destination. The link says what it does with a route
-    (`_take`), with none (`_fail`), and whether it still wants one (`_over`)."""
+class Ask(NamedTuple):
+    """The registry must say who is at `key`; then call `answered`."""
 
-    __slots__ = (
-        "_asked",
-        "_asked_anew",
-        "_dialled_port",
-        "_plane",
-        "_service",
-        "_tried",
-        "record",
-    )
+    key: str
+    anew: bool = False
+    """Whatever is known already: what was found there is not what the registry had said."""
 
-    _asked: str
-    """The name that stands behind the app's local port, if that is how the link began."""
-    _dialled_port: int
-    """The port that the app asked for: of a pod, of a Service, or outside."""
 
-    def __init__(self, plane: Plane, record: LinkRecord) -> None:
-        self._plane, self.record = plane, record
-        self._service: Service | None = None
+class Failed(NamedTuple):
+    """There is no way to go on."""
+
+    error: SidecarError
+
+
+Step = Route | Ask | Failed
+
+
+class Known(Protocol):
+    def known(self, key: str) -> Found | None: ...
+
+
+class View(Protocol):
+    """What a destination reads of the plane."""
+
+    @property
+    def own(self) -> Own: ...
+    @property
+    def directory(self) -> Known: ...
+    @property
+    def ejections(self) -> Ejections: ...
+    @property
+    def choices(self) -> Memory: ...
+    @property
+    def random(self) -> Random: ...
+    @property
+    def now(self) -> Callable[[], float]: ...
+    @property
+    def allow_external(self) -> bool: ...
+    @property
+    def open_links(self) -> Mapping[tuple[str, int], int]: ...
+    def in_cluster(self, ip: str) -> bool: ...
+
+
+def somebody_else(error: SidecarError) -> bool:
+    """Whether `error` says that the one who answered is not the one whom the registry had named."""
+    return isinstance(error, _SOMEBODY_ELSE)
+
+
+class Destination:
+    """What one link remembers of where it goes."""
+
+    __slots__ = ("_asked_anew", "_before", "_ip", "_tried", "attempts", "key", "port", "service")
+
+    def __init__(self, key: str, port: int, *, captured: bool) -> None:
+        """`key` is the IP that the app dialled if the connection was `captured`, else the Service or
+        pod name that stands behind a local port."""
+        self.key = key
+        """What the registry is asked."""
+        self._ip = key if captured else ""
+        self.port = port
+        """The port that the app asked for: of a pod, of a Service, or outside."""
+        self.service: Service | None = None
+        """The Service asked for; None for a pod, or an address outside."""
+        self.attempts = 0
+        """Routes taken so far."""
         self._tried: list[str] = []
         self._asked_anew = False
+        self._before: Found | None = None
+        """What was known before the registry was asked anew."""
 
-    def _take(self, route: Route) -> None:
-        raise NotImplementedError
-
-    def _fail(self, error: SidecarError, close: str = "refused") -> None:
-        raise NotImplementedError
-
-    def _over(self) -> bool:
-        raise NotImplementedError
-
-    def _resolve(self, key: str, port: int) -> None:
-        plane = self._plane
-        self._dialled_port = port
-        if key in plane.own.ips:
-            return self._take(to_self(key, port, plane.own))
-        found = plane.directory.known(key)
+    def resolve(self, view: View) -> Step:
+        """The first step."""
+        key = self.key
+        if key in view.own.ips:
+            return to_self(key, self.port, view.own)
+        found = view.directory.known(key)
         if found is not None:
-            return self._found(found, port)
-        if self.record.original_ip and not plane.in_cluster(key):
-            return self._found(EXTERNAL, port)
-        return plane.directory.ask(key, lambda found: self._answered(key, port, found))
+            return self._found(view, found)
+        if self._ip and not view.in_cluster(key):
+            return self._found(view, EXTERNAL)
+        return Ask(key)
 
-    def _answered(self, key: str, port: int, found: Found | None) -> None:
-        if self._over():
-            return
+    def answered(self, view: View, found: Found | None, error: SidecarError | None) -> Step:
+        """The registry has answered what `Ask` asked, or has not in time (`found` is None). `error`
+        is what had failed before it was asked anew."""
+        if error is not None:
+            if found is None or found == self._before:
+                return Failed(error)
+            return self._found(view, found)
         if found is None:
-            self._fail(RegistryUnavailable(f"the registry did not say in time who is at {key}"))
-        else:
-            self._found(found, port)
+            return Failed(
+                RegistryUnavailable(f"the registry did not say in time who is at {self.key}")
+            )
+        return self._found(view, found)
 
-    def _found(self, found: Found, port: int) -> None:
+    def elsewhere(self, view: View, error: SidecarError, ip: str) -> Step:
+        """The endpoint at `ip` failed before ACCEPT: another one of the Service that was not tried."""
+        if self.service is None or self.attempts >= MAX_ATTEMPTS:
+            return Failed(error)
+        self._tried.append(ip)
+        return self._next_endpoint(view, self.service, error)
+
+    def dial_failed(self, view: View, error: SidecarError, ip: str) -> Step:
+        """Nobody took the connection at `ip`, or not the one who must be there. In the latter case what
+        is known of a pod may be old (addresses are used again), so the registry is asked anew."""
+        if self.service is not None or not somebody_else(error):
+            return self.elsewhere(view, error, ip)
+        if self._asked_anew:
+            return Failed(error)
+        self._asked_anew = True
+        self._before = view.directory.known(self.key)
+        return Ask(self.key, anew=True)
+
+    def _found(self, view: View, found: Found) -> Step:
         if isinstance(found, Service):
-            self._service = found
-            self.record.service = found.key
-            return self._next_endpoint()
+            self.service = found
+            return self._next_endpoint(view, found)
         if isinstance(found, Gone):
-            return self._fail(EndpointUnreachable(f"{found.pod}, whose address this was, is gone"))
-        ip = self.record.original_ip
+            return Failed(EndpointUnreachable(f"{found.pod}, whose address this was, is gone"))
+        ip = self._ip
         if not ip and isinstance(found, Workload) and found.ips:
             ip = found.ips[0]
         if not ip:  # an upstream: to connect to "" would be to connect to ourselves
-            return self._fail(
-                NoEndpoints(f"the registry knows no {self._asked}, or no address of it")
-            )
-        return self._take(to_address(found, ip, port, allow_external=self._plane.allow_external))
+            return Failed(NoEndpoints(f"the registry knows no {self.key}, or no address of it"))
+        return to_address(found, ip, self.port, allow_external=view.allow_external)
 
     @property
     def _version(self) -> int:
         """The IP version that the app dialled; 0 if it was a name."""
-        ip = self.record.original_ip
-        return 0 if not ip else 6 if ":" in ip else 4
+        return 0 if not self._ip else 6 if ":" in self._ip else 4
 
-    def _next_endpoint(self, last_error: SidecarError | None = None) -> None:
-        plane, service, port = self._plane, self._service, self._dialled_port
-        assert service is not None
+    def _next_endpoint(
+        self, view: View, service: Service, last_error: SidecarError | None = None
+    ) -> Step:
+        open_links = view.open_links
         chosen = choose(
             service,
-            port,
-            plane.own,
-            now=plane.now(),
-            memory=plane.choices,
-            ejections=plane.ejections,
-            open_links=lambda ip, port: plane.open_links.get((ip, port), 0),
-            random=plane.random,
+            self.port,
+            view.own,
+            now=view.now(),
+            memory=view.choices,
+            ejections=view.ejections,
+            open_links=lambda ip, port: open_links.get((ip, port), 0),
+            random=view.random,
             tried=self._tried,
             version=self._version,
         )
-        if chosen is None and last_error is not None:
-            return self._fail(last_error)
-        if chosen is None:
-            lacks = "no endpoint to dial at" if port in service.ports else "no"
-            return self._fail(NoEndpoints(f"{service.key} has {lacks} port {port}"))
-        return self._take(to_endpoint(chosen, plane.own, allow_external=plane.allow_external))
-
-    def _try_elsewhere(self, error: SidecarError) -> None:
-        """Before ACCEPT: another endpoint of the Service, if there is one that was not tried."""
-        record = self.record
-        if self._service is None or record.attempts >= MAX_ATTEMPTS:
-            return self._fail(error)
-        self._tried.append(record.destination_ip)
-        return self._next_endpoint(error)
-
-    def _dial_failed(self, error: SidecarError) -> None:
-        """Nobody took the connection, or not the one who must be there. In the latter case what we
-        know may be old (addresses are used again), so the registry is asked anew."""
-        self._eject()
-        if not isinstance(error, _SOMEBODY_ELSE):
-            return self._try_elsewhere(error)
-        key = self.record.original_ip or self._asked
-        if self._service is not None:
-            self._plane.directory.ask_anew(key, lambda _: None)
-            return self._try_elsewhere(error)
-        if self._asked_anew:
-            return self._fail(error)
-        self._asked_anew = True
-        old = self._plane.directory.known(key)
-        return self._plane.directory.ask_anew(key, lambda found: self._told_anew(old, found, error))
-
-    def _told_anew(self, old: Found | None, found: Found | None, error: SidecarError) -> None:
-        if self._over():
-            return
-        if found is None or found == old:
-            self._fail(error)
-        else:
-            self._found(found, self._dialled_port)
-
-    def _eject(self) -> None:
-        record = self.record
-        self._plane.ejections.failed(
-            record.destination_ip, record.destination_port, self._plane.now()
-        )
+        if chosen is not None:
+            return to_endpoint(chosen, view.own, allow_external=view.allow_external)
+        if last_error is not None:
+            return Failed(last_error)
+        lacks = "no endpoint to dial at" if self.port in service.ports else "no"
+        return Failed(NoEndpoints(f"{service.key} has {lacks} port {self.port}"))

@@ -2,22 +2,19 @@
 
 An idle tunnel that nobody has used for a moment may lead to nobody by now, and a link whose bytes
 went into it could not be moved: an ACCEPT may have been what was lost. So such a tunnel is asked first
-(PING), which costs a round trip, and the link goes elsewhere if no answer comes.
+(PING), which costs a round trip, and a new one is dialled if no answer comes.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from certs.trust.identity import WorkloadIdentity
-from sidecar.dataplane.loop.connect import Connect
 from sidecar.dataplane.loop.deadlines import Deadline
 from sidecar.dataplane.plane import Plane
-from sidecar.dataplane.routing.destination import Seeker
 from sidecar.dataplane.tunnels.dial import Dial
 from sidecar.dataplane.tunnels.pool import Key
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import NotReady, ProtocolViolation, SidecarError
-from sidecar.report import LinkRecord
 from sidecar.wire.frames import PONG
 
 FRESH_S: Final = 2.0
@@ -29,104 +26,123 @@ CERTIFICATE_WAIT_S: Final = 10.0
 _CERTIFICATE_POLL_S: Final = 0.05
 
 
-class Obtainer(Seeker):
-    """The part of a link that comes by a tunnel to `_key`; what it does with one is `_open`."""
+class Target(NamedTuple):
+    """The far end that a tunnel must lead to."""
 
-    __slots__ = ("_identity", "_key", "_peer_port", "_step", "_wait_until")
-
-    _identity: WorkloadIdentity
-    """Who must be at the destination; set once it is known to be meshed."""
-    _peer_port: int
+    ip: str
+    port: int
     """The port dialled at the peer."""
-    _key: Key
-    """Under what the pool keeps tunnels to the destination."""
+    identity: WorkloadIdentity
+    """Who must be there."""
+    key: Key
+    """Under what the pool keeps tunnels to it."""
 
-    def __init__(self, plane: Plane, record: LinkRecord) -> None:
-        super().__init__(plane, record)
-        self._step: Connect | Dial | _Asked | None = None
+    @classmethod
+    def of(cls, ip: str, port: int, identity: WorkloadIdentity) -> "Target":
+        return cls(ip, port, identity, (ip, port, str(identity)))
+
+
+Acquired = Callable[[Tunnel | None, SidecarError | None], None]
+
+
+class Acquire:
+    """One tunnel on its way. `done(tunnel, None)` or `done(None, error)` is called once, perhaps before
+    `start` returns; not after `abandon`. Whoever gets the tunnel calls `pool.give` or `pool.pass_on`
+    when it needs it no more."""
+
+    __slots__ = ("_done", "_over", "_plane", "_step", "_target", "_wait_until", "pooled")
+
+    def __init__(self, plane: Plane, target: Target, done: Acquired) -> None:
+        self._plane, self._target, self._done = plane, target, done
+        self._step: Dial | _Asked | None = None
         self._wait_until = 0.0
+        self._over = False
+        self.pooled = False
+        """The tunnel is one of the pool, not a new one."""
 
-    def _open(self, tunnel: Tunnel) -> None:
-        raise NotImplementedError
-
-    def _take_or_dial(self) -> None:
-        pool, key = self._plane.pool, self._key
+    def start(self) -> None:
+        """Take an idle tunnel or dial, when there is room for one more."""
+        pool, key = self._plane.pool, self._target.key
         if pool.crowded(key):
             return pool.wait(key, self._my_turn)
         return self._my_turn()
 
+    def dial(self) -> None:
+        """A new tunnel, whatever lies in the pool."""
+        self.pooled = False
+        plane, target = self._plane, self._target
+        trust = plane.usable_trust()
+        if trust is None:
+            return self._wait_for_certificate()
+        plane.pool.dial_began(target.key)
+        dial = Dial(plane, trust, target.ip, target.port, target.identity, self._dialled)
+        self._step = dial
+        return dial.start()
+
+    def abandon(self) -> None:
+        """Give up whatever is under way: the link has ended."""
+        self._over = True
+        step, self._step = self._step, None
+        if step is None:
+            return
+        step.abandon()
+        if isinstance(step, Dial):
+            self._plane.pool.dial_ended(self._target.key)
+        else:
+            self._plane.pool.pass_on(self._target.key)
+
     def _my_turn(self) -> None:
-        plane, record = self._plane, self.record
-        if self._over():
-            return plane.pool.pass_on(self._key)
-        record.attempts += 1
-        tunnel = plane.pool.take(self._key)
-        record.pooled = tunnel is not None
+        plane, key = self._plane, self._target.key
+        if self._over:
+            return plane.pool.pass_on(key)
+        tunnel = plane.pool.take(key)
         if tunnel is None:
-            return self._dial()
+            return self.dial()
+        self.pooled = True
         if plane.now() - tunnel.idle_since < FRESH_S:
-            return self._open(tunnel)
+            return self._done(tunnel, None)
         self._step = _Asked(plane, tunnel, self._asked_whether_it_lives)
         return None
 
     def _asked_whether_it_lives(self, tunnel: Tunnel, lives: bool) -> None:
         self._step = None
         if lives:
-            return self._open(tunnel)
-        self.record.pooled = False
-        return self._dial()
-
-    def _dial(self) -> None:
-        plane, record = self._plane, self.record
-        trust = plane.usable_trust()
-        if trust is None:
-            return self._wait_for_certificate()
-        record.source_identity = trust.identity
-        plane.pool.dial_began(self._key)
-        dial = Dial(
-            plane, trust, record.destination_ip, self._peer_port, self._identity, self._dialled
-        )
-        if dial.pending:
-            self._step = dial
-        return None
+            return self._done(tunnel, None)
+        return self.dial()
 
     def _wait_for_certificate(self) -> None:
         """Hold the connection until our first certificate comes; expired ones are never used."""
-        now = self._plane.now()
+        plane, key = self._plane, self._target.key
+        now = plane.now()
         if not self._wait_until:
             self._wait_until = now + CERTIFICATE_WAIT_S
-            self._plane.pool.pass_on(self._key)  # whoever waits behind us would wait for ever
+            plane.pool.pass_on(key)  # whoever waits behind us would wait for ever
         if now >= self._wait_until:
-            self._plane.pool.pass_on(self._key)
-            return self._fail(NotReady("no valid certificate of our own: is the CA reachable?"))
-        self._plane.poller.call_later(_CERTIFICATE_POLL_S, self._dial_again)
+            plane.pool.pass_on(key)
+            error = NotReady("no valid certificate of our own: is the CA reachable?")
+            return self._done(None, error)
+        plane.poller.call_later(_CERTIFICATE_POLL_S, self._dial_again)
         return None
 
     def _dial_again(self) -> None:
-        if not self._over():
-            self._dial()
+        if self._over:
+            self._plane.pool.pass_on(self._target.key)
         else:
-            self._plane.pool.pass_on(self._key)
+            self.dial()
 
     def _dialled(self, tunnel: Tunnel | None, error: SidecarError | None) -> None:
         self._step = None
-        self._plane.pool.dial_ended(self._key)
-        if tunnel is None:
-            assert error is not None
-            return self._dial_failed(error)
-        self._open(tunnel)
-        return tunnel.start()
+        self._plane.pool.dial_ended(self._target.key)
+        self._done(tunnel, error)
+        if tunnel is not None:
+            tunnel.start()
 
-    def _step_is_over(self) -> None:
-        """Give up whatever is under way: the link has ended."""
-        step, self._step = self._step, None
-        if step is None:
-            return
-        step.abandon()
-        if isinstance(step, Dial):
-            self._plane.pool.dial_ended(self._key)
-        elif isinstance(step, _Asked):
-            self._plane.pool.pass_on(self._key)
+    def broken(self, error: Exception) -> None:
+        """Its own code failed: whoever waits for the tunnel ends by that."""
+        over = self._over
+        self.abandon()
+        if not over:
+            self._plane.poller.tell(self._done, error)
 
 
 class _Asked:

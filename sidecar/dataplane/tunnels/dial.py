@@ -30,18 +30,24 @@ class Dial:
         self._plane, self._trust, self._done = plane, trust, done
         self._ip, self._port, self._expected = ip, port, expected
         self._step: Connect | Handshake | None = None
-        connect = Connect(plane, ip, port, CONNECT_TIMEOUT_S, self._connected)
-        if connect.pending:
-            self._step = connect
 
-    @property
-    def pending(self) -> bool:
-        """Whether `done` is still to be called."""
-        return self._step is not None
+    def start(self) -> None:
+        """`done` may be called before this returns."""
+        self._step = connect = Connect(
+            self._plane, self._ip, self._port, CONNECT_TIMEOUT_S, self._connected
+        )
+        connect.start()
 
     def abandon(self) -> None:
         if self._step is not None:
             self._step.abandon()
+
+    def broken(self, error: Exception) -> None:
+        """Its own code failed: whoever waits for the tunnel ends by that."""
+        step, self._step = self._step, None
+        if step is not None:
+            step.abandon()
+        self._plane.poller.tell(self._done, error)
 
     def _connected(self, sock: socket.socket | None, error: SidecarError | None) -> None:
         self._step = None

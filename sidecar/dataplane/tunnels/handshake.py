@@ -17,6 +17,7 @@ from sidecar.dataplane.loop.poller import Poller
 from sidecar.dataplane.tunnels.tunnel import RECORD, Tunnel
 from sidecar.errors import (
     AlpnMismatch,
+    Bug,
     HandshakeFailed,
     HandshakeTimeout,
     PeerBanned,
@@ -67,6 +68,7 @@ class Handshake:
         self.began = now()
         self._taken = 0
         self._over = False
+        self._tunnel: Tunnel | None = None
         self._deadline = Deadline(poller, timeout_s, self._too_late)
 
     def start(self, head: bytes = b"") -> None:
@@ -134,7 +136,7 @@ class Handshake:
             return self._fail(PeerUntrusted(f"{getattr(e, 'reason', 'malformed')}: {e}"))
         left_s = peer.not_after.timestamp() - self._wall()
         self._stop()
-        tunnel = Tunnel(
+        self._tunnel = tunnel = Tunnel(
             self._poller,
             self._sock,
             self._tls,
@@ -149,6 +151,15 @@ class Handshake:
 
     def _too_late(self) -> None:
         self._fail(HandshakeTimeout("the handshake did not end in time"))
+
+    def broken(self, error: Exception) -> None:
+        """Our own code failed: no tunnel comes of it."""
+        if self._over:  # at what was made of its end
+            if self._tunnel is not None:
+                self._tunnel.close()
+            self._poller.tell(self._done, error)
+        else:
+            self._fail(Bug.of(error))
 
     def _stop(self) -> None:
         self._over = True

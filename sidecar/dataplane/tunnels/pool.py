@@ -84,12 +84,12 @@ class Pool:
 
     def give(self, key: Key, tunnel: Tunnel) -> None:
         """Keep a tunnel whose link has ended, if it may be used again and there is room."""
-        idle = self._idle.setdefault(key, [])
-        if not tunnel.reusable or len(idle) >= self._limits.idle_per_peer:
+        if not tunnel.reusable or len(self._idle.get(key, ())) >= self._limits.idle_per_peer:
             tunnel.close()
             return self._wake(key)
         if len(self._by_age) >= self._limits.idle_in_all:
             self._drop(next(iter(self._by_age)))
+        idle = self._idle.setdefault(key, [])  # only now: the one dropped may have been its last
         tunnel.key, tunnel.user, tunnel.idle_since = key, _Idle(self, tunnel), self._now()
         idle.append(tunnel)
         self._by_age[tunnel] = None
@@ -151,7 +151,12 @@ class Pool:
                 del self._idle[key]
         tunnel.close()
 
+    def broken(self, error: Exception) -> None:
+        """A sweep failed; the next one is due already."""
+
     def _sweep(self) -> None:
+        # First the next one: a tunnel that cannot be closed must not keep the others alive.
+        self._timer = self._poller.call_later(SWEEP_EVERY_S, self._sweep)
         now = self._now()
         late, self._due = now - self._due > _STOOD_STILL_S, now + SWEEP_EVERY_S
         for tunnel in list(self._by_age):
@@ -163,7 +168,6 @@ class Pool:
                 self._drop(tunnel)
         for key in [key for key, idle in self._idle.items() if not idle]:
             del self._idle[key]
-        self._timer = self._poller.call_later(SWEEP_EVERY_S, self._sweep)
 
     def _answers(self, tunnel: Tunnel, now: float) -> bool:
         """Whether the far proxy still lives, as far as we know; asks it from time to time."""

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from certs.trust.facts import LeafFacts
 from certs.trust.lean import forget_handshake
 from sidecar.dataplane.loop.poller import Poller
-from sidecar.errors import PeerLost, ProtocolViolation, SidecarError
+from sidecar.errors import Bug, PeerLost, ProtocolViolation, SidecarError
 from sidecar.sockets import is_unanswered, reset_on_close
 from sidecar.wire.frames import (
     DATA,
@@ -375,6 +375,13 @@ class Tunnel:
         self._sock.close()
         # Whoever minded it refers to it: without this TLS's buffers wait for the garbage collector.
         self.user = _NOBODY
+
+    def broken(self, error: Exception) -> None:
+        """Our own code, or that of the link that uses it, failed."""
+        user = self.user
+        self.close()
+        if not self._poller.tell(user.tunnel_lost, error):
+            user.tunnel_lost(Bug.of(error))
 
     def lose(self, error: SidecarError) -> None:
         """The peer, or the way to it, has failed: close, and tell `user`."""

@@ -166,7 +166,8 @@ async def start_pair(make_side: MakeSide) -> AsyncIterator[StartPair]:
         outbound = sockets.listen("127.0.0.1", 0)
 
         def accepted(sock: socket.socket, ip: str, port: int) -> None:
-            OutboundLink(near.plane, sock, ip, port).start_upstream("api.shop", app_port)
+            link = OutboundLink(near.plane, sock, ip, port)
+            near.plane.poller.call(link.start_upstream, "api.shop", app_port)
 
         listeners.append(Listener(near.plane.poller, outbound, accepted))
         pair = Pair(near, far, arrivals, outbound.getsockname(), app_port, inbound_port)
@@ -216,7 +217,8 @@ async def captured(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Captured]:
         listening = sockets.listen("127.0.0.1", 0)
 
         def accepted(sock: socket.socket, source_ip: str, source_port: int) -> None:
-            OutboundLink(side.plane, sock, source_ip, source_port).start_redirected()
+            link = OutboundLink(side.plane, sock, source_ip, source_port)
+            side.plane.poller.call(link.start_redirected)
 
         listeners.append(Listener(side.plane.poller, listening, accepted))
         reader, writer = await connected(listening.getsockname(), first)
