@@ -8,7 +8,6 @@ batch of events, and the callbacks of links run before anything else of the loop
 """
 
 import asyncio
-import logging
 import os
 import select
 import selectors
@@ -24,7 +23,6 @@ _BATCH: Final = 256
 
 Ready = Callable[[], None]
 Work = Callable[..., object]
-_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -133,7 +131,7 @@ class Poller:
         self.bugs += 1
         owner = getattr(work, "__self__", None)
         name = type(owner).__name__ if owner is not None else repr(work)
-        _log.error("a callback failed", extra={"owner": name}, exc_info=error)
+        self._log("a callback failed", name, error)
         return self.tell(work, error)
 
     def tell(self, work: Work, error: Exception) -> bool:
@@ -144,10 +142,13 @@ class Poller:
         try:
             owner.broken(error)
         except Exception as e:
-            name = type(owner).__name__
-            _log.error("could not end what had failed", extra={"owner": name}, exc_info=e)
+            self._log("could not end what had failed", type(owner).__name__, e)
             return False
         return True
+
+    def _log(self, message: str, owner: str, error: Exception) -> None:
+        """One line with the traceback, by the loop's own handler."""
+        self._loop.call_exception_handler({"message": message, "owner": owner, "exception": error})
 
     def turn(self, wait_s: float) -> Events:
         """One wait and the callbacks of all that came of it; returns the events of other sockets."""
