@@ -1,4 +1,4 @@
-# Every word sets up what it needs: a virtual environment in .venv, from requirements/*.lock.
+# Every word sets up what it needs (scripts/setup.sh): Debian packages, and .venv from requirements/*.lock.
 #   make demo     two commands from nothing to a linked shop, checked step by step
 #   make test     the whole suite, in minutes
 #   make check    format, lint, types, layers, generated code
@@ -19,36 +19,30 @@
 #   make lock     requirements/*.lock from pyproject.toml
 
 PY := .venv/bin/python
-READY := .venv/.ready
-BENCH_READY := .venv-bench/.ready
+SETUP := @sh scripts/setup.sh
 SOURCES := kit certs proto policy registry sidecar injector traces cni local cli
 
-.PHONY: demo test check bench bench-registry fuzz fuzz-native mutants soak node node-images cluster gen docs render image-dry threats lock clean
+.PHONY: demo test bare venv helm .helm/.ready check bench bench-registry fuzz fuzz-native mutants soak node node-images cluster gen docs render image-dry threats lock clean
 
-$(READY): requirements/dev.lock pyproject.toml scripts/venv.sh
-	@sh scripts/venv.sh .venv requirements/dev.lock
-	@touch $@
-
-$(BENCH_READY): requirements/bench.lock pyproject.toml scripts/venv.sh
-	@sh scripts/venv.sh .venv-bench requirements/bench.lock
-	@touch $@
-
-HELM_READY := .helm/.ready
-
-$(HELM_READY): requirements/helm.lock $(READY)
-	@rm -rf .helm
-	@.venv/bin/uv pip install --quiet --target .helm --python-version 3.13 --no-deps --require-hashes -r requirements/helm.lock
-	@touch $@
-
-demo: $(READY)
-	@$(PY) scripts/needs.py demo
+demo:
+	$(SETUP) demo
 	@.venv/bin/podlink demo
 
-test: $(READY) $(HELM_READY)
-	@$(PY) scripts/needs.py test
+test:
+	$(SETUP) test
 	$(PY) -m pytest $(ARGS)
 
-check: $(READY)
+bare:
+	$(SETUP) bare
+	$(PY) -m scripts.bare $(ARGS)
+
+venv:
+	$(SETUP) venv
+
+helm .helm/.ready:
+	$(SETUP) helm
+
+check: venv
 	.venv/bin/ruff format --check --quiet .
 	.venv/bin/ruff check --quiet .
 	.venv/bin/mypy
@@ -56,19 +50,19 @@ check: $(READY)
 	$(PY) scripts/gen.py --check
 	@$(PY) -m tests.threats > /dev/null
 
-bench-registry: $(READY)
+bench-registry: venv
 	$(PY) -m bench.registry $(ARGS)
 
-bench: $(BENCH_READY)
-	@.venv-bench/bin/python scripts/needs.py bench
+bench:
+	$(SETUP) bench
 	.venv-bench/bin/python -m bench $(ARGS)
 
-fuzz: $(READY)
+fuzz: venv
 	$(PY) -m scripts.fuzz $(ARGS)
 
 FUZZ_READY := .fuzz/.ready
 
-$(FUZZ_READY): requirements/fuzz.lock $(READY)
+$(FUZZ_READY): requirements/fuzz.lock | venv
 	@rm -rf .fuzz/lib && mkdir -p .fuzz
 	@.venv/bin/uv pip install --quiet --python $(PY) --target .fuzz/lib --require-hashes --only-binary :all: -r requirements/fuzz.lock || echo "no build of Atheris for this Python"
 	@touch $@
@@ -76,45 +70,46 @@ $(FUZZ_READY): requirements/fuzz.lock $(READY)
 fuzz-native: $(FUZZ_READY)
 	PYTHONPATH=.fuzz/lib $(PY) -m scripts.fuzz_native $(ARGS)
 
-soak: $(READY)
+soak: venv
 	$(PY) -m pytest -m soak $(ARGS)
 
 NODE_IMAGES := $(or $(PODLINK_NODE_IMAGES),.node-images)
 
-node-images: $(READY)
+node-images: venv
 	$(PY) -m tests.kubernetes.node.images $(NODE_IMAGES)
 
-node: $(READY) $(HELM_READY)
+node: helm
 	PODLINK_NODE_IMAGES=$(abspath $(NODE_IMAGES)) $(PY) -m pytest -rs tests/kubernetes/node $(ARGS)
 
-cluster: $(READY)
+cluster: venv
 	$(PY) -m tests.kubernetes.node.cluster $(or $(FOLDER),$(shell mktemp -d)/node) $(NODE_IMAGES)
 
-gen: $(READY)
+gen: venv
 	$(PY) scripts/gen.py
 
-docs: $(READY)
+docs: venv
 	script -qec "stty cols 150; .venv/bin/podlink demo --no-stay" .venv/typescript > /dev/null
 	$(PY) scripts/demo_picture.py < .venv/typescript
 	$(PY) -m scripts.review_pictures
 	$(PY) -m pytest tests/test_docs.py tests/test_threat_model.py tests/sidecar/test_reasons.py $(ARGS)
 
-render: $(READY) $(HELM_READY)
+render: helm
 	$(PY) -m scripts.render
 
-image-dry: $(READY)
+image-dry: venv
 	@rm -rf .image
 	@.venv/bin/uv pip install --quiet --target .image/lib --require-hashes --only-binary :all: -r requirements/image.lock
 	@$(PY) scripts/assemble.py .image
 
-threats: $(READY)
+threats: venv
 	@$(PY) -m tests.threats
 
-mutants: $(READY)
+mutants: venv
 	@$(PY) -m tests.mutants $(ARGS)
 
-lock: $(READY)
+lock: venv
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements/dev.lock
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra demo -c requirements/dev.lock pyproject.toml -o requirements/demo.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -c requirements/dev.lock pyproject.toml -o requirements/sidecar.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra control -c requirements/dev.lock pyproject.toml -o requirements/image.lock
 	.venv/bin/uv pip compile --quiet --python-version 3.13 --no-deps --generate-hashes --no-header --no-emit-index-url --no-emit-find-links requirements/helm.in -o requirements/helm.lock

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from injector.annotations import AnnotationRefused, PodSettings, read_settings
-from scripts import needs
 
 ROOT = Path(__file__).parent.parent
 _ROW = re.compile(r"^\| `([a-z-]+)` \|[ ]*(?:`([^`]*)`|([^|]*?))[ ]*\| ([^|]+) \|", re.MULTILINE)
@@ -37,13 +36,6 @@ def test_each_example_on_the_annotations_page_is_taken(name: str) -> None:
             read_settings({f"config.podlink.dev/{name}": example}, {})
         except AnnotationRefused as e:
             pytest.fail(str(e))
-
-
-def test_every_package_that_a_word_needs_is_in_the_one_list() -> None:
-    lines = (ROOT / "requirements/debian.txt").read_text().splitlines()
-    listed = {line.split("#")[0].strip() for line in lines} - {""}
-    for word, commands in needs.NEEDS.items():
-        assert set(commands.values()) <= listed, word
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from kit.settings import Settings
 CLUSTER = "demo"
 Link = Mapping[str, Any]
 _ROWS = 5
+_STEPS = 8
 
 
 @click.command()
@@ -83,13 +85,15 @@ class _Screen:
     def __init__(self) -> None:
         self._began = monotonic()
         self._live = sys.stdout.isatty()
+        self._number = 0
 
     def step(self, doing: str) -> "_Step":
         return _Step(self, doing)
 
     def begin(self, doing: str) -> None:
+        self._number += 1
         if self._live:
-            click.echo(f"\r\x1b[2K   … {doing}", nl=False)
+            click.echo(f"\r\x1b[2K   … step {self._number} of {_STEPS}: {doing}", nl=False)
 
     def end(self, text: str) -> None:
         if self._live:
@@ -115,6 +119,7 @@ class _Screen:
         print_tree(trace_id, spans)
 
     def stay(self, kubeconfig: object) -> None:
+        call = "curl -s" if shutil.which("curl") else "python -m cli.demo.call"
         click.echo(
             f"\nThe shop stays up until Ctrl-C. In another terminal:\n\n"
             f"  export KUBECONFIG={kubeconfig}\n"
@@ -122,7 +127,7 @@ class _Screen:
             f"  podlink dashboard                           (the review page in a browser)\n"
             f"  podlink links --since 5m\n"
             f"  podlink local --help                        (each command takes --name {CLUSTER})\n"
-            f"  podlink local exec --name {CLUSTER} shop/web -- curl -s http://127.0.0.1:8080/order/tea\n"
+            f"  podlink local exec --name {CLUSTER} shop/web -- {call} http://127.0.0.1:8080/order/tea\n"
             f"  podlink local logs --name {CLUSTER} shop/api -c podlink-proxy\n"
             f"  podlink local apply --name {CLUSTER} -f your.yaml\n"
             f"  kubectl get pods -A\n"
