@@ -240,7 +240,7 @@ def _make(env: Environment, line: Line) -> None:
                 [*_pip(env), "--require-hashes", "--only-binary", ":all:", "-r", wanted.name], line
             )
         except Failed as e:
-            if _OFFLINE.search(str(e)):
+            if "cannot be reached" in str(e):
                 raise
 
 
@@ -391,11 +391,11 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 def _why(command: Sequence[str], said: str) -> str:
     """One line: what failed, and what to do."""
     lines = [line.strip(" │├╰─▶\u00d7") for line in _ANSI.sub("", said).splitlines()]
-    lines = [line for line in lines if line and not line.startswith("WARNING")]
-    if any(_OFFLINE.search(line) for line in lines):
+    lines = [line for line in lines if line]
+    if any(_OFFLINE.search(line) for line in lines) and "HASHES" not in said:
         return (
-            "the Python package index cannot be reached (temporary name resolution or connection "
-            "failure): go online, or name a mirror by PIP_INDEX_URL, and run it again"
+            "the Python package index cannot be reached: go online, or name a mirror by PIP_INDEX_URL, "
+            "and run it again"
         )
     errors = [line for line in lines if re.match(r"error|ERROR|OSError|.*[Nn]o space", line)]
     log = Path(tempfile.gettempdir()) / f"podlink-setup-{os.getuid()}.log"
