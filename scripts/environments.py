@@ -24,7 +24,7 @@ import sys
 import tempfile
 import termios
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +208,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def _alone():  # type: ignore[no-untyped-def]
+def _alone() -> Iterator[None]:
     """Wait for another `make` that does the same."""
     with (LOCKS / "dev.lock").open("rb") as held:
         try:

@@ -372,7 +372,7 @@ def test_an_index_out_of_reach_is_one_line_with_the_way_out(said: str) -> None:
 def test_another_failure_is_told_by_its_last_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environments.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     said = "Collecting x\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n    Expected\n"
     words = environments._why(["/a/pip", "install"], said)
     log = tmp_path / f"podlink-setup-{os.getuid()}.log"
