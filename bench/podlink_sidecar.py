@@ -42,11 +42,11 @@ from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidChecker
 from kit.buckets import Buckets
 from kit.clock import monotonic
-from kit.contract import ALPN
 from kit.tasks import spawn, stop
 from policy.rules import Policy, PolicySet, Rule, Source
 from sidecar import sockets
 from sidecar.__main__ import main as pod_main  # noqa: F401 - all that a pod's sidecar imports
+from sidecar.carrier import trust_of
 from sidecar.dataplane.links.arrival import Arrivals
 from sidecar.dataplane.links.outbound import OutboundLink
 from sidecar.dataplane.loop.listener import Listener
@@ -125,12 +125,7 @@ def trust(folder: Path, own: str, identity: str) -> Trust:
         (folder / f"{own}.pem").read_bytes(),
         (folder / "ca.pem").read_bytes(),
     )
-    return Trust(
-        material.server_context([ALPN]),
-        material.client_context([ALPN]),
-        identity,
-        monotonic() + 12 * 3600,
-    )
+    return trust_of(material, identity, monotonic() + 12 * 3600)
 
 
 async def settle() -> None:

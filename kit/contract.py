@@ -53,7 +53,10 @@ PROXY_COMMAND = ("python", "-m", "sidecar")
 WAIT_COMMAND = ("python", "-m", "sidecar.wait")
 """Ends once the proxy in its container is ready; the hook of a proxy that is no native sidecar."""
 
-ALPN = "podlink/1"
+ALPN = "podlink/2"
+"""The newest tunnel protocol."""
+ALPNS = (ALPN, "podlink/1")
+"""Every one that this version speaks, best first: TLS takes the first that both sides know."""
 TOKEN_AUDIENCE = "podlink-ca"  # noqa: S105 - a name, not a secret
 DEFAULT_TRUST_DOMAIN = "cluster.local"
 SYSTEM_NAMESPACE = "podlink-system"

@@ -75,10 +75,10 @@ def client_hello() -> Target:
     from sidecar.wire.client_hello import FirstBytes, classify
 
     def one(data: bytes) -> None:
-        last = classify(data, b"podlink/1")
+        last = classify(data, [b"podlink/1"])
         if last is FirstBytes.INCOMPLETE:
             return
-        decided = [classify(data[:end], b"podlink/1") for end in range(1, min(len(data), 64))]
+        decided = [classify(data[:end], [b"podlink/1"]) for end in range(1, min(len(data), 64))]
         settled = [found for found in decided if found is not FirstBytes.INCOMPLETE]
         assert set(settled) <= {last}, "more bytes change a verdict that had fallen"
 

@@ -15,12 +15,14 @@ from typing import Final
 
 from certs.client.source import Svid
 from certs.trust.bans import Bans, Guard
+from certs.trust.chain import ChainChecker
 from certs.trust.clock import TrustedClock
-from certs.trust.contexts import MaterialRefused
-from certs.trust.pem import split_pem
+from certs.trust.contexts import MaterialRefused, TlsMaterial
+from certs.trust.pem import split_pem, to_der
+from certs.trust.possession import ProofJudge, Prover
 from certs.trust.svid import SvidChecker
 from kit.clock import monotonic, unix_ns
-from kit.contract import ALPN, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
+from kit.contract import ALPNS, INBOUND_PORT, OUTBOUND_PORT, OWN_PORTS
 from kit.ports import NO_PORTS, PortSet
 from policy.rules import NOT_TOLD
 from proto import registry_pb2 as pb
@@ -35,6 +37,7 @@ from sidecar.dataplane.plane import Plane, Trust, buckets
 from sidecar.dataplane.revocation import cut_banned, leave_the_gone, reauthorise
 from sidecar.dataplane.sweep import Sweep
 from sidecar.dataplane.tunnels.pool import Pool
+from sidecar.dataplane.tunnels.renewal import Renewals
 from sidecar.directory import Directory, Found
 from sidecar.discovery.translate import policy_set
 from sidecar.lag import LoopLag
@@ -42,6 +45,7 @@ from sidecar.memory import MemoryWatch, limit_of_cgroup
 from sidecar.metrics.links import LinkMeter
 from sidecar.report import LinkRecord, Report, ReportRequest, Watcher
 from sidecar.wire.opening import SHUTDOWN
+from sidecar.wire.renewal import fits
 
 _DRAIN_POLL_S: Final = 0.1
 _log = logging.getLogger(__name__)
@@ -60,6 +64,7 @@ class Carrier:
         self._config = config
         self._clock = TrustedClock()
         self._guard = Guard(SvidChecker(config.trust_domain, self._clock))
+        self._proofs = ProofJudge(self._guard, ChainChecker((), self._clock))
         self._roots = frozenset[str]()
         self._poller = poller = poller_of(loop)
         self.meter = LinkMeter(report)
@@ -70,6 +75,7 @@ class Carrier:
             own=config.own,
             directory=directory,
             verify=self._guard,
+            judge_proof=self._proofs,
             report=self.meter.report,
             pool=Pool(poller, monotonic),
             policy=replace(NOT_TOLD, allow_plaintext=config.allow_plaintext),
@@ -82,10 +88,12 @@ class Carrier:
             leaves_name_pods=config.svid_source.leaves_name_pods,
             limits=limits,
             refused_opens=buckets(limits.refused_opens),
+            renewal_rate=buckets(limits.renewals_per_source),
             handshake_rate=buckets(limits.handshakes_per_source),
             unsettled=True,
             http_ports=config.http_ports or NO_PORTS,
         )
+        self.renewals = self.plane.renewals = Renewals(self.plane)
         limit = config.memory_limit or limit_of_cgroup()
         self.memory = MemoryWatch(loop, limit, self._memory_changed)
         self.arrivals = Arrivals(self.plane)
@@ -155,26 +163,24 @@ class Carrier:
     # --- news -------------------------------------------------------------------------------
 
     def svid_came(self, svid: Svid) -> None:
-        """A new leaf or bundle: new contexts, in one assignment. Running links keep the old ones."""
+        """A new leaf or bundle: new contexts, in one assignment. Tunnels with a running link keep the
+        old ones, and the new leaf is proved inside them (`renewals`)."""
         try:
-            trust = Trust(
-                svid.material.server_context([ALPN]),
-                svid.material.client_context([ALPN]),
-                str(svid.facts.identity),
-                svid.deadline,
-            )
+            trust = trust_of(svid.material, str(svid.facts.identity), svid.deadline)
         except MaterialRefused as e:
             _log.error("new certificate refused, the old one stays", extra={"error": str(e)})
             return
         if svid.said_at is not None:
             self._clock.heard(svid.said_at, svid.heard_at)
         self.plane.trust = trust
+        self._proofs.trusts = ChainChecker(to_der(svid.material.bundle_pem), self._clock)
         roots = frozenset(split_pem(svid.material.bundle_pem))
         if self._roots - roots:
             # Who was believed under a root that is gone must prove itself anew before another link.
             self.plane.pool.drop_all()
             self.arrivals.go_away()
         self._roots = roots
+        self.renewals.look()
         _log.info(
             "certificate in use",
             extra={
@@ -240,6 +246,27 @@ class Carrier:
         self.arrivals.close()
         self.lag.close()
         self.memory.close()
+
+
+def trust_of(material: TlsMaterial, identity: str, expires_at: float) -> Trust:
+    """What the data plane needs of a leaf that ends at `expires_at` (monotonic). Raises
+    MaterialRefused."""
+    chain = to_der(material.chain_pem)
+    try:
+        prove = Prover(material.key_pem, chain[0])
+    except (ValueError, IndexError) as e:
+        raise MaterialRefused(f"{type(e).__name__}: {e}") from e
+    if not fits(chain):
+        _log.warning("links end with this leaf: its chain is too long to be proved inside a tunnel")
+    return Trust(
+        material.server_context(ALPNS),
+        material.client_context(ALPNS),
+        identity,
+        expires_at,
+        leaf=prove.leaf,
+        chain=chain,
+        prove=prove if fits(chain) else None,
+    )
 
 
 def _descriptors() -> int:

@@ -5,6 +5,7 @@ The data plane fills a LinkRecord while the link lives and hands it over once, w
 block nor raise.
 """
 
+import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -53,6 +54,8 @@ class LinkRecord:
         "policy",
         "pooled",
         "reason",
+        "renewals",
+        "renewed",
         "rule",
         "security",
         "service",
@@ -112,6 +115,10 @@ class LinkRecord:
         self.peer_sha256 = ""
         self.peer_not_after = 0
         """Unix seconds."""
+        self.renewed = 0
+        """How often the peer has proved a next leaf while the link ran."""
+        self.renewals: tuple[str, ...] = ()
+        """The newest of those: serial, a space, and when (UTC)."""
         self.tls_cipher = ""
         self.alpn_ok = False
         self.bytes_sent = 0
@@ -124,6 +131,13 @@ class LinkRecord:
 
 
 Report = Callable[[LinkRecord], None]
+
+
+def utc_text(unix_ns: int) -> str:
+    """As RFC 3339, in whole seconds."""
+    return dt.datetime.fromtimestamp(unix_ns // 1_000_000_000, dt.UTC).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )
 
 
 @dataclass(slots=True)

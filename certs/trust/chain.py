@@ -28,7 +28,8 @@ class ChainChecker:
     those that passed are remembered, until the first certificate in them ends."""
 
     def __init__(self, roots_der: Iterable[bytes], clock: Clock = utcnow) -> None:
-        self._store = verification.Store([x509.load_der_x509_certificate(r) for r in roots_der])
+        roots = [x509.load_der_x509_certificate(root) for root in roots_der]
+        self._store = verification.Store(roots) if roots else None
         self._clock = clock
         self._passed: OrderedDict[bytes, dt.datetime] = OrderedDict()
 
@@ -51,6 +52,8 @@ class ChainChecker:
 
     def _verify(self, chain_der: Sequence[bytes], now: dt.datetime) -> dt.datetime:
         """When the first certificate of the path ends; raises ProofRefused if there is no path."""
+        if self._store is None:
+            raise ProofRefused("chain_untrusted", "there is no bundle yet")
         verifier = (
             verification.PolicyBuilder()
             .store(self._store)
@@ -68,8 +71,8 @@ class ChainChecker:
 
 
 def _authorities() -> verification.ExtensionPolicy:
-    """The web's rules, and OpenSSL's strict ones: every CA says which key it has, and by which key it was
-    signed unless by its own (X509_V_ERR_MISSING_SUBJECT_KEY_IDENTIFIER and its sibling)."""
+    """The web's rules, and OpenSSL's strict ones: every CA says which key it has, and by which key it
+    was signed unless by its own (X509_V_ERR_MISSING_SUBJECT_KEY_IDENTIFIER and its sibling)."""
     return (
         verification.ExtensionPolicy.webpki_defaults_ca()
         .require_present(x509.SubjectKeyIdentifier, _AGNOSTIC, None)

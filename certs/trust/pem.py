@@ -1,5 +1,6 @@
 """DER to PEM, for chains. Imports no `cryptography`. (RFC 7468.)"""
 
+import base64
 import ssl
 from collections.abc import Iterable
 
@@ -9,6 +10,11 @@ _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 def to_pem(chain_der: Iterable[bytes]) -> bytes:
     """The certificates one after the other."""
     return "".join(map(ssl.DER_cert_to_PEM_cert, chain_der)).encode("ascii")
+
+
+def to_der(pem: bytes) -> tuple[bytes, ...]:
+    """Each certificate of a concatenation, DER."""
+    return tuple(map(base64.b64decode, split_pem(pem)))
 
 
 def split_pem(pem: bytes) -> list[str]:

@@ -6,6 +6,7 @@ other side's leaf and the new one. (docs/protocol.md, "A new leaf"; the idea is 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from certs.trust.bans import RANDOM_BITS
 from certs.trust.facts import LeafFacts
@@ -14,6 +15,15 @@ NONCE_BYTES = 32
 _CONTEXT = b" " * 64 + b"podlink/2, proof of a new leaf" + b"\0"
 """Built as TLS 1.3 builds what CertificateVerify signs (RFC 8446, section 4.4.3), with words of our own:
 no signature that this key makes in a handshake is one here, or the other way round."""
+
+
+class OwnLeaf(NamedTuple):
+    """What one side must know of its own leaf, once peers believe it."""
+
+    digest: bytes
+    """SHA-256 of its DER."""
+    expires_at: float
+    """Its end by this process's monotonic clock."""
 
 
 class ProofRefused(Exception):

@@ -26,6 +26,9 @@ class Limits:
     """Tunnels that one address keeps here."""
     idle_tunnels_per_peer: int = 256
     """Of those, idle ones: the longest idle go first. A dialler keeps 128."""
+    renewals_per_source: float = 200.0
+    """New leaves a second that one address may prove in running tunnels, after a burst of four times as
+    many: some 5 % of a core. A peer that is told to come again does so well before its leaf ends."""
     refused_opens: float = 50.0
     """Refused OPENs a second of one address, after a burst of four times as many; then its tunnel
     is closed."""
@@ -48,5 +51,6 @@ class Limits:
             strangers_per_source=max(4, min(base.strangers_per_source // workers, spare // 8)),
             handshakes_per_source=base.handshakes_per_source / workers,
             tunnels_per_peer=base.tunnels_per_peer // workers,
+            renewals_per_source=base.renewals_per_source / workers,
             refused_opens=base.refused_opens / workers,
         )

@@ -2,13 +2,14 @@
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from random import Random, SystemRandom
 from typing import Final, Protocol
 
 from certs.trust.facts import LeafFacts
+from certs.trust.renewal import Claim, OwnLeaf
 from kit.buckets import Buckets
 from kit.clock import monotonic, unix_ns, unix_s
 from kit.contract import INBOUND_PORT, OWN_PORTS
@@ -20,11 +21,17 @@ from sidecar.dataplane.routing.choose import Memory
 from sidecar.dataplane.routing.ejections import Ejections
 from sidecar.dataplane.tunnels.handshake import Verify
 from sidecar.dataplane.tunnels.pool import Pool
+from sidecar.dataplane.tunnels.tunnel import NO_RENEWALS, Renews, Tunnel
 from sidecar.directory import Directory, Own
 from sidecar.errors import SidecarError
 from sidecar.metrics.handshakes import HandshakeMeter
 from sidecar.report import LinkRecord, Report, Watcher
 from sidecar.sockets import reset
+
+Prove = Callable[[Claim], bytes]
+"""Makes the signature of a proof by our newest leaf's key."""
+JudgeProof = Callable[[Sequence[bytes], bytes, Claim], LeafFacts]
+"""Judges a peer's chain (DER, leaf first) and signature for a claim (`certs.trust.possession`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,16 @@ class Trust:
     identity: str
     expires_at: float
     """Monotonic end of our own leaf."""
+    leaf: bytes = bytes(32)
+    """SHA-256 of its DER."""
+    chain: tuple[bytes, ...] = ()
+    """DER, the leaf first: what a proof shows."""
+    prove: Prove | None = None
+    """Signs with the leaf's key; None: this leaf is proved in handshakes only."""
+    own: OwnLeaf = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "own", OwnLeaf(self.leaf, self.expires_at))
 
 
 BURST_S: Final = 4.0
@@ -61,6 +78,10 @@ class LiveLink(Protocol):
         """Who is at the other end of its tunnel; None for plaintext or before one."""
 
     @property
+    def tunnel(self) -> Tunnel | None:
+        """What carries it; None for plaintext or before there is one."""
+
+    @property
     def tunnel_expires_at(self) -> float | None:
         """Monotonic end of the tunnel that carries it; None for plaintext or before one."""
 
@@ -82,6 +103,9 @@ class Plane:
     verify: Verify
     report: Report
     pool: Pool
+    judge_proof: JudgeProof | None = None
+    """None: no peer's new leaf is believed but in a handshake."""
+    renewals: Renews = NO_RENEWALS
     trust: Trust | None = None
     """None until the first certificate: links wait for it or are refused, never let through."""
     policy: PolicySet = field(default_factory=PolicySet)
@@ -130,6 +154,7 @@ class Plane:
     """Connections and links closed unheard, by the limit that was reached (docs/limits.md)."""
     refused_opens: Buckets = field(default_factory=lambda: buckets(Limits().refused_opens))
     handshake_rate: Buckets = field(default_factory=lambda: buckets(Limits().handshakes_per_source))
+    renewal_rate: Buckets = field(default_factory=lambda: buckets(Limits().renewals_per_source))
     handshakes: HandshakeMeter = field(default_factory=HandshakeMeter)
     draining: bool = False
     """The pod is going: no new links from peers; the app's own still work."""

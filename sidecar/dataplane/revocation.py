@@ -21,14 +21,15 @@ def reauthorise(plane: Plane) -> int:
     """Cut what may no longer be, by `plane.policy` and `plane.allow_external`; returns how many."""
     cut = 0
     for link in list(plane.live):
-        error = _objection(plane, link)
+        error = objection(plane, link)
         if error is not None:
             plane.poller.call(link.deny, error)
             cut += 1
     return cut
 
 
-def _objection(plane: Plane, link: LiveLink) -> SidecarError | None:
+def objection(plane: Plane, link: LiveLink) -> SidecarError | None:
+    """Why this link may no longer be, by what is in force now; None: it may."""
     record = link.record
     if record.direction == "outbound":
         if (

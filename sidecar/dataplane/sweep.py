@@ -58,6 +58,7 @@ class Sweep:
                 told.bytes_sent, told.bytes_received = link.moved
                 told.end_ns = now_ns
                 plane.poller.call(plane.report, told)
+        plane.poller.call(plane.renewals.look)
         self._thin_out()
         for tunnel in list(self._arrivals.tunnels):
             tunnel.look()

@@ -6,6 +6,7 @@ ClientHello split over several records counts as foreign: ours fits into one.
 """
 
 import enum
+from collections.abc import Iterable
 
 _HANDSHAKE, _CLIENT_HELLO = 0x16, 0x01
 _EXT_ALPN = 16
@@ -16,7 +17,7 @@ MAX_HELLO = 16384 + _RECORD_HEADER
 class FirstBytes(enum.Enum):
     INCOMPLETE = "incomplete"
     MESH = "mesh"
-    """A ClientHello that offers our ALPN."""
+    """A ClientHello that offers an ALPN name of ours."""
     FOREIGN_TLS = "foreign_tls"
     """A ClientHello that does not: the app's own TLS, so plaintext as far as the mesh goes."""
     PLAINTEXT = "plaintext"
@@ -26,8 +27,9 @@ class _Short(Exception):
     """The bytes end before a field does."""
 
 
-def classify(head: bytes | bytearray | memoryview, alpn: bytes) -> FirstBytes:
-    """What the first bytes of a connection are. Never raises; garbage is PLAINTEXT or FOREIGN_TLS."""
+def classify(head: bytes | bytearray | memoryview, alpns: Iterable[bytes]) -> FirstBytes:
+    """What the first bytes of a connection are, `alpns` being the names of ours. Never raises; garbage
+    is PLAINTEXT or FOREIGN_TLS."""
     if not head:
         return FirstBytes.INCOMPLETE
     if head[0] != _HANDSHAKE:
@@ -48,7 +50,7 @@ def classify(head: bytes | bytearray | memoryview, alpn: bytes) -> FirstBytes:
         offered = _alpn_names(record)
     except _Short:
         return FirstBytes.FOREIGN_TLS
-    return FirstBytes.MESH if alpn in offered else FirstBytes.FOREIGN_TLS
+    return FirstBytes.FOREIGN_TLS if offered.isdisjoint(alpns) else FirstBytes.MESH
 
 
 class _Fields:
@@ -74,7 +76,7 @@ class _Fields:
         return self.take(self.number(length_size))
 
 
-def _alpn_names(record: bytes) -> list[bytes]:
+def _alpn_names(record: bytes) -> set[bytes]:
     message = _Fields(record)
     message.take(1)
     hello = _Fields(message.vector(3))
@@ -87,8 +89,8 @@ def _alpn_names(record: bytes) -> list[bytes]:
         kind, body = extensions.number(2), extensions.vector(2)
         if kind == _EXT_ALPN:
             names = _Fields(_Fields(body).vector(2))
-            found = []
+            found = set[bytes]()
             while names.left:
-                found.append(names.vector(1))
+                found.add(names.vector(1))
             return found
-    return []
+    return set()

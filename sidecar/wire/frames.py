@@ -1,4 +1,4 @@
-"""The frame codec of `podlink/1` (docs/protocol.md).
+"""The frame codec of `podlink/1` and `podlink/2` (docs/protocol.md).
 
     kind    u8    one of the kinds below
     length  u24   of the payload, big-endian
@@ -9,11 +9,14 @@ frame is small, bounded by its kind, and passed on whole. HOT PATH: `FrameReader
 every chunk that arrives.
 """
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from sidecar.errors import ProtocolViolation
 
 OPEN, ACCEPT, REFUSE, DATA, END, RESET, PING, PONG, GOAWAY = range(1, 10)
+RENEW, CHALLENGE, PROOF, RENEWED = range(10, 14)
+"""Of `podlink/2` alone."""
 
 KIND_NAMES = {
     OPEN: "OPEN",
@@ -25,12 +28,19 @@ KIND_NAMES = {
     PING: "PING",
     PONG: "PONG",
     GOAWAY: "GOAWAY",
+    RENEW: "RENEW",
+    CHALLENGE: "CHALLENGE",
+    PROOF: "PROOF",
+    RENEWED: "RENEWED",
 }
 
 HEADER = 4
 MAX_DATA = (1 << 24) - 1
 MAX_OPEN = 4096
-MAX_PAYLOAD = {
+MAX_PROOF = 8192
+"""A chain of four certificates and a signature: a leaf of ours takes 700 bytes, an intermediate with
+RSA 1,300."""
+MAX_PAYLOAD: Final = {
     OPEN: MAX_OPEN,
     ACCEPT: 64,
     REFUSE: 64,
@@ -40,7 +50,22 @@ MAX_PAYLOAD = {
     PING: 8,
     PONG: 8,
     GOAWAY: 0,
+    RENEW: 32,
+    CHALLENGE: 32,
+    PROOF: MAX_PROOF,
+    RENEWED: 1,
 }
+LIMITS_1: Final[Mapping[int, int]] = {kind: MAX_PAYLOAD[kind] for kind in range(OPEN, RENEW)}
+"""What a reader of `podlink/1` takes."""
+LIMITS_2: Final[Mapping[int, int]] = {k: most for k, most in MAX_PAYLOAD.items() if k != PROOF}
+"""`podlink/2`, while no proof is awaited: kilobytes are held only for whoever was challenged."""
+LIMITS_2_PROOF: Final[Mapping[int, int]] = MAX_PAYLOAD
+"""`podlink/2`, from our CHALLENGE to the PROOF."""
+
+FRAMES_BESIDES: Final = 8
+"""Frames that one feed may bring beyond four for each TLS record in it. Whoever speaks lawfully writes
+OPEN, DATA and END in one record at most, and a long DATA frame over many; thousands of frames in a
+record are there to cost time."""
 
 END_FRAME = bytes((END, 0, 0, 0))
 PING_FRAME = bytes((PING, 0, 0, 0))
@@ -51,14 +76,6 @@ GOAWAY_FRAME = bytes((GOAWAY, 0, 0, 0))
 def encode(kind: int, payload: bytes = b"") -> bytes:
     """One whole frame."""
     return bytes((kind,)) + len(payload).to_bytes(3, "big") + payload
-
-
-def put_data_header(buffer: bytearray, size: int) -> None:
-    """Write the header of a DATA frame of `size` bytes into the first four bytes of `buffer`."""
-    buffer[0] = DATA
-    buffer[1] = size >> 16
-    buffer[2] = size >> 8 & 0xFF
-    buffer[3] = size & 0xFF
 
 
 class FrameSink(Protocol):
@@ -74,24 +91,22 @@ class FrameSink(Protocol):
 class FrameReader:
     """Feed it plaintext as it comes; it calls the sink for every piece and frame in it.
 
-    Raises ProtocolViolation for an unknown kind or a payload longer than its kind allows. After
-    that it must not be fed again.
+    Raises ProtocolViolation for a kind that `limits` does not list, a payload longer than its kind
+    allows, or more frames than `most` in one feed. After that it must not be fed again.
     """
 
-    __slots__ = ("_kind", "left", "partial")
+    __slots__ = ("_kind", "left", "limits", "partial")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Mapping[int, int] = LIMITS_1) -> None:
         self._kind = 0
+        self.limits = limits
+        """The longest payload of each kind that may come now; set anew when that changes."""
         self.left = 0
         """Payload bytes still to come of the frame in progress; 0 between frames."""
         self.partial = b""
         """A cut header between frames, or what has come of a control payload."""
 
-    @property
-    def between_frames(self) -> bool:
-        return not self.left and not self.partial
-
-    def feed(self, view: memoryview, sink: FrameSink) -> None:
+    def feed(self, view: memoryview, sink: FrameSink, most: int = 1 << 30) -> None:
         at, end = 0, len(view)
         while at < end:
             if self.left:
@@ -118,7 +133,10 @@ class FrameReader:
                 kind = view[at]
                 size = view[at + 1] << 16 | view[at + 2] << 8 | view[at + 3]
                 at += HEADER
-            limit = MAX_PAYLOAD.get(kind)
+            most -= 1
+            if most < 0:
+                raise ProtocolViolation("frames by the thousand")
+            limit = self.limits.get(kind)
             if limit is None or size > limit:
                 raise ProtocolViolation(
                     f"frame kind {kind} of {size} bytes"

@@ -11,6 +11,7 @@ import enum
 from sidecar.errors import ProtocolViolation
 from sidecar.wire.frames import (
     ACCEPT,
+    CHALLENGE,
     DATA,
     END,
     GOAWAY,
@@ -18,7 +19,10 @@ from sidecar.wire.frames import (
     OPEN,
     PING,
     PONG,
+    PROOF,
     REFUSE,
+    RENEW,
+    RENEWED,
     RESET,
 )
 
@@ -35,7 +39,8 @@ class Phase(enum.Enum):
     REFUSED = "refused"
 
 
-_ALWAYS = frozenset({PING, PONG, GOAWAY})
+_ALWAYS = frozenset({PING, PONG, GOAWAY, RENEW, CHALLENGE, PROOF, RENEWED})
+"""Those of a renewal have an order of their own (sidecar.wire.renewal), beside any link."""
 RECEIVABLE = {
     (Role.DIALLER, Phase.IDLE): _ALWAYS,
     (Role.DIALLER, Phase.OPENING): _ALWAYS | {ACCEPT, REFUSE, RESET},

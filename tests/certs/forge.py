@@ -138,6 +138,7 @@ class Forge:
         not_after: dt.datetime | None = None,
         extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
         issuer: "Pair | None" = None,
+        serial: int | None = None,
     ) -> Pair:
         """A leaf for `identity`, lawful unless a tweak says otherwise.
 
@@ -155,7 +156,7 @@ class Forge:
             .subject_name(x509.Name(subject_name))
             .issuer_name(signer_name)
             .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
+            .serial_number(serial or x509.random_serial_number())
             .not_valid_before(not_before or now - dt.timedelta(minutes=1))
             .not_valid_after(not_after or now + LIFETIME)
         )

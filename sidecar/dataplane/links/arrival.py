@@ -10,7 +10,7 @@ whether a link may be.
 import socket
 from typing import Final
 
-from kit.contract import ALPN
+from kit.contract import ALPNS
 from sidecar.authorise import authorise
 from sidecar.dataplane.links.inbound import open_link
 from sidecar.dataplane.links.plaintext import PlaintextLink, is_no_pod
@@ -36,7 +36,7 @@ from sidecar.wire.client_hello import FirstBytes, classify
 from sidecar.wire.session import Role
 
 _CERTIFICATE_POLL_S: Final = 0.05
-_ALPN: Final = ALPN.encode()
+_ALPNS: Final = tuple(map(str.encode, ALPNS))
 
 
 class Arrivals:
@@ -171,7 +171,7 @@ class Arrival:
             self._arrivals.no_stranger_any_more(self)
             return
         self._head += got
-        first = classify(self._head, _ALPN)
+        first = classify(self._head, _ALPNS)
         if first is FirstBytes.MESH:
             self._shake_hands()
         elif first is not FirstBytes.INCOMPLETE:
@@ -211,7 +211,8 @@ class Arrival:
             trust.server,
             Role.ACCEPTOR,
             verify=plane.verify,
-            own_end=trust.expires_at,
+            own=trust.own,
+            renewals=plane.renewals,
             now=plane.now,
             wall=plane.unix_s,
             peer_address=(self._ip, self._port),

@@ -74,6 +74,7 @@ class InboundLink:
         record.pooled = tunnel.links > 0
         describe_peer(record, tunnel)
         tunnel.links += 1
+        tunnel.link = self
         limit = plane.full()
         plane.live.add(self)
         if plane.draining:

@@ -278,7 +278,7 @@ class OutboundLink:
         record = self.record
         self.phase = advance(self.phase, Phase.OPENING)
         self._tunnel = tunnel
-        tunnel.user = self
+        tunnel.user = tunnel.link = self
         opening = Opening(
             record.destination_port,
             record.trace_id,
@@ -429,6 +429,10 @@ class OutboundLink:
     @property
     def peer(self) -> LeafFacts | None:
         return self._tunnel.peer if self._tunnel is not None else None
+
+    @property
+    def tunnel(self) -> Tunnel | None:
+        return self._tunnel
 
     @property
     def tunnel_expires_at(self) -> float | None:

@@ -114,6 +114,10 @@ class PlaintextLink:
         return None
 
     @property
+    def tunnel(self) -> None:
+        """None carries it."""
+
+    @property
     def tunnel_expires_at(self) -> float | None:
         return None
 

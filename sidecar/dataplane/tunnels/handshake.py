@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Final
 
 from certs.trust.facts import LeafFacts
-from kit.contract import ALPN
+from certs.trust.renewal import OwnLeaf
+from kit.contract import ALPN, ALPNS
 from sidecar.dataplane.loop.deadlines import Deadline
 from sidecar.dataplane.loop.poller import Poller
-from sidecar.dataplane.tunnels.tunnel import RECORD, Tunnel
+from sidecar.dataplane.tunnels.tunnel import RECORD, Renews, Tunnel
 from sidecar.errors import (
     AlpnMismatch,
     Bug,
@@ -24,6 +25,7 @@ from sidecar.errors import (
     PeerUntrusted,
     SidecarError,
 )
+from sidecar.wire.frames import LIMITS_1, LIMITS_2
 from sidecar.wire.session import Role
 
 TIMEOUT_S: Final = 5.0
@@ -51,7 +53,8 @@ class Handshake:
         role: Role,
         *,
         verify: Verify,
-        own_end: float,
+        own: OwnLeaf,
+        renewals: Renews,
         now: Callable[[], float],
         wall: Callable[[], float],
         peer_address: tuple[str, int],
@@ -59,7 +62,8 @@ class Handshake:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._poller, self._sock, self._role, self._verify = poller, sock, role, verify
-        self._own_end, self._now, self._wall, self._done = own_end, now, wall, done
+        self._own, self._renewals = own, renewals
+        self._now, self._wall, self._done = now, wall, done
         self._peer_address = peer_address
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(
@@ -123,8 +127,9 @@ class Handshake:
             self._fail(HandshakeFailed("the peer takes no data"))
 
     def _finished(self) -> None:
-        if self._tls.selected_alpn_protocol() != ALPN:
-            return self._fail(AlpnMismatch(f"the peer speaks no {ALPN}"))
+        alpn = self._tls.selected_alpn_protocol()
+        if alpn not in ALPNS:
+            return self._fail(AlpnMismatch(f"the peer speaks no {' or '.join(ALPNS)}"))
         der = self._tls.getpeercert(binary_form=True)
         if der is None:
             return self._fail(PeerUntrusted("the peer showed no certificate"))
@@ -145,7 +150,10 @@ class Handshake:
             role=self._role,
             peer=peer,
             peer_address=self._peer_address,
-            expires_at=min(self._own_end, self._now() + left_s),
+            own=self._own,
+            renewals=self._renewals,
+            limits=LIMITS_2 if alpn == ALPN else LIMITS_1,
+            expires_at=min(self._own.expires_at, self._now() + left_s),
         )
         return self._done(tunnel, None)
 

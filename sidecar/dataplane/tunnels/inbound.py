@@ -70,7 +70,7 @@ class InboundTunnel:
         if self._tunnel.closed:
             self._all.discard(self)
         else:
-            self._tunnel.user = self
+            self._tunnel.user, self._tunnel.link = self, None
             self._tunnel.idle_since = self.plane.now()
 
     def go_away(self) -> None:

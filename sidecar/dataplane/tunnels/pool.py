@@ -91,6 +91,7 @@ class Pool:
             self._drop(next(iter(self._by_age)))
         idle = self._idle.setdefault(key, [])  # only now: the one dropped may have been its last
         tunnel.key, tunnel.user, tunnel.idle_since = key, _Idle(self, tunnel), self._now()
+        tunnel.link = None
         idle.append(tunnel)
         self._by_age[tunnel] = None
         return self._wake(key)

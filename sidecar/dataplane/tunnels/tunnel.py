@@ -1,4 +1,4 @@
-"""One TLS connection that carries `podlink/1`. HOT PATH: read docs/performance.md first.
+"""One TLS connection that carries `podlink/1` or `podlink/2`. HOT PATH: read docs/performance.md first.
 
 TLS runs over memory BIOs and the socket stays raw, so that one receive and one send move up to
 256 KiB at a time instead of a record of 16 KiB, and so that half-close is ours to do. Rules for this
@@ -13,10 +13,13 @@ import socket
 import ssl
 import struct
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from certs.trust.facts import LeafFacts
 from certs.trust.lean import forget_handshake
+from certs.trust.renewal import OwnLeaf
 from sidecar.dataplane.loop.poller import Poller
 from sidecar.errors import Bug, PeerLost, ProtocolViolation, SidecarError
 from sidecar.sockets import is_unanswered, reset_on_close
@@ -24,10 +27,14 @@ from sidecar.wire.frames import (
     DATA,
     GOAWAY,
     HEADER,
+    LIMITS_1,
+    LIMITS_2,
+    LIMITS_2_PROOF,
     PING,
     PING_FRAME,
     PONG,
     PONG_FRAME,
+    RENEW,
     FrameReader,
     encode,
 )
@@ -70,6 +77,41 @@ class TunnelUser(Protocol):
         """The tunnel is gone. Called at most once, never from within a write."""
 
 
+class Renews(Protocol):
+    """Who minds the renewals of all tunnels (`renewal`)."""
+
+    ours: Counter[str]
+    """What peers said of our proofs, by outcome."""
+    theirs: Counter[str]
+    """What we said of theirs."""
+
+    def frame(self, tunnel: "Tunnel", kind: int, payload: bytes) -> None:
+        """A frame of a renewal; may raise ProtocolViolation, and may close the tunnel."""
+
+    def forget(self, tunnel: "Tunnel") -> None:
+        """The tunnel is closed."""
+
+    def look(self) -> None:
+        """Renew what carries a link and is believed by an older leaf of ours."""
+
+
+class _NoRenewals:
+    """For a plane that renews nothing."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = Counter[str](), Counter[str]()
+
+    def frame(self, tunnel: "Tunnel", kind: int, payload: bytes) -> None:
+        raise ProtocolViolation("a frame of a renewal")
+
+    def forget(self, tunnel: "Tunnel") -> None: ...
+
+    def look(self) -> None: ...
+
+
+NO_RENEWALS: Final = _NoRenewals()
+
+
 class _Nobody:
     """The user of a closed tunnel."""
 
@@ -107,12 +149,15 @@ class Tunnel:
         "going_away",
         "idle_since",
         "key",
+        "link",
         "links",
+        "own",
         "peer",
         "peer_ip",
         "peer_name",
         "peer_port",
         "pinged",
+        "renewals",
         "session",
         "user",
     )
@@ -130,13 +175,16 @@ class Tunnel:
         role: Role,
         peer: LeafFacts,
         peer_address: tuple[str, int],
+        own: OwnLeaf,
+        renewals: Renews,
+        limits: Mapping[int, int],
         expires_at: float,
     ) -> None:
         self._poller, self._sock, self._fd = poller, sock, sock.fileno()
         # The inner object: SSLObject would be one more Python call for each read and write.
         self._ssl = tls._sslobj  # type: ignore[attr-defined]
         self._incoming, self._outgoing = incoming, outgoing
-        self._reader = FrameReader()
+        self._reader = FrameReader(limits)
         self._backlog: memoryview | None = None
         """What the kernel did not take; more waits encrypted in the BIO."""
         self._chunk = FIRST_CHUNK
@@ -144,14 +192,16 @@ class Tunnel:
         self._pong_due = False
         self.session = Session(role)
         self.peer = peer
-        """Who is at the other end: the facts of its checked leaf."""
+        """Who is at the other end: the facts of its checked leaf, the last one that it has proved."""
+        self.own, self.renewals = own, renewals
+        """Our own leaf, as the peer has last believed it."""
         self.peer_name = sys.intern(str(peer.identity))  # one text for all tunnels of a peer
         self.peer_ip, self.peer_port = peer_address
         self.cipher = sys.intern((tls.cipher() or ("",))[0])
         self.direct = self.peer_ip in peer.ips
         """Nothing between the two pods rewrote the address."""
         self.expires_at = expires_at
-        """Monotonic: when the first of both leaves ends; no link may outlive it."""
+        """Monotonic: when the first of both leaves ends; no link may outlive it. A proof moves it."""
         self.going_away = False
         """The peer will open or take no new link here."""
         self.closed = False
@@ -162,12 +212,23 @@ class Tunnel:
         self.idle_since = 0.0
         self.key: object = None
         """The pool's: under what it lies while idle."""
+        self.link: object = None
+        """The link that it carries (`plane.LiveLink`), for whoever must find the one by the other."""
 
     def start(self) -> None:
         """Begin to read; what the handshake left in the BIO is delivered at once."""
         self._poller.add_reader(self._fd, self._readable)
         self._drain()
         forget_handshake(self._ssl)
+
+    @property
+    def renewable(self) -> bool:
+        """Whether the peer knows of proofs at all (`podlink/2`)."""
+        return not self.closed and self._reader.limits is not LIMITS_1
+
+    def await_proof(self, awaited: bool) -> None:
+        """Whether a PROOF may come now: only then are its kilobytes taken."""
+        self._reader.limits = LIMITS_2_PROOF if awaited else LIMITS_2
 
     def look(self) -> None:
         """Called every few seconds: end it if the peer is gone and data is under way to it."""
@@ -350,6 +411,8 @@ class Tunnel:
             if self.pinged:
                 self.pinged = False
                 self.user.tunnel_control(kind, payload)
+        elif kind >= RENEW:
+            self.renewals.frame(self, kind, payload)
         else:
             if kind == GOAWAY:
                 self.going_away = True
@@ -375,6 +438,8 @@ class Tunnel:
         self._sock.close()
         # Whoever minded it refers to it: without this TLS's buffers wait for the garbage collector.
         self.user = _NOBODY
+        self.link = None
+        self.renewals.forget(self)
 
     def broken(self, error: Exception) -> None:
         """Our own code, or that of the link that uses it, failed."""

@@ -23,6 +23,9 @@ NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 Key = Any
 
 
+SIGNS = Usage(False, key_cert_sign=True, crl_sign=True)
+
+
 @dataclass
 class Authority:
     """A CA's certificate and key, lawful unless a field says otherwise."""
@@ -33,7 +36,7 @@ class Authority:
     """None: no basicConstraints at all."""
     constraints_critical: bool = True
     path_length: int | None = None
-    usage: Usage | None = Usage(False, key_cert_sign=True, crl_sign=True)
+    usage: Usage | None = SIGNS
     not_before: dt.datetime = NOW - 30 * DAY
     not_after: dt.datetime = NOW + 30 * DAY
     uses: Sequence[ObjectIdentifier] = ()
@@ -68,9 +71,7 @@ class Authority:
         if self.uses:
             found.append((x509.ExtendedKeyUsage(self.uses), False))
         if self.key_ids:
-            found.append(
-                (x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), False)
-            )
+            found.append((x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), False))
             if by is not self:
                 found.append(
                     (
@@ -299,6 +300,11 @@ def test_a_chain_that_passed_is_remembered_only_until_a_certificate_in_it_ends()
     clock[0] = NOW + dt.timedelta(minutes=6)
     with pytest.raises(ProofRefused, match="chain_untrusted"):
         check(chain)
+
+
+def test_without_a_bundle_nobody_is_trusted(forge: Forge) -> None:
+    with pytest.raises(ProofRefused, match="no bundle yet"):
+        ChainChecker(())(ders(forge.leaf().chain_pem))
 
 
 @pytest.mark.parametrize("junk", [b"", b"\x30\x03\x02\x01\x01", b"x" * 100])

@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 import hashlib
 import ssl
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ def test_the_proof_of_a_leaf_is_believed_for_its_claim(forge: Forge) -> None:
 @pytest.mark.parametrize("name", [each.name for each in dataclasses.fields(Claim)])
 def test_a_proof_for_another_claim_is_a_forgery(forge: Forge, name: str) -> None:
     pair = forge.leaf()
-    other = False if name == "by_dialler" else b"x" * 32
+    other: Any = False if name == "by_dialler" else b"x" * 32
     changed = dataclasses.replace(CLAIM, **{name: other})
     with pytest.raises(ProofRefused) as refused:
         judge_of(forge)([pair.der], proof(pair), changed)

@@ -11,18 +11,21 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from certs.trust.chain import ChainChecker
 from certs.trust.contexts import TlsMaterial
 from certs.trust.identity import WorkloadIdentity
+from certs.trust.possession import ProofJudge
 from certs.trust.svid import SvidChecker
 from kit.clock import monotonic
-from kit.contract import ALPN
 from sidecar import sockets
+from sidecar.carrier import trust_of
 from sidecar.dataplane.links.arrival import Arrivals
 from sidecar.dataplane.links.outbound import OutboundLink
 from sidecar.dataplane.loop.listener import Listener
 from sidecar.dataplane.loop.poller import poller_of
 from sidecar.dataplane.plane import Plane, Trust
 from sidecar.dataplane.tunnels.pool import Pool
+from sidecar.dataplane.tunnels.renewal import Renewals
 from sidecar.directory import Answer, Found, Own, Workload
 from sidecar.report import LinkRecord
 from tests.certs.forge import Forge
@@ -78,12 +81,7 @@ def trust_from(forge: Forge, identity: WorkloadIdentity, ip: str, bundle_pem: by
     """A leaf that `forge` signs; believed are its root, or those of the bundle."""
     key_pem, chain_pem = forge.leaf(str(identity), ips=[ip])
     material = TlsMaterial(key_pem, chain_pem, bundle_pem or forge.root_pem)
-    return Trust(
-        material.server_context([ALPN]),
-        material.client_context([ALPN]),
-        str(identity),
-        monotonic() + 3600,
-    )
+    return trust_of(material, str(identity), monotonic() + 3600)
 
 
 @pytest.fixture
@@ -94,16 +92,19 @@ async def make_side(forge: Forge) -> AsyncIterator[MakeSide]:
         poller = poller_of(asyncio.get_running_loop())
         directory = FakeDirectory()
         records: list[LinkRecord] = []
+        verify = SvidChecker("cluster.local")
         plane = Plane(
             poller=poller,
             own=Own(identity.namespace, identity.service_account, "uid", frozenset({"192.0.2.9"})),
             directory=directory,
-            verify=SvidChecker("cluster.local"),
+            verify=verify,
+            judge_proof=ProofJudge(verify, ChainChecker([forge.root_der])),
             report=records.append,
             pool=Pool(poller, monotonic),
             trust=trust_from(forge, identity, ip),
             tunnel_only=True,
         )
+        plane.renewals = Renewals(plane)
         side = Side(plane, directory, records)
         made.append(side)
         return side

@@ -10,15 +10,13 @@ import sys
 
 from certs.trust.contexts import TlsMaterial
 from kit.clock import monotonic
-from kit.contract import ALPN
 from kit.settings import Settings
 from policy.rules import PolicySet
 from sidecar import sockets
-from sidecar.carrier import Carrier
+from sidecar.carrier import Carrier, trust_of
 from sidecar.config import SidecarConfig
 from sidecar.dataplane.loop.listener import Listener
 from sidecar.dataplane.loop.poller import DataLoop
-from sidecar.dataplane.plane import Trust
 from sidecar.memory import used_bytes
 from tests.sidecar.dataplane.conftest import API, FakeDirectory
 from tests.sidecar.test_config import GOOD
@@ -32,12 +30,7 @@ async def main() -> None:
     plane = carrier.plane
     plane.policy, plane.unsettled = PolicySet(), False
     material = TlsMaterial(told["key"].encode(), told["chain"].encode(), told["bundle"].encode())
-    plane.trust = Trust(
-        material.server_context([ALPN]),
-        material.client_context([ALPN]),
-        str(API),
-        monotonic() + 3600,
-    )
+    plane.trust = trust_of(material, str(API), monotonic() + 3600)
     listening = sockets.listen("127.0.0.1", 0)
     listener = Listener(plane.poller, listening, carrier.arrivals.accepted)
     print(json.dumps({"port": listening.getsockname()[1]}), flush=True)

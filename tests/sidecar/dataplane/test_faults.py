@@ -109,7 +109,7 @@ async def test_a_reader_that_stops_costs_a_bounded_amount_of_memory_in_both_dire
     assert isinstance(near, OutboundLink)
     splice: Any = near._splice
     assert len(splice._backlog or b"") <= 2 * MAX_CHUNK
-    tunnel: Any = far.tunnel  # type: ignore[attr-defined]
+    tunnel: Any = far.tunnel
     unsent = len(tunnel._backlog or b"") + tunnel._outgoing.pending
     assert 0 < unsent <= 2 * MAX_READ
     assert far.moved[1] < len(body), "the app was not stopped"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sidecar.wire.client_hello import MAX_HELLO, FirstBytes, classify
 
-OURS = b"podlink/1"
+OURS = (b"podlink/2", b"podlink/1")
 
 
 def hello(alpn: list[str] | None) -> bytes:
@@ -23,7 +23,9 @@ def hello(alpn: list[str] | None) -> bytes:
     return outgoing.read()
 
 
-@pytest.mark.parametrize("alpn", [["podlink/1"], ["h2", "podlink/1"]])
+@pytest.mark.parametrize(
+    "alpn", [["podlink/1"], ["podlink/2"], ["podlink/3", "podlink/2"], ["h2", "podlink/1"]]
+)
 def test_a_hello_that_offers_our_alpn_is_a_peers(alpn: list[str]) -> None:
     assert classify(hello(alpn), OURS) is FirstBytes.MESH
 

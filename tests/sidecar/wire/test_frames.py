@@ -5,8 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.errors import ProtocolViolation
-from sidecar.wire import frames
-from sidecar.wire.frames import DATA, MAX_PAYLOAD, FrameReader, encode, put_data_header
+from sidecar.wire.frames import (
+    CHALLENGE,
+    DATA,
+    LIMITS_1,
+    LIMITS_2,
+    LIMITS_2_PROOF,
+    MAX_PAYLOAD,
+    PROOF,
+    RENEW,
+    RENEWED,
+    FrameReader,
+    encode,
+)
 
 
 class Sink:
@@ -26,7 +37,7 @@ class Sink:
 
 
 def read(raw: bytes, cuts: list[int]) -> list[tuple[int, bytes]]:
-    reader, sink, at = FrameReader(), Sink(), 0
+    reader, sink, at = FrameReader(MAX_PAYLOAD), Sink(), 0
     for cut in [*cuts, len(raw)]:
         reader.feed(memoryview(raw)[at : at + cut], sink)
         at += cut
@@ -76,17 +87,36 @@ def test_a_control_frame_longer_than_its_kind_allows_is_refused_by_its_header(ki
 
 
 @pytest.mark.attack_row(21)
-@pytest.mark.parametrize("kind", [0, 10, 255])
+@pytest.mark.parametrize("kind", [0, 14, 255])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolViolation, match=f"kind {kind}"):
         read(bytes((kind, 0, 0, 0)), [])
 
 
-@given(st.integers(1, frames.MAX_DATA))
-def test_the_data_header_written_in_place_is_the_one_encode_writes(size: int) -> None:
-    buffer = bytearray(4)
-    put_data_header(buffer, size)
-    assert bytes(buffer) == bytes((DATA,)) + size.to_bytes(3, "big")
+@pytest.mark.parametrize("kind", [RENEW, CHALLENGE, PROOF, RENEWED])
+def test_a_reader_of_the_first_protocol_knows_no_renewal(kind: int) -> None:
+    with pytest.raises(ProtocolViolation, match=f"kind {kind}"):
+        FrameReader(LIMITS_1).feed(memoryview(encode(kind)), Sink())
+
+
+@pytest.mark.attack_row(21)
+def test_a_proof_is_taken_only_while_one_is_awaited() -> None:
+    reader, sink = FrameReader(LIMITS_2), Sink()
+    reader.limits = LIMITS_2_PROOF
+    reader.feed(memoryview(encode(PROOF, b"p" * 5000)), sink)
+    assert sink.found == [(PROOF, b"p" * 5000)]
+    reader.limits = LIMITS_2
+    with pytest.raises(ProtocolViolation, match=f"kind {PROOF}"):
+        reader.feed(memoryview(bytes((PROOF, 0, 0x10, 0))), sink)
+
+
+@given(st.lists(kinds(), max_size=12))
+def test_more_frames_than_one_feed_may_bring_are_refused(sent: list[tuple[int, bytes]]) -> None:
+    raw = memoryview(b"".join(encode(kind, payload) for kind, payload in sent))
+    FrameReader(MAX_PAYLOAD).feed(raw, Sink(), len(sent))
+    if sent:
+        with pytest.raises(ProtocolViolation, match="thousand"):
+            FrameReader(MAX_PAYLOAD).feed(raw, Sink(), len(sent) - 1)
 
 
 def test_an_empty_data_frame_says_nothing() -> None:

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
+from certs.trust.renewal import Claim
 from kit.contract import ALPN
-from sidecar.wire import opening
+from sidecar.wire import opening, renewal
 from sidecar.wire.frames import HEADER, KIND_NAMES, MAX_PAYLOAD
 from sidecar.wire.opening import REFUSALS, RESETS, Opening, encode_accept, encode_code
 from sidecar.wire.session import RECEIVABLE, Phase, Role
@@ -56,12 +57,49 @@ def test_answers_have_the_sizes_and_codes_of_the_code() -> None:
 
 
 def test_the_states_are_the_table_of_the_session() -> None:
-    always = {"PING", "PONG", "GOAWAY"}
+    always = {"PING", "PONG", "GOAWAY", "RENEW", "CHALLENGE", "PROOF", "RENEWED"}
     found = {
         (Role(role), Phase(state)): set(filter(None, frames.split(", "))) | always
         for role, state, frames in cells("Which frame may come when")[1:]
     }
     assert found == {key: {KIND_NAMES[kind] for kind in kinds} for key, kinds in RECEIVABLE.items()}
+
+
+def tables(heading: str) -> dict[str, list[list[str]]]:
+    """The tables under a heading, by the first cell of their heads."""
+    found: dict[str, list[list[str]]] = {}
+    heads = ("Frame", "Code", "Bytes")
+    for row in cells(heading):
+        if row[0] in heads:
+            rows = found.setdefault(row[0], [])
+        else:
+            rows.append(row)
+    return found
+
+
+def test_a_renewal_has_the_order_and_codes_of_the_code() -> None:
+    found = tables("A new leaf")
+    assert [row[0] for row in found["Frame"]] == [KIND_NAMES[kind] for kind in renewal.RECEIVABLE]
+    assert {int(r[0]): r[1].strip("`") for r in found["Code"]} == renewal.OUTCOMES
+
+
+def test_a_proof_signs_what_the_page_says() -> None:
+    rows = tables("A new leaf")["Bytes"]
+    sizes = [int(row[0]) for row in rows]
+    signed = Claim(False, b"p" * 32, b"j" * 32, b"f" * 32, b"l" * 32).signed_bytes(b"n" * 32)
+    fields, at = [], 0
+    for size in sizes:
+        fields.append(signed[at : at + size])
+        at += size
+    (words,) = re.findall("`(.+)`", rows[1][1])
+    assert fields == [
+        b" " * 64,
+        words.encode() + b"\0",
+        b"\2",
+        *[c * 32 for c in (b"p", b"j", b"f", b"l", b"n")],
+    ]
+    assert at == len(signed)
+    assert f"over {at} bytes:" in DOC
 
 
 def test_the_alpn_is_the_one_of_the_contract() -> None:
