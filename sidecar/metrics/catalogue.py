@@ -71,6 +71,12 @@ HANDSHAKE_SECONDS = Metric(
     "How long handshakes took that came about.",
     ("reporter",),
 )
+RENEWALS = Metric(
+    "podlink_tunnel_renewals_total",
+    "counter",
+    "New leaves proved inside running tunnels, by whose leaf (own, peer) and the outcome.",
+    ("leaf", "outcome"),
+)
 TURNED_AWAY = Metric(
     "podlink_connections_turned_away_total",
     "counter",

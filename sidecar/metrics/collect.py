@@ -41,6 +41,7 @@ def of_carrier(carrier: Carrier) -> list[Family]:
     return [
         *carrier.meter.families(plane.live),
         *plane.handshakes.families(),
+        Family(c.RENEWALS, _renewals(carrier)),
         Family(c.TURNED_AWAY, {(limit,): n for limit, n in _turned_away(carrier).items()}),
         one(c.INTERNAL_ERRORS, plane.poller.bugs),
         one(c.ACCEPT_PAUSES, carrier.accept_pauses),
@@ -51,6 +52,16 @@ def of_carrier(carrier: Carrier) -> list[Family]:
         one(c.WORKERS, 1),
         *process.families(),
     ]
+
+
+def _renewals(carrier: Carrier) -> dict[Labels, float]:
+    """How many of each outcome; of the usual one also while there has been none."""
+    by_leaf = {"own": carrier.renewals.ours, "peer": carrier.renewals.theirs}
+    return {
+        (leaf, outcome): n
+        for leaf, counts in by_leaf.items()
+        for outcome, n in {"believed": 0, **counts}.items()
+    }
 
 
 def _turned_away(carrier: Carrier) -> dict[str, int]:

@@ -67,6 +67,8 @@ NEAREST_RULE: Final = "podlink.nearest_rule"
 POLICY: Final = "podlink.policy"
 POOLED: Final = "podlink.pooled"
 REASON: Final = "podlink.reason"
+RENEWALS: Final = "podlink.renewals"
+RENEWED: Final = "podlink.renewed"
 RULE: Final = "podlink.rule"
 SECURITY: Final = "podlink.security"
 SERVICE: Final = "podlink.service"
@@ -132,6 +134,8 @@ OF_LINKS: Final[dict[str, Type]] = {
     POLICY: "string",
     POOLED: "boolean",
     REASON: "string",
+    RENEWALS: "string",
+    RENEWED: "int",
     RULE: "string",
     SECURITY: "string",
     SERVICE: "string",

@@ -141,10 +141,18 @@ def unpack_record(raw: object) -> LinkRecord:
             raise ValueError(f"a record has no {str(name)[:40]!r}")
         if isinstance(value, dict):
             value = bytes.fromhex(str(value.get("hex")))
+        if isinstance(value, list):
+            value = tuple(map(_text_of, value))
         if type(value) is not type(getattr(record, name)) and name != "direct":
             raise ValueError(f"{name} is no {type(getattr(record, name)).__name__}")
         setattr(record, name, value)
     return record
+
+
+def _text_of(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text of a list is none")
+    return value
 
 
 _TEXTS: Final = ("method", "path", "grpc_status", "version", "claimed_traceparent")

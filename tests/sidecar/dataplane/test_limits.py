@@ -54,6 +54,7 @@ def test_limits_fit_what_the_kernel_gives(descriptors: int, workers: int) -> Non
     # What one source may do to the whole proxy does not grow with the workers.
     base = Limits()
     assert workers * limits.handshakes_per_source == pytest.approx(base.handshakes_per_source)
+    assert workers * limits.renewals_per_source == pytest.approx(base.renewals_per_source)
     assert workers * limits.refused_opens == pytest.approx(base.refused_opens)
     assert workers * limits.tunnels_per_peer <= base.tunnels_per_peer
     assert workers * limits.strangers_per_source <= max(base.strangers_per_source, 4 * workers)
