@@ -42,7 +42,7 @@ def link(number: int, *, repeats: bool) -> LinkRecord:
     r.destination_identity = "spiffe://cluster.local/ns/prod/sa/db"
     r.endpoint_choice, r.attempts, r.pooled, r.direct = "least-open", 1, True, True
     r.peer_serial, r.peer_sha256, r.peer_not_after = "5f" * 16, "ab" * 32, 1_800_003_600
-    r.tls_cipher, r.alpn_ok = "TLS_AES_128_GCM_SHA256", True
+    r.tls_cipher, r.alpn = "TLS_AES_128_GCM_SHA256", "podlink/2"
     r.bytes_sent, r.bytes_received = 350 + number, 81_920 + number
     return r
 

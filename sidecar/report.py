@@ -29,7 +29,7 @@ class LinkRecord:
     """
 
     __slots__ = (
-        "alpn_ok",
+        "alpn",
         "attempts",
         "bytes_received",
         "bytes_sent",
@@ -120,7 +120,8 @@ class LinkRecord:
         self.renewals: tuple[str, ...] = ()
         """The newest of those: serial, a space, and when (UTC)."""
         self.tls_cipher = ""
-        self.alpn_ok = False
+        self.alpn = ""
+        """The tunnel protocol that both sides agreed on."""
         self.bytes_sent = 0
         """App payload that travelled from source to destination."""
         self.bytes_received = 0

@@ -32,7 +32,7 @@ def describe_peer(record: LinkRecord, tunnel: Tunnel) -> None:
     record.source_identity = tunnel.peer_name
     record.peer_serial, record.peer_sha256 = peer.serial, peer.sha256
     record.peer_not_after = int(peer.not_after.timestamp())
-    record.direct, record.tls_cipher = tunnel.direct, tunnel.cipher
+    record.direct, record.tls_cipher, record.alpn = tunnel.direct, tunnel.cipher, tunnel.alpn
 
 
 def error_of_cut(code: int) -> SidecarError:

@@ -12,7 +12,7 @@ from operator import attrgetter
 
 from certs.evidence import chain as evidence
 from certs.evidence.chain import Chain, Signed
-from kit.contract import ALPN, VERSION
+from kit.contract import VERSION
 from sidecar.report import LinkRecord
 from sidecar.telemetry import attributes as a
 from sidecar.telemetry import wire
@@ -63,7 +63,7 @@ _repeating = attrgetter(
     "peer_sha256",
     "peer_not_after",
     "tls_cipher",
-    "alpn_ok",
+    "alpn",
     "close",
     "still_open",
 )
@@ -290,7 +290,7 @@ def _attributes(r: LinkRecord) -> dict[str, str | int | bool | None]:
         a.TLS_CLIENT_SHA256: None if outbound else sha256,
         a.TLS_CLIENT_NOT_AFTER: None if outbound else not_after,
         a.TLS_ESTABLISHED: True if mtls else None,
-        a.TLS_NEXT_PROTOCOL: ALPN if r.alpn_ok else None,
+        a.TLS_NEXT_PROTOCOL: r.alpn,
         a.TLS_PROTOCOL_NAME: "tls" if mtls else None,
         a.TLS_PROTOCOL_VERSION: "1.3" if mtls else None,
         a.TLS_SERVER_SHA256: sha256 if outbound else None,

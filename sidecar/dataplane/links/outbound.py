@@ -403,7 +403,7 @@ class OutboundLink:
         record.peer_not_after = int(peer.not_after.timestamp())
         record.destination_identity = tunnel.peer_name
         record.direct = tunnel.direct
-        record.tls_cipher = tunnel.cipher
+        record.tls_cipher, record.alpn = tunnel.cipher, tunnel.alpn
 
     # --- the end ----------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from certs.trust.facts import LeafFacts
 from certs.trust.lean import forget_handshake
 from certs.trust.renewal import OwnLeaf
+from kit.contract import ALPN, ALPNS
 from sidecar.dataplane.loop.poller import Poller
 from sidecar.errors import Bug, PeerLost, ProtocolViolation, SidecarError
 from sidecar.sockets import is_unanswered, reset_on_close
@@ -225,6 +226,11 @@ class Tunnel:
     def renewable(self) -> bool:
         """Whether the peer knows of proofs at all (`podlink/2`)."""
         return not self.closed and self._reader.limits is not LIMITS_1
+
+    @property
+    def alpn(self) -> str:
+        """The protocol that both sides agreed on."""
+        return ALPNS[-1] if self._reader.limits is LIMITS_1 else ALPN
 
     def await_proof(self, awaited: bool) -> None:
         """Whether a PROOF may come now: only then are its kilobytes taken."""

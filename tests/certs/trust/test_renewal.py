@@ -3,11 +3,10 @@
 import dataclasses
 import datetime as dt
 import hashlib
-import ssl
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from certs.trust.bans import Ban, Banned, Bans, Guard, pod_serial
@@ -62,15 +61,15 @@ def test_a_proof_for_another_leaf_or_by_another_key_is_a_forgery(forge: Forge) -
         assert refused.value.forged
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=100))
-def test_no_bytes_that_the_key_did_not_make_pass(junk: bytes) -> None:
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(junk=st.binary(max_size=100))
+def test_no_bytes_that_the_key_did_not_make_pass(
+    forge: Forge, good_leaf: Pair, junk: bytes
+) -> None:
     with pytest.raises(ProofRefused):
-        judge_of(_FORGE)([_LEAF.der], junk, CLAIM)
-
-
-_FORGE = Forge()
-_LEAF = _FORGE.leaf()
+        judge_of(forge)([good_leaf.der], junk, CLAIM)
 
 
 def test_what_the_key_signs_is_nothing_that_tls_asks_it_to_sign() -> None:
@@ -169,8 +168,3 @@ def test_any_other_leaf_is_not(new: LeafFacts, reason: str) -> None:
     if reason in ("identity_changed", "not_later"):
         with pytest.raises(ProofRefused, match=reason):
             check_same_workload(leaf(), new, names_pods=False)
-
-
-def test_the_judge_takes_what_a_handshake_shows() -> None:
-    """`ssl` gives DER, chains are stored as PEM: the digest is of the same bytes."""
-    assert ssl.PEM_cert_to_DER_cert(_LEAF.chain_pem.decode()) == _LEAF.der

@@ -228,7 +228,7 @@ async def test_tls_without_a_certificate_reaches_no_app(pair: Pair, app: App) ->
 
 
 @pytest.mark.attack_row(4)
-@pytest.mark.parametrize("alpn", [None, "h2", "podlink/2"])
+@pytest.mark.parametrize("alpn", [None, "h2", "podlink/3"])
 async def test_another_alpn_is_not_a_peer_even_with_a_good_leaf(
     alpn: str | None, pair: Pair, app: App, forge: Forge, tmp_path: Path
 ) -> None:

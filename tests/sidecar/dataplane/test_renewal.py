@@ -192,6 +192,8 @@ async def test_a_peer_of_the_version_before_is_cut_as_before(pair: Pair, forge: 
     writer.write(b"again")
     assert await reader.readexactly(5) == b"again"
     writer.close()
+    for side in (pair.near, pair.far):
+        assert (await side.record()).alpn == "podlink/1"
 
 
 async def test_a_tunnel_at_rest_is_replaced_and_not_renewed(pair: Pair, forge: Forge) -> None:
@@ -222,6 +224,7 @@ async def test_a_link_over_a_tunnel_of_an_older_leaf_is_renewed_too(
     await until(lambda: ends(pair.near) > 400 < ends(pair.far))
     writer.close()
     assert (await pair.near.record(2)).pooled
+    assert pair.near.records[1].alpn == pair.far.records[1].alpn == "podlink/2"
 
 
 async def test_a_root_is_replaced_in_the_middle_of_a_link(pair: Pair, forge: Forge) -> None:
@@ -372,7 +375,7 @@ async def test_the_attacker_may_do_what_is_lawful(attacker: Attacker, forge: For
     assert await attacker.lives()
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_a_proof_of_another_tunnel_moves_nothing(attacker: Attacker, forge: Forge) -> None:
     new = leaf_of(forge, WEB, 500)
     other = await Attacker(attacker.pair, forge, attacker.leaf).connect()
@@ -388,7 +391,7 @@ async def test_a_proof_of_another_tunnel_moves_nothing(attacker: Attacker, forge
     assert record.reason == "protocol_error" and "forged proof" in record.error
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_the_same_proof_twice_moves_nothing(attacker: Attacker, forge: Forge) -> None:
     new = leaf_of(forge, WEB, 500)
     proof = attacker.proof(new, attacker.claim(await attacker.challenge()))
@@ -399,7 +402,7 @@ async def test_the_same_proof_twice_moves_nothing(attacker: Attacker, forge: For
     assert not await attacker.lives()
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_our_own_proof_sent_back_moves_nothing(attacker: Attacker, forge: Forge) -> None:
     """Reflected: the far side's own nonces, leaf and signature come back to it."""
     give_leaf(attacker.pair.far, forge, API, 500)
@@ -411,7 +414,7 @@ async def test_our_own_proof_sent_back_moves_nothing(attacker: Attacker, forge: 
     assert not await attacker.lives()
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 @pytest.mark.parametrize(
     ("identity", "pod", "ips", "outcome"),
     [
@@ -436,20 +439,20 @@ async def test_another_workloads_leaf_moves_nothing(
     assert await moved_by_the_lawful_proof(attacker)
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_a_leaf_that_ends_no_later_moves_nothing(attacker: Attacker, forge: Forge) -> None:
     assert await attacker.renew(attacker.leaf) == NOT_LATER
     assert await attacker.renew(leaf_of(forge, WEB, 30)) == NOT_LATER
     assert 50 < attacker.ends_in_s < 61
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_an_expired_leaf_moves_nothing(attacker: Attacker, forge: Forge) -> None:
     assert await attacker.renew(leaf_of(forge, WEB, -5)) == UNTRUSTED
     assert attacker.ends_in_s < 61
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_an_unlawful_leaf_or_a_strangers_chain_moves_nothing(
     attacker: Attacker, forge: Forge
 ) -> None:
@@ -464,7 +467,7 @@ async def test_an_unlawful_leaf_or_a_strangers_chain_moves_nothing(
     assert await moved_by_the_lawful_proof(attacker)
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_a_signature_by_the_old_key_moves_nothing(attacker: Attacker, forge: Forge) -> None:
     """A thief of the old key who reads a new leaf on the wire has not its key."""
     claim = attacker.claim(await attacker.challenge())
@@ -472,7 +475,7 @@ async def test_a_signature_by_the_old_key_moves_nothing(attacker: Attacker, forg
     assert not await attacker.lives()
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 @pytest.mark.parametrize("by", ["identity", "pod", "serial"])
 async def test_a_banned_leaf_cuts_the_link(attacker: Attacker, forge: Forge, by: Any) -> None:
     far = attacker.pair.far.plane
@@ -487,7 +490,7 @@ async def test_a_banned_leaf_cuts_the_link(attacker: Attacker, forge: Forge, by:
     assert (await attacker.pair.far.record()).close == "banned"
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_policy_is_asked_again(attacker: Attacker, forge: Forge) -> None:
     """What is in force may say no now, and nobody has looked since."""
     attacker.pair.far.plane.policy = PolicySet(
@@ -500,7 +503,7 @@ async def test_policy_is_asked_again(attacker: Attacker, forge: Forge) -> None:
     assert (record.verdict, record.reason) == ("denied", "policy_denied")
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 @pytest.mark.parametrize(
     "frames",
     [
@@ -518,7 +521,7 @@ async def test_garbage_ends_the_tunnel(attacker: Attacker, frames: bytes) -> Non
     assert await attacker.closed()
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 @pytest.mark.parametrize(
     "payload", [b"", b"\0", b"\0\4junk", b"\0\1s\0\1c", b"\0\1s" + b"\xff" * 50]
 )
@@ -535,7 +538,7 @@ async def test_a_proof_that_is_garbage_ends_the_tunnel_or_proves_nothing(
         assert attacker.ends_in_s < 61
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_who_never_answers_a_challenge_is_cut_at_the_end_of_its_leaf(
     attacker: Attacker, pair: Pair
 ) -> None:
@@ -551,7 +554,7 @@ async def test_who_never_answers_a_challenge_is_cut_at_the_end_of_its_leaf(
     assert renewals.under_way == 0, "nothing is kept of a closed tunnel"
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_renewals_have_a_budget(attacker: Attacker, forge: Forge) -> None:
     """Each costs the judge a signature to check: over the rate nothing is judged, and nothing breaks."""
     far = attacker.pair.far.plane
@@ -575,7 +578,7 @@ async def test_a_peer_that_answers_without_a_proof_is_believed_in_nothing(
     assert await attacker.closed()
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(51)
 async def test_the_first_protocol_has_no_renewal(pair: Pair, forge: Forge) -> None:
     attacker = await Attacker(pair, forge, leaf_of(forge, WEB, 60)).connect(alpn="podlink/1")
     attacker.writer.write(encode(RENEW, b"n" * 32))

@@ -28,7 +28,7 @@ def outbound(**changes: object) -> LinkRecord:
     r.destination_pod, r.destination_identity = "prod/db-0", DB
     r.endpoint_choice, r.attempts, r.direct = "least-open", 1, True
     r.peer_serial, r.peer_sha256, r.peer_not_after = "5f" * 16, "ab" * 32, 1_800_003_600
-    r.tls_cipher, r.alpn_ok = "TLS_AES_128_GCM_SHA256", True
+    r.tls_cipher, r.alpn = "TLS_AES_128_GCM_SHA256", "podlink/2"
     r.bytes_sent, r.bytes_received = 350, 81_920
     return changed(r, changes)
 

@@ -81,7 +81,7 @@ def test_an_outbound_link_says_everything_that_its_record_knows() -> None:
         "tls.protocol.name": "tls",
         "tls.protocol.version": "1.3",
         "tls.cipher": "TLS_AES_128_GCM_SHA256",
-        "tls.next_protocol": "podlink/1",
+        "tls.next_protocol": "podlink/2",
         "podlink.certificate.serial": "5f" * 16,
         "tls.server.hash.sha256": "AB" * 32,
         "tls.server.not_after": "2027-01-15T09:00:00Z",
