@@ -124,11 +124,14 @@ class Renewals:
     def _tick(self) -> None:
         for tunnel in list(self._queue)[: self._per_tick]:
             del self._queue[tunnel]
-            self._ask(tunnel)
+            self._plane.poller.call(self._ask, tunnel)
         if self._queue:
             self._plane.poller.call_later(TICK_S, self._tick)
         else:
             self._ticking = False
+
+    def broken(self, error: Exception) -> None:
+        """A renewal of ours could not begin: the link ends with its leaf, and the others go on."""
 
     def _is_due(self, tunnel: Tunnel, trust: Trust) -> bool:
         """A leaf that ends no later moves nothing: the one after it will."""
