@@ -5,8 +5,6 @@ import logging
 import signal
 from dataclasses import replace
 
-from aiohttp import web
-
 from certs.client.ca import CaClient
 from certs.client.source import Svid, SvidSource
 from certs.client.web import following_context
@@ -17,10 +15,14 @@ from injector.server import Webhook
 from kit.backoff import Backoff
 from kit.kube import Kube, KubeError
 from kit.tasks import spawn, stop
+from kit.web import BoundedServer, Bounds
 
 GRACE_S = 3.0
 LINGER_S = 1.0
 """How long the rest of a body that was refused unread is waited for before the connection is closed."""
+BOUNDS = Bounds(request_within_s=15.0, idle_s=120.0)
+"""The API server keeps its connections for 90 s between reviews; it must be the one that closes them, or
+a review that it has just sent would fail."""
 _log = logging.getLogger(__name__)
 
 
@@ -32,8 +34,8 @@ class InjectorServer:
         self.namespaces = Namespaces(kube)
         self.bundle = BundleKeeper(kube)
         webhook = Webhook(config.mesh, self.namespaces.get, lambda: self.ready)
-        self._runner = web.AppRunner(
-            webhook.app(), access_log=None, shutdown_timeout=GRACE_S, lingering_time=LINGER_S
+        self._server = BoundedServer(
+            webhook.app(), BOUNDS, shutdown_timeout_s=GRACE_S, lingering_s=LINGER_S
         )
         self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
@@ -52,15 +54,14 @@ class InjectorServer:
         if (svid := self._source.current) is not None:
             self._use(svid)
         self._tasks.append(spawn(self.bundle.run(), name="keep the caBundle"))
-        await self._runner.setup()
         host, port = read_listen(self._config.listen)
         context = following_context(self._source)
-        await web.TCPSite(self._runner, host, port, ssl_context=context).start()
-        self.port = self._runner.addresses[0][1]
+        await self._server.listen(host, port, context)
+        self.port = self._server.port
         _log.info("listening", extra={"port": self.port})
 
     async def stop(self) -> None:
-        await self._runner.cleanup()
+        await self._server.close()
         await stop(*self._tasks)
 
     def _use(self, svid: Svid) -> None:

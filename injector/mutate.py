@@ -21,6 +21,7 @@ from injector.container import (
 )
 from injector.guard import PodRefused, carries_ours, check_ours, check_pod
 from injector.probes import rewritten
+from injector.shape import check_shape
 from kit import contract
 
 Raw = Mapping[str, Any]
@@ -46,6 +47,7 @@ def mutate(pod: Raw, namespace: Raw, mesh: MeshSettings) -> Mutation:
 
     Raises PodRefused or AnnotationRefused, whose text is for whoever applied the pod.
     """
+    check_shape(pod)
     metadata, spec = pod.get("metadata") or {}, pod["spec"]
     annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
     skipped, warning = _skip(annotations, labels, spec, namespace)

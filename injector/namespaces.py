@@ -1,5 +1,6 @@
 """Finds namespaces: watched, and read once more from the API server when the watch has none."""
 
+from kit.checked import LABEL, Fields, must
 from kit.informer import Informer
 from kit.kube import Kube, KubeError, Object
 
@@ -7,9 +8,16 @@ PATH = "/api/v1/namespaces"
 
 
 def _trim(raw: Object) -> Object:
-    metadata = raw["metadata"]
-    kept = {key: metadata.get(key) or {} for key in ("labels", "annotations")}
-    return {"metadata": {"name": metadata["name"], **kept}}
+    """Texts by name; what is none is left out. Raises Unreadable for a namespace without a name."""
+    fields = Fields()
+    metadata = fields.mapping(raw.get("metadata"), "metadata")
+    name = metadata.get("name")
+    kept = {
+        key: {k: v for k, v in fields.mapping(metadata.get(key), key).items() if isinstance(v, str)}
+        for key in ("labels", "annotations")
+    }
+    named = must(fields.name(name, "metadata.name", LABEL), "metadata.name", name)
+    return {"metadata": {"name": named, **kept}}
 
 
 def _unheard(_key: str, _old: Object | None, _new: Object | None) -> None:

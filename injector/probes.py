@@ -207,7 +207,7 @@ def _asked(handler: _Handler, raw: Raw) -> dict[str, Any] | None:
 
 def _port(handler: _Handler, raw: Any) -> int:
     """A number, or a name among the container's own ports (Kubernetes API, "IntOrString")."""
-    port = handler.ports.get(raw, raw)
+    port = handler.ports.get(raw, raw) if isinstance(raw, str) else raw
     if isinstance(port, str) and port.isascii() and port.isdigit():
         port = int(port)
     if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:

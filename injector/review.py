@@ -14,9 +14,12 @@ from injector.annotations import AnnotationRefused
 from injector.container import MeshSettings
 from injector.guard import PodRefused, carries_ours, check_ephemeral
 from injector.mutate import mutate
+from injector.shape import check_shape
+from kit.checked import LABEL
 
 _API_VERSION, _KIND = "admission.k8s.io/v1", "AdmissionReview"
 _MAX_TEXT = 1024
+_MAX_UID = 128
 
 
 class ReviewMalformed(Exception):
@@ -37,8 +40,12 @@ class Question:
 
     @property
     def pod_name(self) -> str:
-        metadata = self.pod.get("metadata") or {}
-        return str(metadata.get("name") or metadata.get("generateName") or "")[:253]
+        """For the log: unchecked, but no longer than a name."""
+        metadata = self.pod.get("metadata")
+        if not isinstance(metadata, dict):
+            return ""
+        name = metadata.get("name") or metadata.get("generateName") or ""
+        return name[:253] if isinstance(name, str) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,8 @@ def read_review(body: bytes) -> Question:
     texts = (question.uid, question.namespace, question.operation, question.subresource)
     if not all(isinstance(text, str) for text in texts) or not isinstance(question.pod, dict):
         raise ReviewMalformed("a field has the wrong type")
+    if len(question.uid) > _MAX_UID or LABEL.fullmatch(question.namespace) is None:
+        raise ReviewMalformed("the uid or the namespace has no such form")
     return question
 
 
@@ -80,6 +89,7 @@ def answer(question: Question, namespace: Mapping[str, Any], mesh: MeshSettings)
     """Decide about one pod. `namespace` is the raw Namespace object. Never raises for bad pods."""
     try:
         if question.subresource == "ephemeralcontainers":
+            check_shape(question.pod)
             if carries_ours(question.pod["spec"]):
                 check_ephemeral(question.pod["spec"])
             return Verdict(_response(question.uid), "unchanged")
@@ -88,7 +98,7 @@ def answer(question: Question, namespace: Mapping[str, Any], mesh: MeshSettings)
         mutation = mutate(question.pod, namespace, mesh)
     except (PodRefused, AnnotationRefused) as refused:
         return refuse(question.uid, refused.reason, str(refused))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # let in unchanged by mistake: never
         return refuse(question.uid, "pod_malformed", f"the pod is unreadable: {error!r}")
     response = _response(question.uid)
     if mutation.warnings:

@@ -15,6 +15,7 @@ from injector.limits import BODY_WITHIN_S, Limits, TooMuch
 from injector.review import Question, ReviewMalformed, Verdict, answer, read_review, refuse
 from kit.clock import monotonic
 from kit.kube import KubeError, Object
+from kit.limited_log import LimitedLog
 
 MAX_BODY_BYTES = 8 << 20
 """The API server sends the object, at most 1.5 MiB in etcd's terms, and perhaps the old one."""
@@ -38,6 +39,7 @@ class Webhook:
     ) -> None:
         self._mesh, self._namespace_of, self._ready = mesh, namespace_of, ready
         self._limits = limits or Limits(monotonic)
+        self._limited = LimitedLog(_log)
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
@@ -72,7 +74,7 @@ class Webhook:
         try:
             question = read_review(body)
         except ReviewMalformed as malformed:
-            _log.warning("review refused", extra={"reason": malformed.reason, "error": malformed})
+            self._limited.warning("review refused", reason=malformed.reason, error=malformed)
             return web.json_response({"error": str(malformed)}, status=400)
         verdict = await self._decide(question, fresh=False)
         if verdict.reason == "not_enrolled":
@@ -86,8 +88,10 @@ class Webhook:
             "reason": verdict.reason,
             "error": verdict.text,
         }
-        level = logging.WARNING if verdict.outcome == "refused" else logging.INFO
-        _log.log(level, "pod reviewed", extra=dict(fields))
+        if verdict.outcome == "refused":
+            self._limited.warning("pod reviewed", **fields)
+        else:
+            _log.info("pod reviewed", extra=dict(fields))
         return web.json_response(verdict.response)
 
     async def _decide(self, question: Question, fresh: bool) -> Verdict:

@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from kit.web import BoundedServer, Bounds
+
+BOUNDS = Bounds(per_source=32, in_all=256, request_within_s=5.0)
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -17,12 +20,12 @@ async def serve_health(
     ready: Callable[[], bool],
     host: str | None = None,
     metrics: Callable[[], str] | None = None,
-) -> web.AppRunner:
+) -> BoundedServer:
     """Listen on `port` of `host` (None: every address) and return once it answers.
 
     `/healthz` is 200 while the loop turns; `/readyz` is 200 while `ready()` is true, else 503. Stop
-    it with `await runner.cleanup()`; with port 0 the chosen one is in `runner.addresses`. Raises
-    OSError if the port is taken.
+    it with `await server.close()`; with port 0 the chosen one is `server.port`. Raises OSError if the
+    port is taken.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -41,11 +44,6 @@ async def serve_health(
     if metrics is not None:
         app.add_routes([web.get("/metrics", metrics_page)])
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError:
-        await runner.cleanup()
-        raise
-    return runner
+    server = BoundedServer(app, BOUNDS, shutdown_timeout_s=1.0)
+    await server.listen(host, port)
+    return server

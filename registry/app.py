@@ -159,7 +159,7 @@ async def run(config: RegistryConfig) -> None:
             await stop(serving, stopping)
             await server.stop()
             await stop(renewing)
-            await health.cleanup()
+            await health.close()
 
 
 async def _serve(server: RegistryServer, source: SvidSource) -> None:

@@ -11,6 +11,7 @@ from certs.client.ca import CaClient
 from certs.client.source import SvidSource
 from kit.settings import ConfigInvalid
 from kit.tasks import spawn, stop
+from kit.web import BoundedServer, Bounds
 from traces.api import review_app
 from traces.config import TracesConfig
 from traces.policies import PolicyWatch
@@ -19,6 +20,8 @@ from traces.receivers import Receivers
 from traces.schema import StoreUnusable
 from traces.writer import Writer
 
+BOUNDS = Bounds(request_within_s=60.0)
+"""A question may take ten seconds, and wait for others before it."""
 _log = logging.getLogger(__name__)
 
 
@@ -28,7 +31,7 @@ class TraceStore:
 
     writer: Writer
     receivers: Receivers
-    reviewer: web.AppRunner
+    reviewer: BoundedServer
     review_port: int
     policies: PolicyWatch | None = None
     watching: asyncio.Task[None] | None = None
@@ -78,7 +81,7 @@ class TraceStore:
         """Stop taking, write what was taken, close the file."""
         await stop(self.watching)
         await self.receivers.stop()
-        await self.reviewer.cleanup()
+        await self.reviewer.close()
         if self.policies is not None:
             await self.policies.close()
         await self.writer.stop()
@@ -86,9 +89,7 @@ class TraceStore:
 
 async def _listen(
     app: web.Application, config: TracesConfig, port: int
-) -> tuple[web.AppRunner, int]:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
-    await runner.setup()
-    # None, not "::": asyncio makes an IPv6 socket deaf to IPv4.
-    await web.TCPSite(runner, config.host or None, port).start()
-    return runner, int(runner.addresses[0][1])
+) -> tuple[BoundedServer, int]:
+    server = BoundedServer(app, BOUNDS)
+    await server.listen(config.host or None, port)
+    return server, server.port

@@ -319,7 +319,7 @@ async def run(config: CaConfig) -> None:
     if not working.done():
         _log.info("stopping")
         await stop(working)
-    await health.cleanup()
+    await health.close()
     if not working.cancelled():
         working.result()
 

@@ -101,7 +101,7 @@ def test_inject_reaches_the_pods_of_every_workload(kind: str) -> None:
         ("kind: Deployment\nspec: {}", "spec.template is missing"),
         (yaml.safe_dump({**annotated(mode="sideways"), "kind": "Pod"}), "Pod web: pod annotation"),
         (yaml.safe_dump({**pod(hostPID=True), "kind": "Pod"}), "host_pid"),
-        ("kind: Pod\nspec: 7", "cannot be read"),
+        ("kind: Pod\nspec: 7", "spec: is missing (pod_malformed)"),
     ],
 )
 def test_inject_names_what_is_wrong_in_one_line(text: str, said: str) -> None:

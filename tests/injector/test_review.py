@@ -5,10 +5,11 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from injector.review import ReviewMalformed, answer, read_review
+from tests.hostile import nested, spoilt
 from tests.injector.pods import MESH, Raw, annotated, changed, injected, namespace, pod
 
 
@@ -136,3 +137,92 @@ junk = st.recursive(
 def test_no_pod_whatever_makes_the_injector_fail(metadata: Any, spec: Any) -> None:
     response = answered(review({"metadata": metadata, "spec": spec}))
     assert isinstance(response["allowed"], bool)
+
+
+FULL = pod(
+    initContainers=[{"name": "init", "image": "i", "command": ["x"], "restartPolicy": "Always"}],
+    containers=[
+        {
+            "name": "web",
+            "image": "web:1",
+            "env": [{"name": "A", "value": "b"}],
+            "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}],
+            "securityContext": {"runAsUser": 1000, "capabilities": {"add": ["CHOWN"]}},
+            "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+            "livenessProbe": {
+                "httpGet": {
+                    "path": "/",
+                    "port": "http",
+                    "httpHeaders": [{"name": "a", "value": "b"}],
+                }
+            },
+            "readinessProbe": {"tcpSocket": {"port": 8080}, "timeoutSeconds": 1},
+            "startupProbe": {"grpc": {"port": 8080, "service": "s"}},
+            "lifecycle": {"preStop": {"httpGet": {"path": "/bye", "port": 8080}}},
+        }
+    ],
+    ephemeralContainers=[{"name": "debug", "targetContainerName": "web"}],
+    volumes=[{"name": "data", "emptyDir": {}}],
+    securityContext={"fsGroup": 1000, "supplementalGroups": [7]},
+    os={"name": "linux"},
+    nodeSelector={"kubernetes.io/os": "linux"},
+    restartPolicy="Always",
+)
+FULL["metadata"] |= {
+    "annotations": {"config.podlink.dev/skip-inbound-ports": "9100"},
+    "ownerReferences": [{"kind": "ReplicaSet", "name": "web"}],
+}
+WHOLE = json.loads(review(FULL))
+
+
+@pytest.mark.attack_row(50)
+@pytest.mark.parametrize("uid", ["0", "u-1"])
+def test_the_pod_that_is_spoilt_below_is_injected_as_it_is(uid: str) -> None:
+    assert answered(review(FULL))["patch"]
+
+
+@pytest.mark.attack_row(50)
+@settings(max_examples=200, deadline=None)
+@given(spoilt(WHOLE), st.sampled_from([namespace(), namespace(None)]))
+def test_a_review_with_anything_in_it_is_answered_or_refused_in_one_line(
+    raw: Any, near: Raw
+) -> None:
+    try:
+        question = read_review(json.dumps(raw).encode())
+    except ReviewMalformed as malformed:
+        assert len(str(malformed)) < 200
+        return
+    inner = answer(question, near, MESH).response["response"]
+    assert isinstance(inner["allowed"], bool)
+    assert len(question.pod_name) <= 253
+    if not inner["allowed"]:
+        message = inner["status"]["message"]
+        assert "\n" not in message
+        assert "unreadable" not in message, "a field is named, and not an exception"
+
+
+@pytest.mark.attack_row(50)
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"containers": 5}, "spec.containers: 5 is no list"),
+        ({"containers": [5]}, "spec.containers[0]: 5 is no map"),
+        ({"containers": [{}]}, "spec.containers[0]: has no name"),
+        ({"containers": [{"name": 7}]}, "spec.containers[0].name: 7 is not a text"),
+        ({"hostNetwork": "false"}, "spec.hostNetwork: 'false' is not true or false"),
+        ({"containers": [{"name": "a", "ports": [{"containerPort": "x"}]}]}, "containerPort: 'x'"),
+        ({"a": nested(100)}, "nested deeper than 64"),
+    ],
+)
+def test_a_field_of_another_type_is_named(spec: Any, said: str) -> None:
+    raw = {"metadata": {"name": "web"}, "spec": spec}
+    response = answered(review(raw))
+    assert response["allowed"] is False
+    assert said in response["status"]["message"]
+    assert response["status"]["message"].endswith("(pod_malformed)")
+
+
+@pytest.mark.parametrize("name", ["../secrets", "a/b", "A", "", "x" * 64, "a?b=c", "%2e%2e"])
+def test_a_namespace_that_is_no_name_is_never_asked_for(name: str) -> None:
+    with pytest.raises(ReviewMalformed):
+        read_review(review(pod(), namespace=name))

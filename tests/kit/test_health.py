@@ -8,8 +8,8 @@ from kit.health import serve_health
 
 async def test_readiness_follows_the_program_and_liveness_does_not() -> None:
     ready = False
-    runner = await serve_health(0, lambda: ready, "127.0.0.1")
-    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    server = await serve_health(0, lambda: ready, "127.0.0.1")
+    base = f"http://127.0.0.1:{server.port}"
     async with aiohttp.ClientSession() as session:
 
         async def status(path: str) -> int:
@@ -20,11 +20,11 @@ async def test_readiness_follows_the_program_and_liveness_does_not() -> None:
         ready = True
         assert (await status("/healthz"), await status("/readyz")) == (200, 200)
         assert await status("/debug") == 404
-    await runner.cleanup()
+    await server.close()
 
 
 async def test_a_taken_port_is_an_error_at_once() -> None:
     first = await serve_health(0, lambda: True, "127.0.0.1")
     with pytest.raises(OSError):
-        await serve_health(first.addresses[0][1], lambda: True, "127.0.0.1")
-    await first.cleanup()
+        await serve_health(first.port, lambda: True, "127.0.0.1")
+    await first.close()
