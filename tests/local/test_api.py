@@ -270,7 +270,7 @@ def test_logs_can_be_followed(cluster: Cluster) -> None:
     )
     time.sleep(0.2)
     reader.start()
-    reader.join(8)
+    reader.join(PATIENCE_S)
     assert not reader.is_alive()
     assert b"".join(heard) == b"line 1\nline 2\nline 3\n"
 

@@ -109,7 +109,7 @@ def test_the_downward_api_and_config_maps_reach_the_container_and_follow_changes
             volumes=[{"name": "settings", "configMap": {"name": "settings"}}],
         )
     )
-    time.sleep(0.3)
+    _until(lambda: "configMap" in json.dumps(cluster.get("Pod", "default/config")["status"]))
     with pytest.raises(TimedOut, match='configMap "settings" not found'):
         cluster.wait_ready("default/config", timeout_s=0.1)  # it waits for its ConfigMap
     cluster.apply(config)
@@ -157,9 +157,12 @@ def test_init_containers_run_in_order_and_wait_for_a_sidecar_to_have_started(
         )
     )
     cluster.wait_ready("default/order")
-    time.sleep(0.2)
-    log = cluster.exec("default/order", ["cat", "/shared/log"]).stdout
-    assert log.split() == ["first", "sidecar", "last", "app"]
+
+    def log() -> list[str]:
+        return cluster.exec("default/order", ["cat", "/shared/log"]).stdout.split()
+
+    _until(lambda: len(log()) == 4)
+    assert log() == ["first", "sidecar", "last", "app"]
     status = cluster.get("Pod", "default/order")["status"]
     started = {s["name"]: s for s in status["initContainerStatuses"]}
     assert started["sidecar"]["state"].keys() == {"running"}

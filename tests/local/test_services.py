@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -92,9 +93,8 @@ def test_a_stateful_set_names_its_pods_behind_a_headless_service(shop: Cluster) 
     shop.apply(service("db", "db", namespace="shop", clusterIP="None"))
     shop.apply(json.dumps(made, indent=1))
     shop.wait_ready("shop/db-0", "shop/db-1")
-    time.sleep(0.3)
-    done = shop.exec("default/client", ["curl", "-s", "-m", "5", "http://db-1.db.shop:5432"])
-    assert done.stdout.split()[0] == "db-1"
+    ask = ["curl", "-s", "-m", "5", "http://db-1.db.shop:5432"]
+    _until(lambda: shop.exec("default/client", ask).stdout.split()[:1] == ["db-1"])
 
 
 def test_traffic_between_pods_passes_the_nodes_routing_also_over_ipv6(shop: Cluster) -> None:
@@ -118,14 +118,10 @@ def test_an_unready_pod_gets_no_traffic(shop: Cluster) -> None:
         + service("gate", "gate", namespace="shop")
     )
     shop.wait_ready("shop/gate")
-    time.sleep(0.2)
     ask = ["curl", "-s", "-m", "3", "http://gate.shop"]
-    assert shop.exec("default/client", ask).returncode == 0
+    _until(lambda: shop.exec("default/client", ask).returncode == 0)
     shop.exec("shop/gate", ["touch", "/tmp/closed"])
-    deadline = time.monotonic() + PATIENCE_S
-    while shop.exec("default/client", ask).returncode == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    _until(lambda: shop.exec("default/client", ask).returncode != 0)
 
 
 def test_the_service_proxy_reaches_a_pod_without_the_callers_token(shop: Cluster) -> None:
@@ -149,3 +145,10 @@ def _wait_for_endpoints(cluster: Cluster, count: int) -> None:
             return
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold"
+        time.sleep(0.1)

@@ -17,6 +17,7 @@ import pytest
 from google.protobuf import json_format
 
 from sidecar.report import LinkRecord
+from tests.patience import PATIENCE_S
 from tests.sidecar.telemetry.records import API, denied, inbound_of, outbound
 from tests.traces.process import StoreProcess
 from tests.traces.spans import payload_of, post, request_of, send
@@ -35,11 +36,13 @@ def test_killed_at_any_moment_it_keeps_every_span_it_said_yes_to(store: StorePro
     senders = [threading.Thread(target=keep_sending) for _ in range(3)]
     for sender in senders:
         sender.start()
-    time.sleep(1.0)
+    deadline = time.monotonic() + PATIENCE_S
+    while len(acknowledged) <= 500 and time.monotonic() < deadline:
+        time.sleep(0.01)
     store.stop(signal.SIGKILL)
     for sender in senders:
-        sender.join(15)
-    assert len(acknowledged) > 100
+        sender.join(PATIENCE_S)
+    assert len(acknowledged) > 500
     with contextlib.closing(sqlite3.connect(store.db)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         kept = {row[0] for row in db.execute("SELECT span_id FROM spans")}

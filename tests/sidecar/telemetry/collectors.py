@@ -13,10 +13,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector(service.TraceServiceServicer):
-    """Keeps what it gets, after `delay_s`; refuses with `refuses` while that is set."""
+    """Keeps what it gets, once it `may_answer`; refuses with `refuses` while that is set."""
 
     def __init__(self) -> None:
-        self.delay_s = 0.0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
         self.refuses: grpc.StatusCode | None = None
         self.rejects = 0
         self.spans: list[Span] = []
@@ -26,7 +27,7 @@ class Collector(service.TraceServiceServicer):
     async def Export(self, request: Any, context: Any) -> Any:
         self.calls += 1
         self.metadata = dict(context.invocation_metadata())
-        await asyncio.sleep(self.delay_s)
+        await self.may_answer.wait()
         if self.refuses is not None:
             await context.abort(self.refuses, "no")
         for resource_spans in request.resource_spans:
