@@ -1,6 +1,10 @@
 # Every word sets up what it needs (scripts/setup.sh): Debian packages, and .venv from requirements/*.lock.
 #   make demo     two commands from nothing to a linked shop, checked step by step
 #   make test     the whole suite, in minutes
+#   make test-unit  the parts of podlink in one process; make test-tools, its command line, chart, CNI and
+#                 local cluster; make test-e2e, a whole mesh (CONTRIBUTING.md: what is where)
+#   make test-random  any tests in an order of their own (ARGS=tests/kit; SEED=7 for the same again)
+#   make test-slow  any tests on a tenth of one core (ARGS=tests/kit; PERCENT=20 for a fifth); root
 #   make check    format, lint, types, layers, generated code
 #   make bench    against Envoy and HAProxy in one run
 #   make bench-registry  the registry with 10,000 pods, 1,000 Services, 500 sidecars and churn
@@ -21,8 +25,12 @@
 PY := .venv/bin/python
 SETUP := @sh scripts/setup.sh
 SOURCES := kit certs proto policy registry sidecar injector traces cni local cli
+# Every folder and file of tests/ is in one of the three; tests/test_parts.py sees to it.
+TEST_UNIT := kit policy certs registry injector sidecar traces
+TEST_TOOLS := charts cli cni bench local kubernetes scripts $(notdir $(wildcard tests/test_*.py))
+TEST_E2E := e2e
 
-.PHONY: demo test bare venv helm .helm/.ready check bench bench-registry fuzz fuzz-native mutants soak node node-images cluster gen docs render image-dry threats lock clean
+.PHONY: demo test test-unit test-tools test-e2e test-random test-slow bare venv helm .helm/.ready check bench bench-registry fuzz fuzz-native mutants soak node node-images cluster gen docs render image-dry threats lock clean
 
 demo:
 	$(SETUP) demo
@@ -31,6 +39,18 @@ demo:
 test:
 	$(SETUP) test
 	$(PY) -m pytest $(ARGS)
+
+test-unit test-tools test-e2e:
+	$(SETUP) test
+	$(PY) -m pytest $(addprefix tests/,$(TEST_$(shell echo $(@:test-%=%) | tr a-z A-Z))) $(ARGS)
+
+test-random:
+	$(SETUP) test
+	$(PY) -m pytest --random-order-bucket=module $(if $(SEED),--random-order-seed=$(SEED),--random-order) $(ARGS)
+
+test-slow:
+	$(SETUP) test
+	$(PY) -m scripts.slow $(or $(PERCENT),10) $(PY) -m pytest $(ARGS)
 
 bare:
 	$(SETUP) bare
