@@ -67,6 +67,7 @@ async def _installed(kube: Kube) -> list[Outcome]:
     outcomes += await control_plane.crd(kube)
     outcomes += await control_plane.webhook(kube, found)
     outcomes += await control_plane.guard(kube)
+    outcomes += await control_plane.leaves_without_sidecar(kube)
     outcomes += await control_plane.bundles(kube, found)
     outcomes += await slips.namespaces(kube)
     outcomes += await control_plane.uninjected(kube)

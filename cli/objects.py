@@ -56,7 +56,7 @@ def build(choices: Choices) -> list[Object]:
     objects = list(yaml.safe_load_all((_FOLDER / f"{name}.yaml").read_text()))
     made = [_replaced(one, choices) for one in objects]
     for one in made:
-        _set_trust_domain(one, choices.trust_domain)
+        _set_environment(one, choices)
         if one["kind"] == GUARD_KINDS[0]:
             _set_variables(one, choices)
     return made if choices.guard else without_guard(made)
@@ -97,20 +97,28 @@ def _replaced(value: Any, choices: Choices) -> Any:
     )
 
 
-def _set_trust_domain(one: Object, domain: str) -> None:
+def _set_environment(one: Object, choices: Choices) -> None:
     if one["kind"] != "Deployment":
         return
+    values = {
+        "PODLINK_TRUST_DOMAIN": choices.trust_domain,
+        "PODLINK_PROXY_IMAGES": ",".join(_images(choices)),
+    }
     for container in one["spec"]["template"]["spec"]["containers"]:
         for entry in container.get("env") or ():
-            if entry["name"] == "PODLINK_TRUST_DOMAIN":
-                entry["value"] = domain
+            if entry["name"] in values:
+                entry["value"] = values[entry["name"]]
+
+
+def _images(choices: Choices) -> list[str]:
+    """What a proxy's image may be: the mesh's first."""
+    return [choices.image, *(one for one in choices.also_images if one != choices.image)]
 
 
 def _set_variables(policy: Object, choices: Choices) -> None:
     for variable in policy["spec"]["variables"]:
         if variable["name"] == "images":
-            others = [one for one in choices.also_images if one != choices.image]
-            variable["expression"] = _cel([choices.image, *others])
+            variable["expression"] = _cel(_images(choices))
         if variable["name"] == "told":
             told = json.loads(variable["expression"])
             variable["expression"] = _cel(told | {"PODLINK_TRUST_DOMAIN": choices.trust_domain})

@@ -63,6 +63,8 @@ SYSTEM_NAMESPACE = "podlink-system"
 
 INJECT_LABEL = "podlink.dev/inject"
 INJECTED_LABEL = "podlink.dev/injected"
+ANY_POD_LABEL, ANY_POD_ALLOWED = "podlink.dev/leaf-without-sidecar", "allowed"
+"""On a namespace: the CA signs there for pods that carry no proxy, too."""
 STATUS_ANNOTATION = "podlink.dev/status"
 CAPTURE_ANNOTATION = "podlink.dev/capture"
 """On pods that the CNI plugin is to capture: JSON of what it must leave alone."""

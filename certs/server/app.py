@@ -140,7 +140,7 @@ class CaServer:
         self._warner = Warner(self.keeper, self.rotator, self._events, clock)
         self._service = CaService(
             signer=self.keeper.signer,
-            desk=TokenDesk(kube, config.trust_domain),
+            desk=TokenDesk(kube, config.trust_domain, config.proxy_images),
             feed=self.feed,
             ledger=self.ledger,
             report=self.reporter,

@@ -32,6 +32,8 @@ class CaConfig:
     """Insecure. Send spans in plaintext to a collector that asks for no certificate."""
     bind_tokens: bool = True
     """A token counts only from its pod's own address, or its node's."""
+    proxy_images: tuple[str, ...] = ()
+    """A proxy's image is of one of these repositories; empty: any. Tags are not compared."""
     key_file: Path | None = None
     """Keep the keys in this file, for a CA on one machine, instead of a Secret."""
     import_secret: str = ""
@@ -74,6 +76,11 @@ class CaConfig:
             otlp_endpoint=settings.optional("PODLINK_OTLP_ENDPOINT") or "",
             insecure_otlp=settings.flag("PODLINK_INSECURE_OTLP"),
             bind_tokens=binding == "refuse",
+            proxy_images=tuple(
+                one.strip()
+                for one in (settings.optional("PODLINK_PROXY_IMAGES") or "").split(",")
+                if one.strip()
+            ),
             key_file=Path(file) if file else None,
             import_secret=import_secret,
             rotate_every=dt.timedelta(seconds=every_s),

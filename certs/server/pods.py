@@ -6,12 +6,13 @@ the same name lends it nothing.
 
 import ipaddress
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from certs.authority.issue import canonical_ips
-from certs.server.refusals import CallerForbidden
+from certs.server.members import carries_proxy
+from certs.server.refusals import CallerForbidden, CannotAnswer
 from certs.server.review import Caller
 from certs.trust.svid import canonical_ip
 
@@ -26,18 +27,21 @@ class PodSeen:
     host_network: bool
     ips: frozenset[str]
     host_ips: frozenset[str]
+    has_proxy: bool = False
+    """Its spec carries our proxy (`certs.server.members`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The addresses for the leaf. `provisional`: the API did not know them, so not for long."""
+    """The addresses for the leaf. `provisional`: the API server did not know them, so not for long."""
 
     ips: frozenset[str]
     provisional: bool
 
 
-def read_pod(pod: Any, caller: Caller) -> PodSeen:
-    """Check that `pod` is the caller's and lives; raises CallerForbidden."""
+def read_pod(pod: Any, caller: Caller, images: Collection[str] = ()) -> PodSeen:
+    """Check that `pod` is the caller's and lives; raises CallerForbidden. `images` are those that a
+    proxy's may be of; empty: any."""
     try:
         metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
         uid, account = metadata["uid"], spec.get("serviceAccountName") or "default"
@@ -46,6 +50,7 @@ def read_pod(pod: Any, caller: Caller) -> PodSeen:
             host_network=bool(spec.get("hostNetwork")),
             ips=_addresses(status, "podIPs", "podIP"),
             host_ips=_addresses(status, "hostIPs", "hostIP"),
+            has_proxy=carries_proxy(spec, images),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise CallerForbidden("pod_malformed", f"{type(e).__name__}: {e}") from e
@@ -58,32 +63,32 @@ def read_pod(pod: Any, caller: Caller) -> PodSeen:
     return seen
 
 
-def choose_addresses(pod: PodSeen, source_ip: str) -> Addresses:
-    """Which addresses go into the leaf of a pod that called from `source_ip` (empty: unknown).
-
-    A pod on its node's network has none of its own. An address of the node is never taken for the
-    pod's: something in between rewrote the source.
+def choose_addresses(pod: PodSeen) -> Addresses:
+    """Which addresses go into the leaf of a pod: those that the API server knows, and never that of
+    whoever calls. A pod on its node's network has none of its own.
     """
     if pod.host_network:
         return Addresses(frozenset(), provisional=False)
-    if pod.ips:
-        return Addresses(pod.ips, provisional=False)
-    usable = source_ip and not ipaddress.ip_address(source_ip).is_loopback
-    if not usable or source_ip in pod.host_ips:
-        return Addresses(frozenset(), provisional=True)
-    return Addresses(frozenset({source_ip}), provisional=True)
+    return Addresses(pod.ips, provisional=not pod.ips)
 
 
 def check_source(pod: PodSeen, source_ip: str) -> None:
     """Raise CallerForbidden if a call with this pod's token came from somewhere else.
 
     From the pod's node it may come: a node that masquerades puts its own address there (the record
-    then says `direct` false). Before the kubelet has reported the pod's addresses nobody can say;
-    the leaf is short then, and carries the caller's address. (docs/threat-model.md, attack 29.)
+    then says `direct` false). (docs/threat-model.md, attack 29.)
     """
     allowed = pod.host_ips if pod.host_network else pod.ips | pod.host_ips
     if pod.ips and source_ip not in allowed:
         raise CallerForbidden("token_elsewhere", f"the call came from {source_ip or 'nowhere'}")
+
+
+def check_placed(pod: PodSeen, source_ip: str) -> None:
+    """Raise CannotAnswer while nobody knows the pod's addresses, unless its node calls for it: the leaf
+    would carry the address of whoever shows its token. The kubelet reports them in a second or two.
+    """
+    if not pod.ips and source_ip not in pod.host_ips:
+        raise CannotAnswer("pod_address_unknown", f"the call came from {source_ip or 'nowhere'}")
 
 
 def read_peer(peer: str) -> str:

@@ -25,7 +25,14 @@ from certs.server.feed import BundleFeed, News, Watcher
 from certs.server.issuance import describe
 from certs.server.ledger import Ledger
 from certs.server.limits import Limits
-from certs.server.pods import Addresses, PodSeen, check_source, choose_addresses, read_peer
+from certs.server.pods import (
+    Addresses,
+    PodSeen,
+    check_placed,
+    check_source,
+    choose_addresses,
+    read_peer,
+)
 from certs.server.refusal_log import RefusalLog
 from certs.server.refusals import (
     PUBLIC_TEXT,
@@ -154,9 +161,27 @@ class CaService(CertificateAuthorityServicer):
                 limits.per_identity.take(str(caller.identity))
                 with limits.identities_in_flight.one(str(caller.identity)):
                     pod = await self._desk.pod_of(caller)
-                if self._bind_tokens:
-                    check_source(pod, source)
+                    await self._check_member(caller, pod)
+                    if self._bind_tokens:
+                        check_source(pod, source)
+                    check_placed(pod, source)
                 return caller, pod
+
+    async def _check_member(self, caller: Caller, pod: PodSeen) -> None:
+        """A leaf is for a proxy, for the control plane, or where the namespace lets any pod have one."""
+        if pod.has_proxy or self._is_control_plane(caller):
+            return
+        if not await self._desk.any_pod_in(caller.identity.namespace):
+            raise CallerForbidden(
+                "pod_without_proxy", f"{caller.pod_name} carries no proxy of ours"
+            )
+
+    def _is_control_plane(self, caller: Caller) -> bool:
+        identity = caller.identity
+        return (
+            identity.namespace == self._system_namespace
+            and identity.service_account in CONTROL_PLANE_ACCOUNTS
+        )
 
     def _check_bans(self, caller: Caller, news: News) -> None:
         if (kind := news.bans.covers_caller(caller.identity, caller.pod_uid)) is not None:
@@ -188,7 +213,7 @@ class CaService(CertificateAuthorityServicer):
     async def _sign(self, call: _Call, request: ca_pb2.SignRequest) -> ca_pb2.SignResponse:
         caller, pod = await self._admit(call)
         public_key = read_csr(request.csr_der)
-        addresses = choose_addresses(pod, call.source_ip)
+        addresses = choose_addresses(pod)
         now = self._clock()
         order = self._order(caller, addresses, request.ttl_s)
         issued = self._issue(order, public_key, now)
@@ -208,9 +233,9 @@ class CaService(CertificateAuthorityServicer):
             longest = min(longest, PROVISIONAL_LIFETIME)
         lifetime = clamp_lifetime(wished_s, self._leaf_ttl, longest)
         names: tuple[str, ...] = ()
-        identity, account = caller.identity, caller.identity.service_account
-        if identity.namespace == self._system_namespace and account in CONTROL_PLANE_ACCOUNTS:
-            names = service_dns_names(account, identity.namespace)
+        identity = caller.identity
+        if self._is_control_plane(caller):
+            names = service_dns_names(identity.service_account, identity.namespace)
         return Order(identity, addresses.ips, names, lifetime, caller.pod_uid)
 
     def _issue(self, order: Order, public_key: Any, now: dt.datetime) -> Issued:

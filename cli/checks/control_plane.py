@@ -146,6 +146,21 @@ async def guard(kube: Kube) -> Sequence[Outcome]:
     return [ok("guard-in-force", "pods that would get round the mesh are refused")]
 
 
+async def leaves_without_sidecar(kube: Kube) -> Sequence[Outcome]:
+    """The namespaces where a pod gets a leaf without a sidecar that captures and records."""
+    chosen = f"{contract.ANY_POD_LABEL}={contract.ANY_POD_ALLOWED}"
+    try:
+        found = (await kube.get("/api/v1/namespaces", labelSelector=chosen))["items"]
+    except KubeError as e:
+        return [unreadable("leaves-without-sidecar", "the namespaces", e)]
+    names = sorted(one["metadata"]["name"] for one in found)
+    if names:
+        said = f"the CA signs for pods without a sidecar in {', '.join(names)}"
+        todo = f"unless that is meant: kubectl label namespace NAME {contract.ANY_POD_LABEL}-"
+        return [warn("leaves-without-sidecar", said, todo)]
+    return [ok("leaves-without-sidecar", "only pods that carry the proxy get a leaf")]
+
+
 async def bundles(kube: Kube, found: Installation) -> Sequence[Outcome]:
     """Every enrolled namespace has the roots of now; and how long the roots last."""
     roots = await _roots(kube, found.namespace)

@@ -57,6 +57,10 @@ def label_slips(namespace: Object) -> Iterator[str]:
             if value not in ("enabled", "disabled"):
                 meant = _meant(value)
                 yield f"{name}: label {key}={value} counts for nothing; meant {key}={meant}?"
+        elif key == contract.ANY_POD_LABEL:
+            if value != contract.ANY_POD_ALLOWED:
+                meant = f"{key}={contract.ANY_POD_ALLOWED}"
+                yield f"{name}: label {key}={value} counts for nothing; meant {meant}?"
         elif key.startswith(contract.CONFIG_PREFIX):
             yield f"{name}: label {key} counts for nothing; meant as an annotation?"
         elif _ours(key):

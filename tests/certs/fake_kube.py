@@ -21,6 +21,12 @@ NODE_NAME = "authentication.kubernetes.io/node-name"
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
 AUDIENCE = "podlink-ca"
+PROXY: Object = {
+    "name": "podlink-proxy",
+    "image": "podlink/podlink:0.1.0",
+    "command": ["python", "-m", "sidecar"],
+    "restartPolicy": "Always",
+}
 
 
 class FakeKube:
@@ -74,15 +80,22 @@ class FakeKube:
         account: str = "api",
         ips: tuple[str, ...] = ("10.0.0.7",),
         uid: str | None = None,
+        spec: Object | None = None,
         **status: Any,
     ) -> str:
-        """Add a running pod and return a good token of it. Pods are replaced by name."""
+        """Add a running pod and return a good token of it. Pods are replaced by name; `spec` goes over
+        that of a meshed pod."""
         uid = uid or f"uid-{next(self._numbers)}"
         self.pods[namespace, name] = {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "namespace": namespace, "uid": uid},
-            "spec": {"serviceAccountName": account, "nodeName": "node-1"},
+            "spec": {
+                "serviceAccountName": account,
+                "nodeName": "node-1",
+                "initContainers": [PROXY],
+                **(spec or {}),
+            },
             "status": {
                 "phase": "Running",
                 "hostIP": "192.168.9.1",
@@ -129,6 +142,9 @@ class FakeKube:
         if path == "/api/v1/pods":
             return await self._labelled_pods(request, watch)
         parts = path.split("/")
+        if len(parts) == 5 and parts[3] == "namespaces":
+            one = self.namespaces.get(parts[4])
+            return web.json_response(one) if one else _failure(404, "NotFound")
         if len(parts) == 7 and parts[5] == "pods":
             pod = self.pods.get((parts[4], parts[6]))
             return web.json_response(pod) if pod else _failure(404, "NotFound")

@@ -87,3 +87,33 @@ def test_a_record_that_goes_with_its_pod_is_worth_a_look(release: str) -> None:
     volume["persistentVolumeClaim"] = {"claimName": "podlink-traces"}
     assert [one.state for one in control_plane.record_lasts(found)] == ["ok"]
     assert control_plane.record_lasts(Installation("podlink-system", {})) == []
+
+
+class Namespaces:
+    """Answers a question for labelled namespaces with these names; None: it may not be asked."""
+
+    def __init__(self, names: list[str] | None) -> None:
+        self.names = names
+
+    async def get(self, path: str, **query: str) -> dict[str, Any]:
+        assert query == {"labelSelector": "podlink.dev/leaf-without-sidecar=allowed"}
+        if self.names is None:
+            raise KubeError(403, "Forbidden", "no")
+        return {"items": [{"metadata": {"name": name}} for name in self.names]}
+
+
+@pytest.mark.attack_row(60)
+@pytest.mark.parametrize(
+    ("names", "state", "said"),
+    [
+        ([], "ok", "only pods that carry the proxy"),
+        (["vm", "batch"], "warn", "in batch, vm"),
+        (None, "warn", "may not read"),
+    ],
+)
+async def test_namespaces_whose_pods_need_no_sidecar_are_listed(
+    names: list[str] | None, state: str, said: str
+) -> None:
+    kube = cast(Kube, Namespaces(names))
+    (one,) = await control_plane.leaves_without_sidecar(kube)
+    assert (one.id, one.state) == ("leaves-without-sidecar", state) and said in one.said

@@ -48,6 +48,7 @@ async def labels_of(*namespaces: dict[str, Any]) -> Outcome:
         ("podlink.dev/inject", "", "podlink.dev/inject=enabled or disabled"),
         ("podlink.dev/injection", "enabled", "podlink.dev/inject=enabled"),
         ("podlink.dev/injected", "true", "podlink.dev/inject=enabled"),
+        ("podlink.dev/leaf-without-sidecar", "yes", "podlink.dev/leaf-without-sidecar=allowed"),
         ("podlink.io/inject", "enabled", "podlink.dev/inject=enabled"),
         ("inject.podlink/inject", "enabled", "podlink.dev/inject=enabled"),
         ("config.podlink.dev/plaintext", "allow", "as an annotation"),
@@ -73,6 +74,7 @@ async def test_labels_as_they_should_be_and_those_of_others_are_left_alone() -> 
         named("b", labels={"podlink.dev/inject": "disabled"}),
         named("c", labels={"app.kubernetes.io/part-of": "podlink", "team/podlink": "yes"}),
         named("d", labels={"linkerd.io/inject": "enabled", "podlink": "x"}),
+        named("e", labels={"podlink.dev/leaf-without-sidecar": "allowed"}),
     )
     assert one.state == "ok", one
 

@@ -239,7 +239,7 @@ def test_each_request_has_a_key_of_its_own() -> None:
 
 
 async def test_a_pod_that_is_quicker_than_the_kubelet_gets_its_address_soon(ca: RunningCa) -> None:
-    token = ca.fake.add_pod(ips=())
+    token = ca.fake.add_pod(ips=(), hostIP="127.0.0.1")
     async with run(ca.client(token)) as client:
         early = await ready(client)
         assert early.facts.ips == frozenset()
@@ -263,7 +263,7 @@ async def test_after_a_restart_of_the_ca_the_bundle_is_watched_again(tmp_path: P
 
 
 async def test_an_identity_that_changes_between_two_leaves_is_refused(ca: RunningCa) -> None:
-    client = ca.client(ca.fake.add_pod(ips=()))  # asks again within seconds
+    client = ca.client(ca.fake.add_pod(ips=(), hostIP="127.0.0.1"))  # asks again within seconds
     async with run(client):
         first = await ready(client)
         (ca.folder / "pod" / "token").write_text(ca.fake.add_pod("prod", "db-0", "db"))
@@ -274,7 +274,7 @@ async def test_an_identity_that_changes_between_two_leaves_is_refused(ca: Runnin
 async def test_an_answer_older_than_the_stream_does_not_bring_the_old_bundle_back(
     ca: RunningCa,
 ) -> None:
-    client = ca.client(ca.fake.add_pod(ips=()))
+    client = ca.client(ca.fake.add_pod(ips=(), hostIP="127.0.0.1"))
     old = ca.authority.bundle
     async with run(client):
         await ready(client)

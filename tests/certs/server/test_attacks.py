@@ -13,11 +13,12 @@ import pytest
 
 from certs import records
 from certs.server.limits import InFlight, Limits, TokenBuckets
-from certs.server.pods import PodSeen, check_source
-from certs.server.refusals import RETRY_AFTER, CallerForbidden
+from certs.server.pods import PodSeen, check_placed, check_source
+from certs.server.refusals import RETRY_AFTER, CallerForbidden, CannotAnswer
 from certs.trust.bans import Ban, Bans
 from certs.trust.svid import check_leaf
 from kit.clock import monotonic, utcnow
+from tests.certs.fake_kube import PROXY
 from tests.certs.running_ca import RunningCa, running_ca
 from tests.certs.server.test_service import assert_opaque
 from tests.patience import PATIENCE_S
@@ -84,6 +85,114 @@ def test_where_a_call_may_come_from(
         with pytest.raises(CallerForbidden) as refused:
             check_source(pod, source)
         assert refused.value.reason == "token_elsewhere"
+
+
+NO_PROXIES: dict[str, dict[str, Any]] = {
+    "none": {"initContainers": []},
+    "another command": {"initContainers": [{**PROXY, "command": ["sleep", "1h"]}]},
+    "no command": {"initContainers": [{k: v for k, v in PROXY.items() if k != "command"}]},
+    "arguments": {"initContainers": [{**PROXY, "args": ["--evil"]}]},
+    "another name": {"initContainers": [{**PROXY, "name": "podlink"}]},
+    "another image": {"initContainers": [{**PROXY, "image": "evil/podlink:0.1.0"}]},
+    "an image that ends like ours": {
+        "initContainers": [{**PROXY, "image": "evil:5000/podlink/podlink@sha256:00"}]
+    },
+    "no image": {"initContainers": [{**PROXY, "image": None}]},
+    "its node's network": {"hostNetwork": True},
+}
+
+
+@pytest.mark.attack_row(60)
+@pytest.mark.parametrize("spec", NO_PROXIES.values(), ids=NO_PROXIES)
+async def test_a_pod_without_our_proxy_gets_no_leaf(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """Any container may mount a token of our audience: it proves the pod, not what is in it."""
+    async with running_ca(tmp_path, proxy_images=("podlink/podlink:0.1.0",)) as ca:
+        token = ca.fake.add_pod(spec=spec)
+        assert_opaque(await ca.refusal(token), Code.PERMISSION_DENIED)
+        assert ca.refused[-1].reason == "pod_without_proxy"
+        async with ca.stub() as stub:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                call = stub.WatchBundle(iter(()), metadata=(("authorization", f"Bearer {token}"),))
+                await call.read()
+        assert_opaque(refused.value, Code.PERMISSION_DENIED)
+        assert not ca.issued
+        assert (await ca.sign(ca.fake.add_pod(name="meshed"))).chain_der, "the positive control"
+
+
+async def test_an_earlier_versions_proxy_and_a_plain_container_get_their_leaf(
+    tmp_path: Path,
+) -> None:
+    images = ("registry.example:5000/podlink:2", "podlink/podlink:0.1.0")
+    async with running_ca(tmp_path, proxy_images=images) as ca:
+        for image in ("podlink/podlink:0.0.9", "registry.example:5000/podlink@sha256:ab"):
+            proxy = {k: v for k, v in PROXY.items() if k != "restartPolicy"} | {"image": image}
+            spec = {"initContainers": [], "containers": [proxy]}
+            assert (await ca.sign(ca.fake.add_pod(spec=spec))).chain_der
+
+
+async def test_a_namespace_may_say_that_its_pods_get_leaves_without_a_sidecar(
+    ca: RunningCa,
+) -> None:
+    token = ca.fake.add_pod(spec={"initContainers": []})
+    ca.fake.add_namespace("shop", **{"podlink.dev/leaf-without-sidecar": "yes"})
+    assert_opaque(await ca.refusal(token), Code.PERMISSION_DENIED)
+    ca.fake.add_namespace("shop", **{"podlink.dev/leaf-without-sidecar": "allowed"})
+    assert (await ca.sign(token)).chain_der
+    ca.fake.answers["GET", "/api/v1/namespaces/shop"] = (403, {"message": "no right"})
+    assert_opaque(await ca.refusal(token), Code.PERMISSION_DENIED)
+    ca.fake.answers["GET", "/api/v1/namespaces/shop"] = (500, {"message": "out of order"})
+    assert_opaque(await ca.refusal(token), Code.UNAVAILABLE)
+
+
+async def test_the_control_plane_needs_no_sidecar_and_its_neighbours_do(ca: RunningCa) -> None:
+    for account in ("podlink-registry", "podlink-injector", "podlink-traces"):
+        token = ca.fake.add_pod("podlink-system", account, account, spec={"initContainers": []})
+        assert (await ca.sign(token)).chain_der
+    for namespace, account in (("podlink-system", "default"), ("shop", "podlink-registry")):
+        token = ca.fake.add_pod(namespace, "pod", account, spec={"initContainers": []})
+        assert_opaque(await ca.refusal(token), Code.PERMISSION_DENIED)
+
+
+@pytest.mark.attack_row(29)
+@pytest.mark.parametrize("bind_tokens", [True, False])
+async def test_a_pod_without_an_address_gets_a_leaf_only_through_its_node(
+    tmp_path: Path, bind_tokens: bool
+) -> None:
+    """Else a stolen token would get a leaf that carries the thief's address."""
+    async with running_ca(tmp_path, bind_tokens=bind_tokens) as ca:
+        token = ca.fake.add_pod(ips=())
+        assert_opaque(await ca.refusal(token), Code.UNAVAILABLE)
+        assert ca.refused[-1].reason == "pod_address_unknown"
+        status = ca.fake.pods["shop", "api-1"]["status"]
+        status["hostIP"] = "127.0.0.1"
+        leaf = check_leaf(
+            (await ca.sign(token)).chain_der[0], trust_domain="cluster.local", now=utcnow()
+        )
+        assert leaf.ips == frozenset(), "from its node: a leaf, and no address in it"
+        status |= {"hostIP": "192.168.9.1", "podIPs": [{"ip": "127.0.0.1"}]}
+        assert (await ca.sign(token)).chain_der, "from its own address, once that is known"
+
+
+@pytest.mark.parametrize(
+    ("ips", "host_ips", "source", "fits"),
+    [
+        ((), (), "10.0.0.9", False),
+        ((), (), "", False),
+        ((), ("192.168.9.1",), "10.0.0.9", False),
+        ((), ("192.168.9.1",), "192.168.9.1", True),
+        (("10.0.0.9",), (), "10.0.0.9", True),
+        (("10.0.0.9",), (), "10.0.0.7", True),
+    ],
+)
+def test_what_a_pod_that_nobody_has_placed_must_wait_for(
+    ips: tuple[str, ...], host_ips: tuple[str, ...], source: str, fits: bool
+) -> None:
+    pod = PodSeen("node-1", False, frozenset(ips), frozenset(host_ips))
+    if fits:
+        check_placed(pod, source)
+    else:
+        with pytest.raises(CannotAnswer, match="pod_address_unknown"):
+            check_placed(pod, source)
 
 
 @pytest.mark.attack_row(33)

@@ -21,31 +21,26 @@ def pod(spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
     }
 
 
-def addresses(seen: dict[str, Any], source_ip: str) -> Addresses:
-    return choose_addresses(read_pod(seen, CALLER), source_ip)
+def addresses(seen: dict[str, Any]) -> Addresses:
+    return choose_addresses(read_pod(seen, CALLER))
 
 
-def test_known_addresses_count_and_the_source_does_not() -> None:
+def test_known_addresses_count() -> None:
     seen = pod(podIP="10.0.0.7", podIPs=[{"ip": "10.0.0.7"}, {"ip": "FD00:0::7"}])
-    assert addresses(seen, "10.9.9.9") == Addresses(frozenset({"10.0.0.7", "fd00::7"}), False)
+    assert addresses(seen) == Addresses(frozenset({"10.0.0.7", "fd00::7"}), False)
 
 
 def test_an_old_server_with_one_address_is_understood() -> None:
-    assert addresses(pod(podIP="10.0.0.7"), "") == Addresses(frozenset({"10.0.0.7"}), False)
+    assert addresses(pod(podIP="10.0.0.7")) == Addresses(frozenset({"10.0.0.7"}), False)
 
 
-def test_before_the_kubelet_reports_the_source_counts_for_a_short_leaf() -> None:
-    assert addresses(pod(), "10.0.0.7") == Addresses(frozenset({"10.0.0.7"}), True)
-
-
-@pytest.mark.parametrize("source", ["", "127.0.0.1", "::1", NODE_IP])
-def test_a_source_that_cannot_be_the_pod_gives_no_address(source: str) -> None:
-    assert addresses(pod(), source) == Addresses(frozenset(), True)
+def test_before_the_kubelet_reports_the_leaf_is_short_and_names_no_address() -> None:
+    assert addresses(pod()) == Addresses(frozenset(), True)
 
 
 def test_a_pod_on_its_nodes_network_has_no_address_of_its_own() -> None:
     seen = pod({"hostNetwork": True}, podIPs=[{"ip": NODE_IP}])
-    assert addresses(seen, NODE_IP) == Addresses(frozenset(), False)
+    assert addresses(seen) == Addresses(frozenset(), False)
 
 
 @pytest.mark.parametrize("ip", ["0.0.0.0", "::", "224.0.0.1", "fe80::1%eth0", "10.0.0.0/8", "x", 7])

@@ -215,7 +215,7 @@ async def test_a_wished_lifetime_is_clamped(ca: RunningCa, wished_s: int, grante
 
 
 async def test_before_the_kubelet_reports_addresses_the_leaf_is_short(ca: RunningCa) -> None:
-    answer = await ca.sign(ca.fake.add_pod(ips=()))
+    answer = await ca.sign(ca.fake.add_pod(ips=(), hostIP="127.0.0.1"))
     assert answer.lifetime_s == 300
     facts = check_leaf(answer.chain_der[0], trust_domain="cluster.local", now=utcnow())
     assert facts.ips == frozenset(), "loopback is nobody's address"
