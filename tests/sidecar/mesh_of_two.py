@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -30,6 +30,7 @@ from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import FakeDirectory
 from tests.sidecar.test_config import GOOD
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 API = WorkloadIdentity("cluster.local", "shop", "api")
 
 
@@ -55,10 +56,11 @@ class Two:
 
 
 @asynccontextmanager
-async def two_sidecars(ca: RunningCa) -> AsyncIterator[Two]:
-    """`shop/web` dials `shop/api`, whose app echoes. Both have leaves of `ca` and follow it."""
+async def two_sidecars(ca: RunningCa, serve: Serve | None = None) -> AsyncIterator[Two]:
+    """`shop/web` dials `shop/api`, whose app echoes, or does what `serve` does with each connection. Both
+    have leaves of `ca` and follow it."""
     loop = asyncio.get_running_loop()
-    app = await asyncio.start_server(_echo, "127.0.0.1", 0)
+    app = await asyncio.start_server(serve or _echo, "127.0.0.1", 0, backlog=1024)
     app_port = app.sockets[0].getsockname()[1]
     records: list[LinkRecord] = []
     far_records: list[LinkRecord] = []
