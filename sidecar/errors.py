@@ -16,7 +16,7 @@ class PeerError(SidecarError):
 
 
 class ProtocolViolation(PeerError):
-    """A frame that `podlink/1` does not allow here, or a malformed one."""
+    """A frame that the tunnel protocol does not allow here, or a malformed one."""
 
     reason = "protocol_error"
 
@@ -28,7 +28,7 @@ class HandshakeFailed(PeerError):
 
 
 class AlpnMismatch(PeerError):
-    """TLS came about, but the peer does not speak `podlink/1`. Python does not fail on this."""
+    """TLS came about, but the peer speaks no tunnel protocol of ours. Python does not fail on this."""
 
     reason = "alpn_mismatch"
 

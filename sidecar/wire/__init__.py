@@ -1,4 +1,4 @@
-"""The tunnel protocol `podlink/1` and what is read off a raw connection. Bytes in, values out.
+"""The tunnel protocols `podlink/2` and `podlink/1`, and what is read off a raw connection. Bytes in, values out.
 
 - `frames`: the frame codec.
 - `opening`: the OPEN, ACCEPT, REFUSE and RESET payloads.
