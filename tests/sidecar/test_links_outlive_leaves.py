@@ -109,7 +109,7 @@ class Mix:
         self.moved += at
 
     async def _slow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The far app writes a lot at once and we read it in small pieces: the tunnel is often paused."""
+        """The far app writes a lot at once and we read it in pieces: the tunnel is often paused."""
         while not self.over.is_set():
             for _ in range(400):
                 assert await reader.readexactly(251 * 5) == pattern(251 * 5)
