@@ -57,7 +57,7 @@ class Two:
 
 @asynccontextmanager
 async def two_sidecars(ca: RunningCa, serve: Serve | None = None) -> AsyncIterator[Two]:
-    """`shop/web` dials `shop/api`, whose app echoes, or does what `serve` does with each connection. Both
+    """`shop/web` dials `shop/api`, whose app echoes, or does what `serve` does with a connection. Both
     have leaves of `ca` and follow it."""
     loop = asyncio.get_running_loop()
     app = await asyncio.start_server(serve or _echo, "127.0.0.1", 0, backlog=1024)
