@@ -1,4 +1,4 @@
-"""Tunnels: TLS connections between two sidecars that carry `podlink/2` or `podlink/1` (docs/protocol.md).
+"""Tunnels: TLS connections between two sidecars that carry `podlink/2` or 1 (docs/protocol.md).
 
 - `handshake`: either side's TLS handshake, and who the peer turns out to be.
 - `tunnel`: a tunnel after its handshake. HOT PATH.
