@@ -14,11 +14,12 @@ from typing import Final
 from sidecar.dataplane.loop.poller import Poller
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import Bug, PeerLost, SidecarError
-from sidecar.sockets import is_unanswered, reset
+from sidecar.sockets import connect_error, is_unanswered, reset
 from sidecar.wire.frames import DATA, END, END_FRAME, HEADER, OPEN, RESET
-from sidecar.wire.opening import APP_RESET, RESETS, decode_code, encode_code
+from sidecar.wire.opening import APP_RESET, RESETS, decode_code
 
-_BUFFER: Final = bytearray(256 * 1024)
+_BUFFER: Final = bytearray(256 * 1024 + HEADER)
+"""With room behind the largest read for the END that may go with it."""
 _VIEW: Final = memoryview(_BUFFER)
 _PAYLOAD: Final = _VIEW[HEADER:]
 _put_head: Final = struct.Struct("!I").pack_into
@@ -114,7 +115,7 @@ class TunnelSplice:
             self._read_size = min(MAX_READ, (size + HEADER) * 2 - HEADER)
         if not self.tunnel.write(_VIEW[: size + HEADER]):
             self._reading = False
-            self._poller.remove_reader(self._fd)
+            self._poller.pause_reader(self._fd, self._near_hung_up)
         return None
 
     def _at_end(self, size: int) -> bool:
@@ -154,9 +155,13 @@ class TunnelSplice:
         else:
             self._stop_reading()
 
+    def _near_hung_up(self) -> None:
+        """Its reading rests. A reset is passed on all the same; an end on both sides is read in turn."""
+        if connect_error(self.near):
+            self._near_reset()
+
     def _near_reset(self) -> None:
-        self.tunnel.send(RESET, encode_code(APP_RESET))
-        self.tunnel.close()
+        self.tunnel.abort(APP_RESET)
         self._finish("reset", None)
 
     # --- far to near ------------------------------------------------------------------------
@@ -253,14 +258,13 @@ class TunnelSplice:
 
     def cut(self, code: int) -> None:
         """End the link now, on both sides: policy, expiry or shutdown asks for it."""
-        self.tunnel.send(RESET, encode_code(code))
-        self.tunnel.close()
+        self.tunnel.abort(code)
         self._finish(RESETS[code], None, cut=True)
 
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
-            self._poller.remove_reader(self._fd)
+            self._poller.pause_reader(self._fd, self._near_hung_up)
 
     def _finish(self, close: str, error: SidecarError | None, *, cut: bool = False) -> None:
         if self.over:
@@ -304,13 +308,13 @@ class _Half:
 
     def _readable(self) -> None:
         try:
-            size = self._source.recv_into(_BUFFER)
+            size = self._source.recv_into(_PAYLOAD)
         except BlockingIOError:
             return None
         except OSError:
             return self._over(True)
         if size:
-            return self._send(_VIEW[:size])
+            return self._send(_PAYLOAD[:size])
         self.ended = True
         self.stop()
         with contextlib.suppress(OSError):
@@ -351,10 +355,14 @@ class _Half:
         """Our own code failed, at this half or at what it told of."""
         self._poller.tell(self._over, error)
 
+    def _source_hung_up(self) -> None:
+        if connect_error(self._source):
+            self._over(True)
+
     def stop(self) -> None:
         if self._reading:
             self._reading = False
-            self._poller.remove_reader(self._source.fileno())
+            self._poller.pause_reader(self._source.fileno(), self._source_hung_up)
         if self._backlog is not None:
             self._backlog = None
             self._poller.remove_writer(self._target.fileno())
@@ -420,6 +428,7 @@ class RawSplice:
         self._out.stop()
         self._in.stop()
         for sock in (self._near, self._other):
+            self._poller.forget(sock.fileno())
             reset(sock) if broken else sock.close()
         # The halves call back into this object: without this every link would be left to the
         # garbage collector.

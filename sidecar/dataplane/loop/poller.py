@@ -44,6 +44,7 @@ class Poller:
 
     __slots__ = (
         "_epoll",
+        "_hung_up",
         "_loop",
         "_readers",
         "_writers",
@@ -57,6 +58,8 @@ class Poller:
         self._epoll = select.epoll.fromfd(os.dup(epoll_fd))
         self._readers: dict[int, Ready] = {}
         self._writers: dict[int, Ready] = {}
+        self._hung_up: dict[int, Ready] = {}
+        """Of sockets that are not read for now."""
         self.hung_up = False
         """During a reader's call: the other side has sent its FIN, so an end follows the data."""
         self.bugs = 0
@@ -66,6 +69,7 @@ class Poller:
         """Stop watching. Sockets that are still watched stay open."""
         self._readers.clear()
         self._writers.clear()
+        self._hung_up.clear()
         self._epoll.close()
 
     def add_reader(self, fd: int, ready: Ready) -> None:
@@ -74,16 +78,28 @@ class Poller:
             return
         self._readers[fd] = ready
         if fd in self._writers:
+            self._hung_up.pop(fd, None)
             self._epoll.modify(fd, _IN | _OUT)
+        elif self._hung_up.pop(fd, None) is not None:
+            self._epoll.modify(fd, _IN)
         else:
             self._epoll.register(fd, _IN)
 
     def remove_reader(self, fd: int) -> None:
-        if self._readers.pop(fd, None) is not None:
+        paused = self._hung_up.pop(fd, None)
+        if self._readers.pop(fd, paused) is not None:
             if fd in self._writers:
                 self._epoll.modify(fd, _OUT)
             else:
                 self._epoll.unregister(fd)
+
+    def pause_reader(self, fd: int, hung_up: Ready) -> None:
+        """Read no more for now, but hear of a connection that is reset or breaks meanwhile: then
+        `hung_up` is called once, and the socket is watched no more."""
+        if self._readers.pop(fd, None) is not None:
+            self._hung_up[fd] = hung_up
+            # EPOLLERR and EPOLLHUP are told without being asked for (epoll_ctl(2)).
+            self._epoll.modify(fd, _OUT if fd in self._writers else 0)
 
     def add_writer(self, fd: int, ready: Ready) -> None:
         if fd in self._writers:
@@ -92,6 +108,8 @@ class Poller:
         self._writers[fd] = ready
         if fd in self._readers:
             self._epoll.modify(fd, _IN | _OUT)
+        elif fd in self._hung_up:
+            self._epoll.modify(fd, _OUT)
         else:
             self._epoll.register(fd, _OUT)
 
@@ -99,6 +117,8 @@ class Poller:
         if self._writers.pop(fd, None) is not None:
             if fd in self._readers:
                 self._epoll.modify(fd, _IN)
+            elif fd in self._hung_up:
+                self._epoll.modify(fd, 0)
             else:
                 self._epoll.unregister(fd)
 
@@ -106,6 +126,7 @@ class Poller:
         """The socket is about to be closed, which takes it out of the epoll by itself."""
         self._readers.pop(fd, None)
         self._writers.pop(fd, None)
+        self._hung_up.pop(fd, None)
 
     def call_later(self, delay_s: float, work: Work, *args: object) -> asyncio.TimerHandle:
         """As the loop's; what `work` raises ends its owner alone (see `blame`)."""
@@ -164,7 +185,12 @@ class Poller:
                         self.hung_up = events & _HUNG_UP != 0
                         ready()
                 elif fd not in writers:
-                    others.append((fd, events))
+                    ready = self._hung_up.pop(fd, None)
+                    if ready is None:
+                        others.append((fd, events))
+                    else:
+                        self._epoll.unregister(fd)
+                        ready()
                     continue
                 if events & _WRITES and (ready := writers.get(fd)) is not None:
                     ready()

@@ -36,9 +36,11 @@ from sidecar.wire.frames import (
     PONG,
     PONG_FRAME,
     RENEW,
+    RESET,
     FrameReader,
     encode,
 )
+from sidecar.wire.opening import encode_code
 from sidecar.wire.session import Phase, Role, Session
 
 RECORD: Final = 16384
@@ -49,6 +51,10 @@ MAX_CHUNK: Final = 16 * _SEALED
 """Bytes asked of one receive: grows to this while a tunnel fills them, because the BIO of a tunnel
 keeps the size it once had. Just what a peer's largest write takes, so that one receive brings whole
 records, and one frame."""
+RESET_HEARD_WITHIN_S: Final = 1.0
+"""How long a peer has to close a tunnel whose link we have reset."""
+_MOST_LEFT: Final = 16 << 20
+"""More than the kernel keeps unread for one connection (tcp_rmem)."""
 MAX_OWED: Final = 1 << 20
 """Encrypted bytes that may wait in the BIO behind a write that the kernel did not take whole. One
 chunk of a link is a quarter of it; more piles up only if the peer asks for answers (KeyUpdate) and
@@ -126,6 +132,60 @@ class _Nobody:
 
 
 _NOBODY: Final = _Nobody()
+
+
+class _LastWords:
+    """The user of a tunnel that has broken while its reading rested."""
+
+    def __init__(self, user: "TunnelUser") -> None:
+        self._user = user
+
+    def tunnel_data(self, piece: memoryview) -> None:
+        """The link is over: nobody gets it."""
+
+    def tunnel_control(self, kind: int, payload: bytes) -> None:
+        if kind == RESET:
+            self._user.tunnel_control(kind, payload)
+
+    def tunnel_writable(self) -> None: ...
+
+    def tunnel_lost(self, error: SidecarError) -> None:
+        self._user.tunnel_lost(error)
+
+
+class _Lingering:
+    """The socket of a tunnel that we have ended by RESET, until the peer closes its end too."""
+
+    __slots__ = ("_poller", "_sock", "_timer")
+
+    def __init__(self, poller: Poller, sock: socket.socket) -> None:
+        self._poller, self._sock = poller, sock
+
+    def start(self) -> None:
+        self._timer = self._poller.call_later(RESET_HEARD_WITHIN_S, self._not_heard)
+        self._poller.add_reader(self._sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        try:
+            if self._sock.recv_into(_received):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._close()
+
+    def _not_heard(self) -> None:
+        reset_on_close(self._sock)
+        self._close()
+
+    def broken(self, error: Exception) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._timer.cancel()
+        self._poller.forget(self._sock.fileno())
+        self._sock.close()
 
 
 class Tunnel:
@@ -320,7 +380,7 @@ class Tunnel:
         """Read no more: whoever takes the data is slow, and TCP tells the peer."""
         if not self._paused:
             self._paused = True
-            self._poller.remove_reader(self._fd)
+            self._poller.pause_reader(self._fd, self._hung_up)
 
     def resume(self) -> None:
         """Read again, beginning with what lies decrypted or waiting in the BIO.
@@ -331,6 +391,17 @@ class Tunnel:
             self._paused = False
             self._poller.add_reader(self._fd, self._readable)
             self._drain()
+
+    def _hung_up(self) -> None:
+        """Reading rests, and the peer has reset the connection or it broke. Of what lies unread only the
+        word that says why is of use."""
+        self._paused = False
+        self.user = _LastWords(self.user)
+        for _ in range(_MOST_LEFT // FIRST_CHUNK):
+            if self.closed:
+                return
+            self._readable()
+        self.lose(PeerLost("the peer's connection was reset"))
 
     def _readable(self) -> None:
         try:
@@ -446,6 +517,29 @@ class Tunnel:
         self.user = _NOBODY
         self.link = None
         self.renewals.forget(self)
+
+    def abort(self, code: int) -> None:
+        """End the link by RESET, and the tunnel with it, saying nothing to `user`.
+
+        A peer whose app reads nothing does not read RESET either: if it has not closed its end soon,
+        TCP tells it. At once where RESET itself cannot leave.
+        """
+        if self.closed:
+            return
+        self.send(RESET, encode_code(code))
+        if self._backlog is not None or self._outgoing.pending:
+            reset_on_close(self._sock)
+            return self.close()
+        self.closed = True
+        self.user = _NOBODY
+        self.link = None
+        self.renewals.forget(self)
+        with contextlib.suppress(OSError):
+            self._ssl.shutdown()
+        with contextlib.suppress(OSError):
+            self._sock.send(self._outgoing.read())
+        self._poller.remove_reader(self._fd)
+        return _Lingering(self._poller, self._sock).start()
 
     def broken(self, error: Exception) -> None:
         """Our own code, or that of the link that uses it, failed."""

@@ -1,0 +1,172 @@
+"""What an app feels of TCP is the same through podlink: ends of any size, resets, full accept queues."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from sidecar import sockets
+from sidecar.dataplane.links.splice import MAX_READ, TunnelSplice
+from sidecar.dataplane.loop.poller import poller_of
+from tests.sidecar.dataplane.conftest import Captured, Side, StartPair
+
+Serve = Any
+RESET = struct.pack("ii", 1, 0)
+
+
+def abort(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+
+
+@pytest.mark.parametrize("size", [MAX_READ - n for n in range(12)])
+async def test_a_last_read_of_any_size_up_to_the_largest_arrives_whole(
+    size: int, start_pair: StartPair, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The END goes with the last bytes into one buffer, which has room for it whatever their size."""
+    got = asyncio.Event()
+    received = bytearray()
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 20):
+            received.extend(data)
+        got.set()
+        writer.close()
+
+    pair = start_pair(await serve(app))
+    waiting: asyncio.Future[TunnelSplice] = asyncio.get_running_loop().create_future()
+    begin = TunnelSplice.start
+
+    def start(splice: TunnelSplice) -> None:
+        if splice.near.getsockname() == pair.upstream:
+            waiting.set_result(splice)  # the dialler's begins once all has come
+        else:
+            begin(splice)
+
+    monkeypatch.setattr(TunnelSplice, "start", start)
+    body = (bytes(range(256)) * (size // 256 + 1))[:size]
+    client = socket.create_connection(pair.upstream)
+    near = await asyncio.wait_for(waiting, 3)
+    near._read_size = MAX_READ  # as after a long stream
+    near.near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    await asyncio.get_running_loop().run_in_executor(None, client.sendall, body)
+    client.shutdown(socket.SHUT_WR)
+    async with asyncio.timeout(3):
+        while len(near.near.recv(MAX_READ, socket.MSG_PEEK)) < size:
+            await asyncio.sleep(0.01)
+    begin(near)
+    await asyncio.wait_for(got.wait(), 3)
+    assert received == body
+    assert (await pair.near.record()).close == "fin"
+    client.close()
+
+
+@pytest.mark.parametrize("size", [0, 1000, 30_000_000])
+@pytest.mark.parametrize("whose", ["client", "app"])
+async def test_a_reset_is_passed_on_even_where_the_other_side_reads_nothing(
+    whose: str, size: int, start_pair: StartPair, serve: Serve
+) -> None:
+    """With nothing under way, with some bytes in the kernels on the way, and with all of them full."""
+    accepted: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    listening.setblocking(False)
+    loop = asyncio.get_running_loop()
+
+    async def accept() -> None:
+        sock, _ = await loop.sock_accept(listening)
+        accepted.set_result(sock)
+
+    accepting = asyncio.ensure_future(accept())
+    pair = start_pair(listening.getsockname()[1])
+    client = socket.create_connection(pair.upstream)
+    client.setblocking(False)
+    app = await asyncio.wait_for(accepted, 3)
+    await accepting
+    app.setblocking(False)
+    resets, silent = (client, app) if whose == "client" else (app, client)
+    left = size
+    with contextlib.suppress(TimeoutError):
+        while left:
+            async with asyncio.timeout(0.3):  # until all is full
+                await loop.sock_sendall(resets, bytes(min(left, 100_000)))
+                left -= min(left, 100_000)
+    await asyncio.sleep(0.1)
+    abort(resets)
+
+    async with asyncio.timeout(4):
+        while not sockets.connect_error(silent):
+            await asyncio.sleep(0.02)
+    near, far = await pair.near.record(), await pair.far.record()
+    assert near.close in ("reset", "lost") and far.close in ("reset", "lost")
+    assert "reset" in (near.close, far.close)
+    silent.close()
+    listening.close()
+
+
+@pytest.fixture
+async def near(make_side: Any) -> Side:
+    from tests.sidecar.dataplane.conftest import WEB
+
+    side: Side = make_side(WEB, "127.0.0.1")
+    return side
+
+
+@pytest.mark.parametrize("whose", ["client", "server"])
+async def test_a_reset_is_passed_on_through_a_plaintext_link_too(
+    whose: str, near: Side, captured: Captured
+) -> None:
+    near.plane.cluster_networks = ()
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    _reader, writer = await captured(near, "127.0.0.1", port)
+    listening.setblocking(False)
+    loop = asyncio.get_running_loop()
+    server, _ = await asyncio.wait_for(loop.sock_accept(listening), 3)
+    server.setblocking(False)
+    client = writer.get_extra_info("socket")
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    if whose == "client":
+        writer.write(bytes(30_000_000))
+        await asyncio.sleep(0.3)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        writer.transport.abort()
+        silent = server
+    else:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await loop.sock_sendall(server, bytes(30_000_000))
+        abort(server)
+        silent = client
+    async with asyncio.timeout(4):
+        while not silent.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            await asyncio.sleep(0.02)
+    assert (await near.record()).close == "reset"
+    for sock in (server, listening):
+        sock.close()
+
+
+async def test_a_paused_reader_hears_of_a_reset_once_and_of_no_orderly_end() -> None:
+    poller = poller_of(asyncio.get_running_loop())
+    for how in ("reset", "fin"):
+        listening = socket.create_server(("127.0.0.1", 0))
+        theirs = socket.create_connection(listening.getsockname())
+        ours, _ = listening.accept()
+        ours.setblocking(False)
+        heard: list[str] = []
+        poller.add_reader(ours.fileno(), lambda: None)
+        poller.pause_reader(ours.fileno(), lambda heard=heard: heard.append("hung up"))  # type: ignore[misc]
+        theirs.sendall(b"unread")
+        if how == "reset":
+            abort(theirs)
+        else:
+            theirs.close()
+        await asyncio.sleep(0.1)
+        assert heard == (["hung up"] if how == "reset" else [])
+        poller.forget(ours.fileno())
+        for sock in (ours, listening):
+            sock.close()
