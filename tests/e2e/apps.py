@@ -86,7 +86,7 @@ async def _serve(talk: Talk, port: int, host: str) -> None:
     await server.serve_forever()
 
 
-def _try(host: str, port: int, word: bytes, timeout_s: float = 5.0) -> dict[str, object]:
+def _try(host: str, port: int, word: bytes, timeout_s: float) -> dict[str, object]:
     """Connect, say `word` (nothing if empty), read until something comes or it ends."""
     began, got, error = time.monotonic(), b"", ""
     try:
@@ -273,7 +273,8 @@ def main(argv: list[str]) -> None:
             asyncio.run(_serve(_pour(int(rest[1])), int(rest[0]), ""))
         case "try":
             word = rest[2].encode() if len(rest) > 2 else b""
-            print(json.dumps(_try(rest[0], int(rest[1]), word)))
+            patience_s = float(rest[3]) if len(rest) > 3 else 30.0
+            print(json.dumps(_try(rest[0], int(rest[1]), word, patience_s)))
         case "knock":
             _knock(rest[0], int(rest[1]), rest[2].encode())
         case "hold":

@@ -17,9 +17,12 @@ from local.cluster import Cluster
 from local.errors import LocalError
 from local.state import StateDir
 from tests.e2e.objects import MESH, Object
+from tests.patience import PATIENCE_S
 
-DEADLINE_S = 30.0
-"""How long to wait for what a quiet machine does in two seconds."""
+DEADLINE_S = PATIENCE_S
+SOON_S = 8.0
+"""What is answered at once is not held until a time limit of ours ends (10 s for a question to the
+registry or a certificate); a slow machine takes a part of this."""
 _POLL_S = 0.1
 
 Item = dict[str, Any]
@@ -88,9 +91,14 @@ class Mesh:
         answer: Item = json.loads(self.run(pod, *words, timeout_s=timeout_s))
         return answer
 
-    def attempt(self, pod: str, host: str, port: int, word: str = "") -> Item:
-        """One connection from `pod`: {"got": ..., "error": ..., "seconds": ...}."""
-        return self.app(pod, "try", host, port, *([word] if word else []))
+    def attempt(
+        self, pod: str, host: str, port: int, word: str = "", patience_s: float = DEADLINE_S / 2
+    ) -> Item:
+        """One connection from `pod`: {"got": ..., "error": ..., "seconds": ...}.
+
+        The error is a TimeoutError where nothing comes for `patience_s`.
+        """
+        return self.app(pod, "try", host, port, word, patience_s)
 
     def talk(self, pod: str, host: str, port: int, word: str = "hello") -> None:
         """One connection from `pod` to an echo server; it must bring `word` back."""

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e import apps
-from tests.e2e.mesh import Mesh, now
+from tests.e2e.mesh import SOON_S, Mesh, now
 from tests.e2e.objects import PLAIN, pod, service, serving
 
 AMOUNT = 10 << 20
 GREETING = apps.GREETING.decode()
-SOON_S = 2.0
-"""Far below every time-out on the way, far above what a busy machine needs."""
 
 
 @pytest.fixture(scope="module", autouse=True)

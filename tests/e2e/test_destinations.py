@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.mesh import Mesh, identity, now, until
+from tests.e2e.mesh import SOON_S, Mesh, identity, now, until
 from tests.e2e.objects import MESH, PLAIN, Object, account, container, pod, service, serving
 
-SOON_S = 2.0
 """Far below every time-out on the way, far above what a busy machine needs."""
 DUAL = {"ipFamilyPolicy": "RequireDualStack"}
 BY_NAME = {"port": 80, "targetPort": "echo"}

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.mesh import Mesh, identity, now, until
+from tests.e2e.mesh import SOON_S, Mesh, identity, now, until
 from tests.e2e.objects import MESH, Object, account, pod, service, serving
-
-SOON_S = 2.0
 
 
 @pytest.fixture(scope="module", autouse=True)
