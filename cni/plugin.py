@@ -14,7 +14,7 @@ from typing import Any
 from cni.config import Call
 from kit.contract import CAPTURE_ANNOTATION
 from kit.ports import PortSet
-from sidecar.capture.apply import CaptureFailed, load
+from sidecar.capture.apply import CaptureFailed, put_in_place
 from sidecar.capture.plan import TABLE, CapturePlan, bounded, parse_subnets
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -98,6 +98,7 @@ def plan_of(call: Call, conf: Conf) -> CapturePlan | None:
                 PortSet.parse(said.get("skip-inbound-ports") or " "),
                 PortSet.parse(said.get("skip-outbound-ports") or " "),
                 parse_subnets(said.get("skip-subnets") or " "),
+                (said.get("source-address") or "peer") == "peer",
             )
         )
     except (ValueError, AttributeError, TypeError) as e:
@@ -124,7 +125,8 @@ def _enter(call: Call, plan: CapturePlan) -> int:
     try:
         enter_network(call.netns)
         if call.command == "ADD":
-            load(plan.ruleset(), call.nft)
+            if why_not := put_in_place(plan, call.nft):
+                print(f"podlink: source address: {why_not}", file=sys.stderr)
         elif not in_place(call.nft):
             raise CaptureFailed(f"no table inet {TABLE}")
     except (OSError, CaptureFailed) as e:

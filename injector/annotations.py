@@ -63,6 +63,7 @@ class PodSettings:
     proxy_log_level: str = "info"
     workers: str = ""
     shutdown_grace_period: str = ""
+    source_address: str = "peer"
 
 
 def read_settings(
@@ -294,6 +295,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "proxy-memory-limit": (_MEMORY_FORM, _memory_text),
     "proxy-log-level": _one_of("debug", "info", "warning", "error"),
     "workers": (f"a whole number from 1 to {_MAX_WORKERS}", _workers),
+    "source-address": _one_of("peer", "pod"),
     "shutdown-grace-period": (f"a duration such as 30s or 2m, at most {_MAX_GRACE_S}s", _grace),
 }
 _NO_DEFAULTS = frozenset({"plaintext", "plaintext-ports", "external"})

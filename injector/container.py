@@ -7,7 +7,8 @@ an init container with restartPolicy Always).
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -134,12 +135,24 @@ def _own_volumes() -> list[Spec]:
     ]
 
 
+def fitting(mesh: MeshSettings, pod: PodSettings) -> PodSettings:
+    """The pod's settings, as far as the cluster lets them be: where its addresses are those that would
+    stand for peers inside the pod, the app sees the pod's own."""
+    networks = [ip_network(item) for item in filter(None, mesh.cluster_cidrs.split(","))]
+    for version, text in contract.STAND_INS.items():
+        stand_ins = ip_network(text)
+        if any(one.version == version and one.overlaps(stand_ins) for one in networks):
+            return replace(pod, source_address="pod")
+    return pod
+
+
 def capture_annotation(pod: PodSettings) -> str:
     """What the CNI plugin on the node is to know of this pod: what it must not capture."""
     said = {
         "skip-inbound-ports": pod.skip_inbound_ports,
         "skip-outbound-ports": pod.skip_outbound_ports,
         "skip-subnets": pod.skip_subnets,
+        "source-address": _unless_default(pod),
     }
     return json.dumps({key: value for key, value in said.items() if value}, sort_keys=True)
 
@@ -174,7 +187,8 @@ def _capture(mesh: MeshSettings, pod: PodSettings) -> Spec:
             PODLINK_SKIP_INBOUND_PORTS=pod.skip_inbound_ports,
             PODLINK_SKIP_OUTBOUND_PORTS=pod.skip_outbound_ports,
             PODLINK_SKIP_SUBNETS=pod.skip_subnets,
-        ),
+        )
+        + _source_address(pod),
         "resources": _resources(pod),
         "volumeMounts": [dict(NO_API_TOKEN)],
         "securityContext": {
@@ -212,6 +226,7 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
         "PODLINK_SHUTDOWN_GRACE_PERIOD": pod.shutdown_grace_period,
     }
     env += _plain(**{name: value for name, value in asked.items() if value})
+    env += _source_address(pod)
     env += _plain(**dict(mesh.telemetry))
     if mesh.otlp_secret:
         env += _otlp_env(mesh)
@@ -259,6 +274,15 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
             ),
         ],
     }
+
+
+def _source_address(pod: PodSettings) -> list[Spec]:
+    said = _unless_default(pod)
+    return _plain(PODLINK_SOURCE_ADDRESS=said) if said else []
+
+
+def _unless_default(pod: PodSettings) -> str:
+    return "" if pod.source_address == "peer" else pod.source_address
 
 
 def _exempt_by(mesh: MeshSettings, pod: PodSettings) -> str:

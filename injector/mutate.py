@@ -16,6 +16,7 @@ from injector.container import (
     RUN_VOLUME,
     MeshSettings,
     capture_annotation,
+    fitting,
     sidecar_containers,
     sidecar_volumes,
 )
@@ -58,6 +59,7 @@ def mutate(pod: Raw, namespace: Raw, mesh: MeshSettings) -> Mutation:
         (namespace.get("metadata") or {}).get("annotations") or {},
         dict(mesh.defaults),
     )
+    settings = fitting(mesh, settings)
     check_pod(spec, settings.mode)
     if not mesh.native_sidecars:
         _check_goes_on(metadata, spec)

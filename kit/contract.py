@@ -69,6 +69,11 @@ STATUS_ANNOTATION = "podlink.dev/status"
 CAPTURE_ANNOTATION = "podlink.dev/capture"
 """On pods that the CNI plugin is to capture: JSON of what it must leave alone."""
 CONFIG_PREFIX = "config.podlink.dev/"
+SOURCE_ADDRESSES = frozenset({"peer", "pod"})
+"""Whose address the app may be shown as its caller's."""
+STAND_INS = {4: "248.0.0.0/6", 6: "4000::/2"}
+"""By IP version: what is local to a pod whose app sees its peers' addresses (sidecar.source_address).
+Not 252.0.0.0/6, which holds the broadcast address; 4000::/2 is IANA's reserve (RFC 4291)."""
 NO_HTTP_PORTS = "none"
 """What the annotation `http-ports` says instead of ports where no request is to leave a span."""
 HTTP_APP_PROTOCOLS = frozenset({"http", "kubernetes.io/h2c", "grpc"})

@@ -125,6 +125,7 @@ def annotations() -> Target:
         "skip-inbound-ports", "skip-outbound-ports", "skip-subnets", "upstreams", "mode",
         "plaintext", "external", "http-ports", "proxy-cpu-limit", "proxy-memory-limit", "workers",
         "shutdown-grace-period",
+        "source-address",
     )  # fmt: skip
 
     def one(data: bytes) -> None:

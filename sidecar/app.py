@@ -66,7 +66,7 @@ class Sidecar:
         self._carriers = carriers = self._make_carriers()
         self._registry.changed = carriers.found_came
         self._capture = CaptureWatch(config.own.uid) if config.mode == "redirect" else None
-        self._probes = ProbeTable(config.probes, config.mark)
+        self._probes = ProbeTable(config.probes, config.mark, carriers.sources)
         self._health = HealthServer()
         self._admin = AdminServer(config.admin_socket)
         self._add_routes()

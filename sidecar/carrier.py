@@ -35,6 +35,7 @@ from sidecar.dataplane.loop.listener import Accepted, Listener
 from sidecar.dataplane.loop.poller import poller_of
 from sidecar.dataplane.plane import Plane, Trust, buckets
 from sidecar.dataplane.revocation import cut_banned, leave_the_gone, reauthorise
+from sidecar.dataplane.sources import Sources
 from sidecar.dataplane.sweep import Sweep
 from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.dataplane.tunnels.renewal import Renewals
@@ -44,6 +45,7 @@ from sidecar.lag import LoopLag
 from sidecar.memory import MemoryWatch, limit_of_cgroup
 from sidecar.metrics.links import LinkMeter
 from sidecar.report import LinkRecord, Report, ReportRequest, Watcher
+from sidecar.source_check import SourceCheck
 from sidecar.wire.opening import SHUTDOWN
 from sidecar.wire.renewal import fits
 
@@ -82,6 +84,7 @@ class Carrier:
             allow_external=config.allow_external,
             cluster_networks=config.cluster_networks,
             mark=config.mark,
+            sources=Sources(config.shows_source, config.own.ips),
             own_ports=OWN_PORTS | {upstream.local_port for upstream in config.upstreams},
             tunnel_only=config.mode == "localhost",
             unix_s=self._clock.unix_s,
@@ -97,6 +100,7 @@ class Carrier:
         limit = config.memory_limit or limit_of_cgroup()
         self.memory = MemoryWatch(loop, limit, self._memory_changed)
         self.arrivals = Arrivals(self.plane)
+        self._source_check = SourceCheck(loop, self.plane.sources, config.own.ips, config.mark)
         self._sweep = Sweep(self.plane, self.arrivals)
         self._listeners: list[Listener] = []
 
@@ -118,6 +122,7 @@ class Carrier:
     def listen(self) -> None:
         """Accept from now on; connections are held until there is a certificate. Raises OSError."""
         config = self._config
+        self._source_check.start()
         if config.mode == "redirect":
             for ip in _loopbacks():
                 self._listen_on(ip, OUTBOUND_PORT, self._captured)
@@ -244,6 +249,7 @@ class Carrier:
         self._sweep.close()
         self.plane.pool.close()
         self.arrivals.close()
+        self._source_check.close()
         self.lag.close()
         self.memory.close()
 

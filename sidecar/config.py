@@ -15,6 +15,7 @@ from kit.contract import (
     NO_HTTP_PORTS,
     OWN_PORTS,
     PROXY_MARK,
+    SOURCE_ADDRESSES,
     TOKEN_PATH,
 )
 from kit.ports import NO_PORTS, PortSet
@@ -55,6 +56,8 @@ class SidecarConfig:
     admin_socket: Path
     mode: str
     """`redirect`: connections are captured. `localhost`: only `upstreams` and direct tunnels."""
+    shows_source: bool
+    """Whether the app is to see its peer's address; never where nothing is captured."""
     upstreams: tuple[Upstream, ...]
     allow_plaintext: bool
     """Insecure. What the pod asks for; who is let in is known once the registry has spoken."""
@@ -82,6 +85,8 @@ class SidecarConfig:
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Raises ConfigInvalid naming the setting."""
+        mode = settings.choice("PODLINK_MODE", "redirect", frozenset({"redirect", "localhost"}))
+        source_address = settings.choice("PODLINK_SOURCE_ADDRESS", "peer", SOURCE_ADDRESSES)
         return cls(
             own=Own(
                 namespace=settings.text("POD_NAMESPACE"),
@@ -98,7 +103,8 @@ class SidecarConfig:
             token_path=settings.path("PODLINK_TOKEN_PATH", TOKEN_PATH),
             bundle_path=settings.path("PODLINK_BUNDLE_PATH", BUNDLE_PATH),
             admin_socket=settings.path("PODLINK_ADMIN_SOCKET", ADMIN_SOCKET),
-            mode=settings.choice("PODLINK_MODE", "redirect", frozenset({"redirect", "localhost"})),
+            mode=mode,
+            shows_source=mode == "redirect" and source_address == "peer",
             upstreams=_upstreams(settings),
             allow_plaintext=settings.choice("PODLINK_PLAINTEXT", "deny", _ALLOW_DENY) == "allow",
             allow_external=settings.choice("PODLINK_EXTERNAL", "allow", _ALLOW_DENY) == "allow",

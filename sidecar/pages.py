@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote
 
 from kit.tasks import spawn, stop
+from sidecar.sockets import canonical_ip
 
 MAX_REQUEST: Final = 8192
 TIMEOUT_S: Final = 5.0
@@ -30,6 +31,8 @@ class Request:
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    """Who asks: the address, in canonical text; "" on a unix socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,9 @@ class Routes:
     async def _respond(
         self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        answer = await self._answer(head)
+        peer = writer.get_extra_info("peername")
+        source = canonical_ip(str(peer[0])) if isinstance(peer, tuple) else ""
+        answer = await self._answer(head, source)
         body = answer.body
         if isinstance(body, bytes):
             writer.write(_head(answer, len(body)) + body)
@@ -118,8 +123,8 @@ class Routes:
         finally:
             await stop(pump, gone)
 
-    async def _answer(self, head: bytes) -> Answer:
-        request = read(head)
+    async def _answer(self, head: bytes, source: str) -> Answer:
+        request = read(head, source)
         handler = self.find(request.path) if request is not None else None
         if request is None or handler is None:
             return text("not here\n", 404)
@@ -130,7 +135,7 @@ class Routes:
             return text("this is a fault in podlink; its log says more\n", 500)
 
 
-def read(head: bytes) -> Request | None:
+def read(head: bytes, source: str = "") -> Request | None:
     """A GET request's head, parsed; None for anything else. Never raises."""
     lines = head.decode("latin-1").split("\r\n")
     words = lines[0].split(" ")
@@ -146,7 +151,7 @@ def read(head: bytes) -> Request | None:
         name, colon, value = line.partition(":")
         if colon:
             headers[name.strip().lower()] = value.strip()
-    return Request(unquote(path), asked, headers)
+    return Request(unquote(path), asked, headers, source)
 
 
 async def _pump(pieces: AsyncIterator[bytes], writer: asyncio.StreamWriter) -> None:

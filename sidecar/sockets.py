@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import struct
 
+from sidecar.source_address import Source
 from sidecar.wire.original_dst import (
     SO_ORIGINAL_DST,
     SOCKADDR_IN6_SIZE,
@@ -27,6 +28,9 @@ _RETRANSMITS, _PROBES, _LAST_ACK = 2, 3, 56
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """What a call says when we, not the other side, are short of something."""
 _U32 = struct.Struct("=I")
+_IP_BIND_ADDRESS_NO_PORT, _IP_LOCAL_PORT_RANGE, _IPV6_FREEBIND = 24, 51, 78
+"""Of linux/in.h and linux/in6.h; the second is of Linux 6.3."""
+_ANY_PORT = _U32.pack(0)
 BACKLOG = 4096
 
 
@@ -54,10 +58,17 @@ def listen(ip: str, port: int, *, shared: bool = False) -> socket.socket:
     return sock
 
 
-def start_connect(ip: str, port: int, mark: int = 0) -> socket.socket:
-    """Begin a connection and return its socket at once; raises OSError if it fails at once.
+class NotBound(OSError):
+    """The kernel does not let us have the source that we asked for; nothing has been sent."""
 
-    With `mark`, the connection carries it, so that capture lets it pass (SO_MARK, socket(7)).
+
+def start_connect(ip: str, port: int, mark: int = 0, source: Source | None = None) -> socket.socket:
+    """Begin a connection and return its socket at once; raises OSError if it fails at once, NotBound
+    if `source` is to blame.
+
+    With `mark`, the connection carries it, so that capture lets it pass (SO_MARK, socket(7)). With
+    `source`, the other side sees the address that it stands for (`sidecar.source_address`), and its
+    port if that is free and the kernel can be asked for it.
     """
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -65,13 +76,49 @@ def start_connect(ip: str, port: int, mark: int = 0) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        if source is not None:
+            _bind(sock, source)
         code = sock.connect_ex((ip, port))
+        if code == errno.EADDRNOTAVAIL and source is not None:  # another connection has that port
+            code = _connect_by_any_port(sock, ip, port)
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, errno.errorcode.get(code, "connect failed"))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _bind(sock: socket.socket, source: Source) -> None:
+    """To the address only: the port is chosen when we connect, among those that this very pair of
+    addresses has free (IP_BIND_ADDRESS_NO_PORT, ip(7)). One that is bound for good would be lost to
+    every other connection of the pod, and peers come with thousands."""
+    try:
+        # As the kernel treats a client's port: no server of the app's is kept from it.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+        if source.port:
+            with contextlib.suppress(OSError):  # Linux before 6.3: any port
+                one = _U32.pack(source.port << 16 | source.port)
+                sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, one)
+        if source.tos:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, source.tos)
+        if (
+            sock.family == socket.AF_INET6
+        ):  # for IPv6 a local route alone gives no right to an address
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        sock.bind((source.ip, 0))
+    except OSError as e:
+        raise NotBound(e.errno, f"cannot bind to {source.ip}: {e.strerror}") from e
+
+
+def _connect_by_any_port(sock: socket.socket, ip: str, port: int) -> int:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _ANY_PORT)
+        code = sock.connect_ex((ip, port))
+        if code != errno.EADDRNOTAVAIL:
+            return code
+    raise NotBound(errno.EADDRNOTAVAIL, "no port is free at the address that the app is to see")
 
 
 def is_connected(sock: socket.socket) -> bool:

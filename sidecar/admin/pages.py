@@ -65,7 +65,7 @@ def _list(routes: Routes) -> Handler:
 
 
 async def _capture(sources: Sources) -> views.Json:
-    return sources.capture()
+    return {**sources.capture(), "source_address": await sources.carriers.page("sources")}
 
 
 async def _state(sources: Sources) -> views.Json:

@@ -176,12 +176,24 @@ def _workload(workload: Workload) -> Json:
     return {**whole, "pod": workload.pod, "meshed": workload.identity is not None}
 
 
+def sources(plane: Plane) -> Json:
+    """Whether the app sees its callers' addresses, by IP version, and how often it did."""
+    found = plane.sources
+    return {
+        "wanted": found.wanted,
+        "proven": sorted(found.proven),
+        "why_not": {str(version): why for version, why in found.why_not.items()},
+        "counts": dict(found.counts),
+    }
+
+
 PAGES: Mapping[str, Callable[[Carrier, Known], Json]] = {
     "pool": lambda carrier, _: pool(carrier.plane, carrier.arrivals),
     "endpoints": lambda carrier, known: endpoints(carrier.plane, known.all()),
     "policy": lambda carrier, _: policy(carrier.plane),
     "links": lambda carrier, _: {"links": links(carrier.plane)},
     "loop": lambda carrier, _: loop(carrier.lag),
+    "sources": lambda carrier, _: sources(carrier.plane),
     "counts": lambda carrier, _: counts(carrier),
 }
 """What a process that carries links says of itself."""
@@ -193,6 +205,8 @@ def merge(name: str, parts: Sequence[Json]) -> Json:
         return {}
     if name == "policy":
         return parts[0]
+    if name == "sources":
+        return _merged_sources(parts)
     if name == "endpoints":
         return _merged_endpoints(parts)
     worst = name == "loop"
@@ -213,6 +227,20 @@ def merge(name: str, parts: Sequence[Json]) -> Json:
             else:
                 merged[key] += value
     return merged
+
+
+def _merged_sources(parts: Sequence[Json]) -> Json:
+    """Proven is what every worker has proven."""
+    counts: dict[str, int] = {}
+    why_not: dict[str, str] = {}
+    proven = set(_list(parts[0]["proven"]))
+    for part in parts:
+        proven &= set(_list(part["proven"]))
+        why_not |= part["why_not"] if isinstance(part["why_not"], dict) else {}
+        for result, count in (part["counts"] if isinstance(part["counts"], dict) else {}).items():
+            counts[result] = counts.get(result, 0) + count
+    wanted = parts[0]["wanted"]
+    return {"wanted": wanted, "proven": sorted(proven), "why_not": why_not, "counts": counts}
 
 
 def _merged_endpoints(parts: Sequence[Json]) -> Json:

@@ -1,11 +1,16 @@
 """Loads the plan and proves it. Everything that can go wrong ends in one readable line."""
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 
+from sidecar.capture import routes
 from sidecar.capture.canary import NotCaptured, has_route, prove_captured
+from sidecar.capture.in_use import in_use
 from sidecar.capture.plan import TABLE, CapturePlan
+from sidecar.source_address import RANGES, in_the_way
 
 
 class CaptureFailed(Exception):
@@ -17,7 +22,7 @@ def apply(plan: CapturePlan) -> list[str]:
 
     Raises CaptureFailed. On failure nothing of ours is left in the kernel.
     """
-    load(plan.ruleset())
+    why_not = put_in_place(plan)
     proven: list[str] = []
     try:
         for version in (4, 6):
@@ -26,10 +31,45 @@ def apply(plan: CapturePlan) -> list[str]:
                 proven.append(f"IPv{version} captured")
             else:
                 proven.append(f"no IPv{version} route, rules in place")
+        proven.append(f"source address: {why_not or 'rules in place'}")
     except NotCaptured as e:
         load(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
         raise CaptureFailed(str(e)) from e
     return proven
+
+
+def put_in_place(plan: CapturePlan, nft: Sequence[str] = ()) -> str:
+    """Load `plan` and make its stand-ins local, in this network namespace; or load it without them,
+    and say why. What the app sees as its caller's address is no reason to keep a pod from starting.
+
+    Raises CaptureFailed.
+    """
+    why_not = "the pod's own, as it asks for" if not plan.show_source else _make_room()
+    if not why_not:
+        try:
+            load(plan.ruleset(), nft)
+            return ""
+        except CaptureFailed as e:
+            why_not = f"the pod's own: {e}"
+    load(replace(plan, show_source=False).ruleset(), nft)
+    for version in RANGES:
+        with contextlib.suppress(OSError):
+            routes.give_up(version)
+    return why_not
+
+
+def _make_room() -> str:
+    """Make the stand-ins' ranges local; why that cannot be, if so."""
+    taken = in_the_way(in_use())
+    if taken is not None:
+        return f"the pod's own: {taken} is in use here, and lies in what would stand for peers"
+    refused = []
+    for version in RANGES:
+        try:
+            routes.make_local(version)
+        except OSError as e:  # most likely there is no IPv6 here
+            refused.append(str(e))
+    return f"the pod's own: {'; '.join(refused)}" if len(refused) == len(RANGES) else ""
 
 
 def load(ruleset: str, nft: Sequence[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from kit.contract import SOURCE_ADDRESSES
 from kit.ports import PortSet
 from kit.settings import ConfigInvalid, Settings
 from sidecar.capture.plan import CapturePlan, bounded, parse_subnets
@@ -20,6 +21,7 @@ def plan_from(settings: Settings) -> CapturePlan:
         ports_from(settings, "PODLINK_SKIP_INBOUND_PORTS"),
         ports_from(settings, "PODLINK_SKIP_OUTBOUND_PORTS"),
         subnets,
+        settings.choice("PODLINK_SOURCE_ADDRESS", "peer", SOURCE_ADDRESSES) == "peer",
     )
     try:
         return bounded(plan)

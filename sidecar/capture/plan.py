@@ -9,6 +9,10 @@ exists, on a laptop, by socket mark and by the control plane's ports), if it sta
 ::1, or if its port or subnet is skipped; the pod's own IP is captured like any other, so that a pod
 that calls itself leaves a record.
 Inward, only what comes from another network namespace is captured, and never our health port.
+
+To the app, what the proxy has bound to a stand-in (`sidecar.source_address`) gets the source that it
+stands for, so that the app sees its peer. Nobody but the proxy may use stand-ins, nothing with one
+leaves the pod, and nothing reaches the app with one: what no rule has translated is dropped.
 """
 
 import ipaddress
@@ -30,9 +34,12 @@ from kit.contract import (
     SHORTEST_SKIPPED_PREFIX,
 )
 from kit.ports import NO_PORTS, PortSet
+from sidecar.source_address import PREFIXES6, RANGES, prefixes4
 
 TABLE = "podlink"
 CONTROL_PORTS = (CA_PORT, REGISTRY_PORT, OTLP_GRPC_PORT)
+SOURCE_PRIORITY = 90
+"""Before everybody else's source NAT (srcnat is 100): the first to translate a connection has it."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -42,6 +49,8 @@ class CapturePlan:
     skip_inbound: PortSet = NO_PORTS
     skip_outbound: PortSet = NO_PORTS
     skip_subnets: tuple[Network, ...] = ()
+    show_source: bool = True
+    """Whether the app is to see its peer's address instead of the pod's own."""
 
     def ruleset(self) -> str:
         """The text for `nft -f -`."""
@@ -58,6 +67,7 @@ class CapturePlan:
                 "    type nat hook prerouting priority -100; policy accept;",
                 *(f"    {rule}" for rule in self._inbound()),
                 "  }",
+                *(self._source() if self.show_source else ()),
                 "}",
                 "",
             )
@@ -69,10 +79,10 @@ class CapturePlan:
         for family, version in (("ip", 4), ("ip6", 6)):
             ip, port = CANARIES[version]
             rules.append(f"{family} daddr {ip} tcp dport {port} redirect to :{OUTBOUND_PORT}")
-        if self.exempt_by == "uid":
-            rules.append(f"meta skuid {PROXY_UID} meta skgid {PROXY_GID} accept")
-        else:
-            rules.append(f"meta mark {PROXY_MARK:#x} accept")
+        if self.show_source:
+            rules += _to_stand_ins()
+        rules.append(f"{self._by_proxy} accept")
+        if self.exempt_by == "mark":
             # gRPC offers no way to mark its sockets, so where marks must do, what goes to the control
             # plane's ports is exempt whoever sends it.
             rules.append(f"tcp dport {{ {', '.join(map(str, CONTROL_PORTS))} }} accept")
@@ -89,11 +99,46 @@ class CapturePlan:
         rules = [
             'iifname "lo" accept',
             "fib daddr type != local accept",
+            *(_to_stand_ins() if self.show_source else ()),
             f"tcp dport {HEALTH_PORT} accept",
         ]
         if self.skip_inbound:
             rules.append(f"tcp dport {{ {_ports(self.skip_inbound)} }} accept")
         return [*rules, f"tcp dport 0-65535 redirect to :{INBOUND_PORT}"]
+
+    @property
+    def _by_proxy(self) -> str:
+        if self.exempt_by == "uid":
+            return f"meta skuid {PROXY_UID} meta skgid {PROXY_GID}"
+        return f"meta mark {PROXY_MARK:#x}"
+
+    def _source(self) -> list[str]:
+        """Chains that turn stand-ins into what they stand for."""
+        four, six = RANGES[4], RANGES[6]
+        standing6 = ", ".join(f"{standing} : {real}" for standing, real in PREFIXES6.items())
+        return [
+            "  chain shown4 {",
+            *(
+                f"    ip dscp {dscp} snat ip prefix to ip saddr map {{ {four} : {real} }}"
+                for dscp, real in prefixes4()
+            ),
+            "  }",
+            "  chain shown6 {",
+            f"    snat ip6 prefix to ip6 saddr map {{ {standing6} }}",
+            "  }",
+            "  chain source {",
+            f"    type nat hook postrouting priority {SOURCE_PRIORITY}; policy accept;",
+            f'    oifname "lo" meta l4proto tcp {self._by_proxy} ip saddr {four} jump shown4',
+            f'    oifname "lo" meta l4proto tcp {self._by_proxy} ip6 saddr {six} jump shown6',
+            f"    ip saddr {four} drop",
+            f"    ip6 saddr {six} drop",
+            "  }",
+        ]
+
+
+def _to_stand_ins() -> list[str]:
+    """Nobody connects to a stand-in; they are local only so that answers to them are."""
+    return [f"ip daddr {RANGES[4]} drop", f"ip6 daddr {RANGES[6]} drop"]
 
 
 def bounded(plan: CapturePlan) -> CapturePlan:

@@ -19,6 +19,7 @@ from sidecar.dataplane.limits import Limits
 from sidecar.dataplane.loop.poller import Poller
 from sidecar.dataplane.routing.choose import Memory
 from sidecar.dataplane.routing.ejections import Ejections
+from sidecar.dataplane.sources import Sources
 from sidecar.dataplane.tunnels.handshake import Verify
 from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.dataplane.tunnels.tunnel import NO_RENEWALS, Renews, Tunnel
@@ -121,6 +122,8 @@ class Plane:
     """Makes the watcher of one link; None watches nothing."""
     mark: int = 0
     """SO_MARK for our own connections; 0 where capture exempts us by UID."""
+    sources: Sources = field(default_factory=Sources)
+    """Which address an app sees as its caller's."""
     tunnel_port: int = INBOUND_PORT
     """Where peers in `localhost` mode take tunnels."""
     own_ports: frozenset[int] = OWN_PORTS

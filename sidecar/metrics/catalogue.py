@@ -89,6 +89,12 @@ INTERNAL_ERRORS = Metric(
     "How often podlink's own code failed; each ends one link or connection alone. "
     "Above 0 is a bug: report it.",
 )
+SOURCE_ADDRESS = Metric(
+    "podlink_source_address_total",
+    "counter",
+    "Connections to the app by whose address it was to see: shown, the peer's; else why the pod's own.",
+    ("result",),
+)
 ACCEPT_PAUSES = Metric(
     "podlink_accept_pauses_total",
     "counter",

@@ -44,6 +44,7 @@ def of_carrier(carrier: Carrier) -> list[Family]:
         Family(c.RENEWALS, _renewals(carrier)),
         Family(c.TURNED_AWAY, {(limit,): n for limit, n in _turned_away(carrier).items()}),
         one(c.INTERNAL_ERRORS, plane.poller.bugs),
+        Family(c.SOURCE_ADDRESS, {(result,): n for result, n in plane.sources.counts.items()}),
         one(c.ACCEPT_PAUSES, carrier.accept_pauses),
         Family(c.TUNNELS, tunnels),
         one(c.STRANGERS, arrivals.strangers),

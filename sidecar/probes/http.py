@@ -13,6 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from kit.contract import OWN_PORTS
 from sidecar import sockets
 from sidecar.probes.spec import HttpProbe
+from sidecar.source_address import Source
 
 _MAX_HEAD: Final = 64 << 10
 _MAX_REDIRECTS: Final = 10
@@ -28,11 +29,13 @@ class ProbeFailed(Exception):
         self.status = status
 
 
-async def ask_http(probe: HttpProbe, ip: str, mark: int) -> None:
-    """Ask once, without a time limit. Raises ProbeFailed, and OSError if there is no connection."""
+async def ask_http(probe: HttpProbe, ip: str, mark: int, source: Source | None = None) -> None:
+    """Ask once, without a time limit; the app sees `source` if that can be.
+
+    Raises ProbeFailed, and OSError if there is no connection."""
     url = f"{probe.scheme.lower()}://{_bracketed(ip)}:{probe.port}/{probe.path.lstrip('/')}"
     for _ in range(_MAX_REDIRECTS + 1):
-        status, location = await _get(url, probe, mark)
+        status, location = await _get(url, probe, mark, source)
         if not 200 <= status < 400:
             raise ProbeFailed(f"status {status}", status if status >= 400 else 503)
         onward = urljoin(url, location)
@@ -42,7 +45,7 @@ async def ask_http(probe: HttpProbe, ip: str, mark: int) -> None:
     raise ProbeFailed(f"more than {_MAX_REDIRECTS} redirects")
 
 
-async def _get(url: str, probe: HttpProbe, mark: int) -> tuple[int, str]:
+async def _get(url: str, probe: HttpProbe, mark: int, source: Source | None) -> tuple[int, str]:
     """The status, and the Location or ""."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
@@ -52,7 +55,7 @@ async def _get(url: str, probe: HttpProbe, mark: int) -> tuple[int, str]:
     port = parts.port or (443 if secure else 80)
     if port in OWN_PORTS:  # the app answers with where to ask next, and asking ourselves is a loop
         raise ProbeFailed(f"a redirect to podlink's own port {port}")
-    reader, writer = await connect(host, port, mark, _context() if secure else None)
+    reader, writer = await connect(host, port, mark, _context() if secure else None, source)
     with closing(writer):
         writer.write(_request(probe, parts.path, parts.query, f"{_bracketed(host)}:{port}"))
         try:
@@ -65,10 +68,17 @@ async def _get(url: str, probe: HttpProbe, mark: int) -> tuple[int, str]:
 
 
 async def connect(
-    ip: str, port: int, mark: int, context: ssl.SSLContext | None = None
+    ip: str,
+    port: int,
+    mark: int,
+    context: ssl.SSLContext | None = None,
+    source: Source | None = None,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection that capture lets pass; raises OSError."""
-    sock = sockets.start_connect(ip, port, mark)
+    try:
+        sock = sockets.start_connect(ip, port, mark, source)
+    except sockets.NotBound:
+        sock = sockets.start_connect(ip, port, mark)
     try:
         await asyncio.get_running_loop().sock_connect(sock, (ip, port))
         hostname = "" if context else None

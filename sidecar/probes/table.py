@@ -10,20 +10,23 @@ from typing import Final
 
 from kit.contract import PROBE_PATH
 from kit.tasks import spawn, stop
+from sidecar.dataplane.sources import Sources
 from sidecar.pages import Answer, Request, text
 from sidecar.probes.grpc import ask_grpc
 from sidecar.probes.http import ProbeFailed, ask_http, connect
 from sidecar.probes.spec import AppProbes, GrpcProbe, HttpProbe, Probe
+from sidecar.source_address import Source
 
 _Verdict = tuple[int, str]
 _WELL: Final[_Verdict] = (200, "ok\n")
 
 
 class ProbeTable:
-    """`mark` is put on our own connections where capture exempts by mark; 0 for none."""
+    """`mark` is put on our own connections where capture exempts by mark; 0 for none. The app sees
+    the address of whoever asked, as if that had asked it itself, where `sources` can show it."""
 
-    def __init__(self, app: AppProbes, mark: int = 0) -> None:
-        self._app, self._mark = app, mark
+    def __init__(self, app: AppProbes, mark: int = 0, sources: Sources | None = None) -> None:
+        self._app, self._mark, self._sources = app, mark, sources or Sources()
         self._running: dict[str, asyncio.Task[_Verdict]] = {}
 
     async def answer(self, request: Request) -> Answer:
@@ -34,7 +37,7 @@ class ProbeTable:
             return text(f"no probe {key[:200]!r}\n", 404)
         task = self._running.get(key)
         if task is None:
-            task = self._running[key] = spawn(self._run(probe), name=f"probe {key}")
+            task = self._running[key] = spawn(self._run(probe, request.source), name=f"probe {key}")
             task.add_done_callback(lambda _: self._running.pop(key, None))
         status, said = await asyncio.shield(task)
         return text(said, status)
@@ -42,10 +45,10 @@ class ProbeTable:
     async def close(self) -> None:
         await stop(*self._running.values())
 
-    async def _run(self, probe: Probe) -> _Verdict:
+    async def _run(self, probe: Probe, asker: str) -> _Verdict:
         try:
             async with asyncio.timeout(probe.timeout_s):
-                await self._ask(probe)
+                await self._ask(probe, self._source(asker))
         except ProbeFailed as e:
             return e.status, self._said(probe, str(e))
         except TimeoutError:
@@ -54,13 +57,19 @@ class ProbeTable:
             return 503, self._said(probe, str(e))
         return _WELL
 
-    async def _ask(self, probe: Probe) -> None:
+    def _source(self, asker: str) -> Source | None:
+        """A kubelet asks in clear: its address is what TCP says, as for any plaintext link."""
+        if not asker or (":" in asker) != (":" in self._app.ip):
+            return None
+        return self._sources.seen(asker)
+
+    async def _ask(self, probe: Probe, source: Source | None) -> None:
         if isinstance(probe, HttpProbe):
-            await ask_http(probe, self._app.ip, self._mark)
+            await ask_http(probe, self._app.ip, self._mark, source)
         elif isinstance(probe, GrpcProbe):
             await ask_grpc(probe, self._app.ip)
         else:
-            _, writer = await connect(self._app.ip, probe.port, self._mark)
+            _, writer = await connect(self._app.ip, probe.port, self._mark, source=source)
             with closing(writer):
                 pass
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from certs.client.source import Svid
 from certs.trust.bans import Bans
 from proto import registry_pb2 as pb
+from sidecar.dataplane.sources import Sources
 from sidecar.directory import Found
 from sidecar.metrics.families import Family
 
@@ -38,6 +39,10 @@ class Carriers(Protocol):
 
     async def families(self) -> list[Family]:
         """Metrics of all of them together."""
+
+    @property
+    def sources(self) -> Sources:
+        """Which callers an app can be shown, for connections of this process (the app's probes)."""
 
     async def page(self, name: str) -> dict[str, object]:
         """A page of the admin socket, of all of them together (`sidecar.admin.views.PAGES`)."""

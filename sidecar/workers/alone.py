@@ -6,6 +6,7 @@ from typing import Protocol
 from sidecar.admin import views
 from sidecar.carrier import Carrier
 from sidecar.config import SidecarConfig
+from sidecar.dataplane.sources import Sources
 from sidecar.directory import Directory, Found
 from sidecar.metrics.collect import of_carrier
 from sidecar.metrics.families import Family
@@ -43,6 +44,10 @@ class Alone:
     @property
     def usable(self) -> bool:
         return self.carrier.plane.usable_trust() is not None
+
+    @property
+    def sources(self) -> Sources:
+        return self.carrier.plane.sources
 
     async def families(self) -> list[Family]:
         return of_carrier(self.carrier)

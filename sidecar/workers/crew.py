@@ -21,12 +21,14 @@ from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from sidecar.admin import views
 from sidecar.config import SidecarConfig
+from sidecar.dataplane.sources import Sources
 from sidecar.directory import Directory, Found
 from sidecar.discovery.translate import policy_set
 from sidecar.metrics import process
 from sidecar.metrics.catalogue import BY_NAME
 from sidecar.metrics.families import Family, from_wire, merged
 from sidecar.report import Report, RequestRecord
+from sidecar.source_check import SourceCheck
 from sidecar.workers import wire as w
 
 _ANSWER_WITHIN_S: Final = 2.0
@@ -57,10 +59,15 @@ class Crew:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._next = 0
         self.restarts = 0
+        self._sources = Sources(config.shows_source, config.own.ips)
+        self._source_check = SourceCheck(
+            asyncio.get_running_loop(), self._sources, config.own.ips, config.mark
+        )
 
     # --- start ------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        self._source_check.start()
         self._keepers = [
             spawn(self._keep(number), name=f"worker {number}", vital=True)
             for number in range(self._config.workers)
@@ -171,6 +178,10 @@ class Crew:
         listening = any(mate.listening for mate in self._mates.values())
         return listening and svid is not None and svid.deadline > monotonic()
 
+    @property
+    def sources(self) -> Sources:
+        return self._sources
+
     async def families(self) -> list[Family]:
         found = process.families()
         for said in await self._ask_all("metrics"):
@@ -199,6 +210,7 @@ class Crew:
     # --- the end ----------------------------------------------------------------------------
 
     async def drain(self, hurry: asyncio.Event) -> None:
+        self._source_check.close()
         self._stopping = True
         for mate in self._mates.values():
             mate.wire.send(w.DRAIN)
@@ -214,6 +226,7 @@ class Crew:
             mate.wire.send(w.HURRY)
 
     async def close(self) -> None:
+        self._source_check.close()
         self._stopping = True
         await stop(*self._keepers)
 

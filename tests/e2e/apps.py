@@ -37,6 +37,16 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> i
     return size
 
 
+async def _whoami(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+    """Say who calls, by address and port, to whoever says something; and log it."""
+    said = len(await reader.read(_CHUNK))
+    ip, port, *_ = writer.get_extra_info("peername")
+    ip = ip.removeprefix("::ffff:")
+    print(f"caller {ip} {port}", flush=True)
+    writer.write(f"{ip} {port}".encode())
+    return said
+
+
 def _pour(amount: int) -> Talk:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
         """Answer only when the client has ended its own direction."""
@@ -264,8 +274,8 @@ async def _grpc_health(port: int) -> None:
 def main(argv: list[str]) -> None:
     command, *rest = argv
     match command:
-        case "greet" | "echo":
-            talk = _greet if command == "greet" else _echo
+        case "greet" | "echo" | "whoami":
+            talk = {"greet": _greet, "echo": _echo, "whoami": _whoami}[command]
             asyncio.run(_serve(talk, int(rest[0]), rest[1] if len(rest) > 1 else ""))
         case "grpc-health":
             asyncio.run(_grpc_health(int(rest[0])))

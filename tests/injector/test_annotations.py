@@ -35,6 +35,7 @@ BAD = {
         "1=a.b.c.d:1", "1=10.0.0.1:80", "1=DB.prod:1", "1=db..prod:1", "1=db.prod:1 # x",
         "1=db_.prod:1", "1=-db.prod:1", "65536=db.prod:1",
     ),
+    "source-address": ("", "Peer", "node", "peer,pod"),
     "mode": ("", "Redirect", "tproxy", "redirect,localhost", "redirect "+"x"),
     "plaintext": ("", "Allow", "true", "permissive", "*"),
     "plaintext-ports": (*PORTS, ""),
@@ -114,6 +115,7 @@ def test_an_unknown_annotation_is_refused_on_pod_and_namespace(key: str) -> None
         ("proxy-log-level", "debug", "debug"),
         ("workers", "2", "2"),
         ("shutdown-grace-period", "2m", "2m"),
+        ("source-address", "pod", "pod"),
     ],
 )  # fmt: skip
 def test_a_good_value_is_read_in_canonical_form(key: str, value: str, canonical: str) -> None:

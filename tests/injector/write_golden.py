@@ -66,7 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
             skip_subnets="192.0.2.0/24", upstreams="5432=db.prod:5432", plaintext="allow",
             external="deny", http_ports="8080", proxy_cpu_request="100m", proxy_cpu_limit="1",
             proxy_memory_request="64Mi", proxy_memory_limit="128Mi", proxy_log_level="debug",
-            workers="2", shutdown_grace_period="30s",
+            workers="2", shutdown_grace_period="30s", source_address="pod",
         )
     },
     "localhost_mode_from_the_namespace": {

@@ -11,6 +11,7 @@ from typing import Final
 from certs.trust.facts import LeafFacts
 from policy.judge import Permit
 from sidecar.authorise import authorise
+from sidecar.dataplane.links.caller import source_of_tunnel
 from sidecar.dataplane.links.held import Held
 from sidecar.dataplane.links.http_splice import HttpSplice
 from sidecar.dataplane.links.phases import Phase, advance
@@ -132,7 +133,8 @@ class InboundLink:
         listen there alone."""
         self.phase = advance(self.phase, Phase.CONNECTING)
         ip = self._keeper.to[0]
-        connect = Connect(self._plane, ip, permit.port, APP_TIMEOUT_S, self._app_answered)
+        source = source_of_tunnel(self._plane, self.tunnel)
+        connect = Connect(self._plane, ip, permit.port, APP_TIMEOUT_S, self._app_answered, source)
         self._await(connect)
 
     def _app_answered(self, sock: socket.socket | None, error: SidecarError | None) -> None:

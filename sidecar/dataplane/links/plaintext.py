@@ -12,6 +12,7 @@ from sidecar.directory import EXTERNAL, Found, Workload
 from sidecar.errors import AppUnreachable, Bug, SidecarError
 from sidecar.report import LinkRecord, PlaintextReason
 from sidecar.sockets import loopback_of, reset
+from sidecar.source_address import Source
 from sidecar.wire.opening import CUT_BY_POLICY
 
 
@@ -64,7 +65,8 @@ class PlaintextLink:
             directory.ask(ip, lambda found: self._plane.poller.call(self._source_known, found))
         else:
             self._source_known(known or EXTERNAL)
-        self._try(self._to[0], self._first_answer)
+        source = self._plane.sources.seen(ip, self.record.source_port)
+        self._try(self._to[0], self._first_answer, source)
 
     def _source_known(self, found: Found | None) -> None:
         if self not in self._plane.live:
@@ -74,8 +76,10 @@ class PlaintextLink:
         if isinstance(found, Workload):
             self.record.source_pod = found.pod
 
-    def _try(self, ip: str, answered: Answered) -> None:
-        self._connect = connect = Connect(self._plane, ip, self._to[1], APP_TIMEOUT_S, answered)
+    def _try(self, ip: str, answered: Answered, source: Source | None = None) -> None:
+        to_port = self._to[1]
+        connect = Connect(self._plane, ip, to_port, APP_TIMEOUT_S, answered, source)
+        self._connect = connect
         connect.start()
 
     def _first_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:

@@ -7,8 +7,16 @@ from typing import Final
 
 from sidecar.dataplane.loop.deadlines import Deadline
 from sidecar.dataplane.plane import Plane
+from sidecar.dataplane.sources import NOT_BOUND, SHOWN
 from sidecar.errors import EndpointUnreachable, Overloaded, SidecarError
-from sidecar.sockets import OUT_OF_RESOURCES, connect_error, is_connected, start_connect
+from sidecar.sockets import (
+    OUT_OF_RESOURCES,
+    NotBound,
+    connect_error,
+    is_connected,
+    start_connect,
+)
+from sidecar.source_address import Source
 
 CONNECT_TIMEOUT_S: Final = 1.5
 """Inside a cluster a pod answers in milliseconds or is gone. Longer than a second, after which the
@@ -25,9 +33,19 @@ Answered = Callable[[socket.socket | None, SidecarError | None], None]
 class Connect:
     """One TCP connection in progress. `done(sock, None)` or `done(None, error)` is called once,
     perhaps before `start` returns: on loopback connections mostly come about at once.
+    With `source`, an app sees the address that it stands for; if that cannot be, the pod's own.
     """
 
-    __slots__ = ("_address", "_deadline", "_done", "_plane", "_poller", "_sock", "_timeout_s")
+    __slots__ = (
+        "_address",
+        "_deadline",
+        "_done",
+        "_plane",
+        "_poller",
+        "_sock",
+        "_source",
+        "_timeout_s",
+    )
 
     def __init__(
         self,
@@ -36,16 +54,17 @@ class Connect:
         port: int,
         timeout_s: float,
         done: Answered,
+        source: Source | None = None,
     ) -> None:
         self._plane, self._poller, self._done = plane, plane.poller, done
-        self._address, self._timeout_s = (ip, port), timeout_s
+        self._address, self._timeout_s, self._source = (ip, port), timeout_s, source
         self._sock: socket.socket | None = None
         self._deadline: Deadline | None = None
 
     def start(self) -> None:
         ip, port = self._address
         try:
-            sock = start_connect(ip, port, self._plane.mark)
+            sock = _begin(self._plane, ip, port, self._source)
         except OSError as e:
             if e.errno in OUT_OF_RESOURCES:
                 error: SidecarError = Overloaded(f"no descriptor for a connection to {self._to}")
@@ -110,3 +129,18 @@ class Connect:
             self._deadline.cancel()
             self._poller.remove_writer(sock.fileno())
         return sock
+
+
+def _begin(plane: Plane, ip: str, port: int, source: Source | None) -> socket.socket:
+    """Raises OSError."""
+    if source is not None:
+        try:
+            sock = start_connect(ip, port, plane.mark, source)
+        except NotBound as e:
+            if e.errno in OUT_OF_RESOURCES:
+                raise
+            plane.sources.count(NOT_BOUND)
+        else:
+            plane.sources.count(SHOWN)
+            return sock
+    return start_connect(ip, port, plane.mark)

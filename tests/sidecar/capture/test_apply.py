@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -55,8 +55,16 @@ class Pod:
             sh("ip", "netns", "del", name)
 
     def run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return self._run(self.name, words, env)
+
+    def in_world(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._run(self.world, words, {})
+
+    def _run(
+        self, where: str, words: Sequence[str], env: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["ip", "netns", "exec", self.name, *words],
+            ["ip", "netns", "exec", where, *words],
             capture_output=True,
             text=True,
             timeout=20,
