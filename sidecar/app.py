@@ -22,6 +22,7 @@ from sidecar.admin.server import AdminServer
 from sidecar.admin.tap import Tap
 from sidecar.canary import CaptureWatch
 from sidecar.config import SidecarConfig
+from sidecar.dataplane.sources import Sources
 from sidecar.denials import Denials
 from sidecar.discovery.client import RegistryClient
 from sidecar.health import HealthServer, check
@@ -30,6 +31,7 @@ from sidecar.metrics.families import CONTENT_TYPE, text
 from sidecar.pages import Answer, Request
 from sidecar.probes.table import ProbeTable
 from sidecar.resident import let_go_of_the_start
+from sidecar.source_check import SourceCheck
 from sidecar.telemetry.access import AccessLog
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
@@ -100,7 +102,10 @@ class Sidecar:
         from sidecar.workers.crew import Crew  # only where it is used: it costs memory
 
         requests = self._exporter.report_request
-        return Crew(self._config, registry, registry.all, report, requests)
+        config = self._config
+        sources = Sources(config.shows_source, config.own.ips)
+        proof = SourceCheck(self._loop, sources, config.own.ips, config.mark)
+        return Crew(config, registry, registry.all, report, requests, proof)
 
     async def run_until_signalled(self) -> None:
         """Start, serve until SIGTERM or SIGINT, drain and end.

@@ -30,13 +30,13 @@ class SourceCheck:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sources: Sources, own: Iterable[str], mark: int
     ) -> None:
-        self._loop, self._sources, self._mark = loop, sources, mark
+        self._loop, self.sources, self._mark = loop, sources, mark
         self._own = sorted(own)
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """The first test is over when this returns: no link is older than its result."""
-        if self._sources.wanted:
+        if self.sources.wanted:
             self._test()
 
     def close(self) -> None:
@@ -47,9 +47,9 @@ class SourceCheck:
         well = True
         for ip in self._own:
             version = 6 if ":" in ip else 4
-            before = self._sources.why_not.get(version, "")
+            before = self.sources.why_not.get(version, "")
             why_not = prove(ip, self._mark)
-            self._sources.tested(version, why_not)
+            self.sources.tested(version, why_not)
             well = well and not why_not
             if why_not and why_not != before:
                 _log.warning(

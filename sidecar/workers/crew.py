@@ -47,6 +47,7 @@ class Crew:
         known: Callable[[], Mapping[str, Found]],
         report: Report,
         report_request: Callable[[RequestRecord], None],
+        source_check: SourceCheck,
     ) -> None:
         self._config, self._directory, self._known = config, directory, known
         self._report, self._report_request = report, report_request
@@ -59,10 +60,7 @@ class Crew:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._next = 0
         self.restarts = 0
-        self._sources = Sources(config.shows_source, config.own.ips)
-        self._source_check = SourceCheck(
-            asyncio.get_running_loop(), self._sources, config.own.ips, config.mark
-        )
+        self._source_check = source_check
 
     # --- start ------------------------------------------------------------------------------
 
@@ -180,7 +178,7 @@ class Crew:
 
     @property
     def sources(self) -> Sources:
-        return self._sources
+        return self._source_check.sources
 
     async def families(self) -> list[Family]:
         found = process.families()

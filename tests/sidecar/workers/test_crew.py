@@ -10,7 +10,7 @@ from sidecar.workers.crew import Crew
 
 def test_a_new_worker_knows_who_is_banned_before_it_can_make_a_link() -> None:
     none: Any = None
-    crew = Crew(none, none, dict, none, none)
+    crew = Crew(none, none, dict, none, none, none)
     crew.svid_came(SimpleNamespace())  # type: ignore[arg-type]
     crew.bans_came(Bans.of([Ban("pod", "uid-1")]))
     told: list[int] = []
