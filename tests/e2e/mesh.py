@@ -91,6 +91,14 @@ class Mesh:
         answer: Item = json.loads(self.run(pod, *words, timeout_s=timeout_s))
         return answer
 
+    def admin(self, pod: str, path: str) -> Item:
+        """A page of a proxy's admin socket."""
+        argv = ["python", "-m", "sidecar.admin", path]
+        done = self.cluster.exec(pod, argv, container="podlink-proxy")
+        assert done.returncode == 0, done.stderr
+        page: Item = json.loads(done.stdout)
+        return page
+
     def attempt(
         self, pod: str, host: str, port: int, word: str = "", patience_s: float = DEADLINE_S / 2
     ) -> Item:
