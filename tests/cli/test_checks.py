@@ -102,7 +102,7 @@ class Namespaces:
         return {"items": [{"metadata": {"name": name}} for name in self.names]}
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(53)
 @pytest.mark.parametrize(
     ("names", "state", "said"),
     [

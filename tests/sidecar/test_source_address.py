@@ -52,7 +52,7 @@ def test_every_ipv6_address_of_a_host_is_given_back(address: ipaddress.IPv6Addre
     assert translated(source.ip, source.tos) == address
 
 
-@pytest.mark.attack_row(53)
+@pytest.mark.attack_row(54)
 @pytest.mark.parametrize(
     "ip",
     [

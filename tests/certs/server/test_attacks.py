@@ -102,7 +102,7 @@ NO_PROXIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(53)
 @pytest.mark.parametrize("spec", NO_PROXIES.values(), ids=NO_PROXIES)
 async def test_a_pod_without_our_proxy_gets_no_leaf(tmp_path: Path, spec: dict[str, Any]) -> None:
     """Any container may mount a token of our audience: it proves the pod, not what is in it."""

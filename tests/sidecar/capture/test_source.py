@@ -139,7 +139,7 @@ def test_two_peers_may_have_the_same_port(pod: Pod) -> None:
     assert seen == {peer: [(peer, 40001)] for peer in peers}
 
 
-@pytest.mark.attack_row(53)
+@pytest.mark.attack_row(54)
 @pytest.mark.parametrize("uid", [0, 1000, PROXY_UID + 1])
 def test_nobody_but_the_proxy_appears_as_somebody_else(pod: Pod, uid: int) -> None:
     assert pod.capture().returncode == 0
@@ -147,7 +147,7 @@ def test_nobody_but_the_proxy_appears_as_somebody_else(pod: Pod, uid: int) -> No
         assert ips == [("TimeoutError", 0)] or ips[0][0] in ("ConnectionRefusedError",)
 
 
-@pytest.mark.attack_row(53)
+@pytest.mark.attack_row(54)
 def test_nobody_reaches_a_stand_in_from_in_or_outside(pod: Pod) -> None:
     """The range is local: what is sent there would come back to the app itself."""
     assert pod.capture().returncode == 0

@@ -17,7 +17,7 @@ def test_a_callers_address_and_port_are_shown() -> None:
     assert sources(6).seen("fd44::9") == ("7d44::9", 0, 0)
 
 
-@pytest.mark.attack_row(53)
+@pytest.mark.attack_row(54)
 @pytest.mark.parametrize(
     "ip", ["127.0.0.1", "::1", "fe80::1", "224.0.0.1", "0.0.0.0", "248.1.2.3", "4000::1"]
 )
@@ -27,7 +27,7 @@ def test_no_caller_is_shown_as_what_it_cannot_be(ip: str) -> None:
     assert made.counts == {UNSUITABLE: 1}
 
 
-@pytest.mark.attack_row(53)
+@pytest.mark.attack_row(54)
 def test_an_address_that_nobody_has_checked_is_not_shown() -> None:
     made = sources(4, 6)
     assert made.seen("10.244.3.9", 1, checked=False) is None
