@@ -22,8 +22,17 @@ class Buckets:
         left = min(self._burst, left + (now - at) * self._rate)
         if left < 1.0:
             return False
-        self._kept[source] = (left - 1.0, now)
+        self._keep(source, left - 1.0, now)
+        return True
+
+    def charge(self, source: str, now: float, cost: float) -> None:
+        """Take up to `cost` tokens of `source`, as far as it has them: it cost more than asked for."""
+        left, at = self._kept.get(source, (self._burst, now))
+        left = min(self._burst, left + (now - at) * self._rate)
+        self._keep(source, max(0.0, left - cost), now)
+
+    def _keep(self, source: str, left: float, now: float) -> None:
+        self._kept[source] = (left, now)
         self._kept.move_to_end(source)
         if len(self._kept) > KEPT_SOURCES:
             self._kept.popitem(last=False)
-        return True

@@ -20,6 +20,8 @@ _HEAD: Final = object.__basicsize__
 _WORD: Final = ctypes.sizeof(ctypes.c_void_p)
 _CTRL_MODE: Final = 33
 _NO_AUTO_CHAIN: Final = 0x8
+_CLEAR_MODE: Final = 78
+_AUTO_RETRY: Final = 0x4
 _SET_BUF_MEM: Final = 114
 _BIO_CLOSE: Final = 1
 _ED25519: Final = 1087
@@ -32,6 +34,7 @@ _Pointer = ctypes.c_void_p
 _SIGNATURES: Final[dict[str, tuple[object, tuple[object, ...]]]] = {
     "SSL_get_SSL_CTX": (_Pointer, (_Pointer,)),
     "SSL_CTX_ctrl": (ctypes.c_long, (_Pointer, ctypes.c_int, ctypes.c_long, _Pointer)),
+    "SSL_ctrl": (ctypes.c_long, (_Pointer, ctypes.c_int, ctypes.c_long, _Pointer)),
     "SSL_get_rbio": (_Pointer, (_Pointer,)),
     "SSL_get_wbio": (_Pointer, (_Pointer,)),
     "SSL_get1_peer_certificate": (_Pointer, (_Pointer,)),
@@ -129,3 +132,16 @@ def forget_handshake(inner: object) -> bool:
             openssl.X509_EXTENSION_free(extension)
         openssl.X509_free(certificate)
     return True
+
+
+def stop_after_each_message(inner: object) -> bool:
+    """Let `read` raise SSLWantReadError after each message of TLS itself, such as a KeyUpdate, though
+    more has come; returns whether that could be set.
+
+    By default one call reads on until there is something for the app: thousands of KeyUpdates, some 10
+    to 40 us each, before the caller has a say (SSL_MODE_AUTO_RETRY, SSL_CTX_set_mode(3)).
+    """
+    openssl = _openssl()
+    if openssl is None or (handle := _handle(inner)) is None:
+        return False
+    return not openssl.SSL_ctrl(handle, _CLEAR_MODE, _AUTO_RETRY, None) & _AUTO_RETRY

@@ -63,9 +63,7 @@ LIMITS_2_PROOF: Final[Mapping[int, int]] = MAX_PAYLOAD
 """`podlink/2`, from our CHALLENGE to the PROOF."""
 
 FRAMES_BESIDES: Final = 8
-"""Frames that one feed may bring beyond four for each TLS record in it. Whoever speaks lawfully writes
-OPEN, DATA and END in one record at most, and a long DATA frame over many; thousands of frames in a
-record are there to cost time."""
+"""Frames that one feed may bring beyond those of its TLS records (`tunnel.FRAMES_PER_RECORD`)."""
 
 END_FRAME = bytes((END, 0, 0, 0))
 PING_FRAME = bytes((PING, 0, 0, 0))

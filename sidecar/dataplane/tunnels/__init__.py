@@ -3,5 +3,6 @@
 - `handshake`: either side's TLS handshake, and who the peer turns out to be.
 - `tunnel`: a tunnel after its handshake. HOT PATH.
 - `dial`: a new tunnel to a peer. `pool`: idle ones, for the next link. `acquire`: one or the other.
+- `renewal`: a new leaf proved inside a tunnel, so that its link outlives the one before.
 - `inbound`: a peer's tunnel on the acceptor's side.
 """

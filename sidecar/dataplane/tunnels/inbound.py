@@ -1,6 +1,7 @@
 """A peer's tunnel on the acceptor's side, and the set of all of them, counted by source address."""
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from certs.trust.facts import LeafFacts
 from sidecar.dataplane.plane import Plane
@@ -43,6 +44,10 @@ class InboundTunnels(dict["InboundTunnel", None]):
         return (ip for ip, count in list(self._by_ip.items()) if count > more_than)
 
 
+MISBEHAVIOUR_COSTS: Final = 50.0
+"""Handshakes of its source's budget that a tunnel costs which ended for what no lawful peer sends."""
+
+
 class InboundTunnel:
     """Minds a peer's tunnel: waits for OPEN, and gives the tunnel to one link after the other."""
 
@@ -68,7 +73,7 @@ class InboundTunnel:
     def rest(self) -> None:
         """No link uses the tunnel: the next OPEN comes here."""
         if self._tunnel.closed:
-            self._all.discard(self)
+            self._gone()
         else:
             self._tunnel.user, self._tunnel.link = self, None
             self._tunnel.idle_since = self.plane.now()
@@ -78,7 +83,7 @@ class InboundTunnel:
 
     def close(self) -> None:
         self._tunnel.close()
-        self._all.discard(self)
+        self._gone()
 
     def describe(self) -> dict[str, object]:
         """For the admin socket."""
@@ -122,8 +127,17 @@ class InboundTunnel:
     def tunnel_writable(self) -> None:
         """Nothing waits to be written."""
 
-    def tunnel_lost(self, error: SidecarError) -> None:
+    def _gone(self) -> None:
+        """Whoever had to be cut off for its frames comes back less often: a flood is no cheaper for
+        being spread over many tunnels."""
+        plane, tunnel = self.plane, self._tunnel
+        if self in self._all and tunnel.misbehaved:
+            source = plane.source_of(tunnel.peer_ip)
+            plane.handshake_rate.charge(source, plane.now(), MISBEHAVIOUR_COSTS)
         self._all.discard(self)
+
+    def tunnel_lost(self, error: SidecarError) -> None:
+        self._gone()
         if not isinstance(error, PeerLost):  # with no link to tell of it, nobody would know
             record = new_record(self.plane, (self._tunnel.peer_ip, self._tunnel.peer_port), self.to)
             describe_peer(record, self._tunnel)

@@ -161,6 +161,7 @@ class Pool:
         now = self._now()
         late, self._due = now - self._due > _STOOD_STILL_S, now + SWEEP_EVERY_S
         for tunnel in list(self._by_age):
+            tunnel.allow_again()
             if not late and not self._answers(tunnel, now):
                 self._drop(tunnel)
                 continue

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from certs.trust.facts import LeafFacts
-from certs.trust.lean import forget_handshake
+from certs.trust.lean import forget_handshake, stop_after_each_message
 from certs.trust.renewal import OwnLeaf
 from kit.contract import ALPN, ALPNS
 from sidecar.dataplane.loop.poller import Poller
@@ -26,8 +26,10 @@ from sidecar.errors import Bug, PeerLost, ProtocolViolation, SidecarError
 from sidecar.sockets import is_unanswered, reset_on_close
 from sidecar.wire.frames import (
     DATA,
+    FRAMES_BESIDES,
     GOAWAY,
     HEADER,
+    KIND_NAMES,
     LIMITS_1,
     LIMITS_2,
     LIMITS_2_PROOF,
@@ -59,6 +61,17 @@ MAX_OWED: Final = 1 << 20
 """Encrypted bytes that may wait in the BIO behind a write that the kernel did not take whole. One
 chunk of a link is a quarter of it; more piles up only if the peer asks for answers (KeyUpdate) and
 does not read them."""
+
+SLICE: Final = 64
+"""TLS records of one tunnel that are read in a row; a chunk of full ones is 16. Then the others have
+their turn: thousands of records of a few bytes are as much work as a megabyte."""
+FRAMES_PER_RECORD: Final = 4
+"""What a lawful peer puts into one record at most: OPEN, DATA and END. A record of thousands of frames
+is there to cost time."""
+SPARE: Final = 64
+"""Frames and TLS messages that carry nothing of the app's (PING, PONG, GOAWAY, those of a renewal, a
+KeyUpdate, a refused OPEN) which a peer may send between two looks at the tunnel, some 5 s apart. It
+needs three or four of them."""
 
 _received = memoryview(bytearray(MAX_CHUNK))
 _plain = memoryview(bytearray(16 * RECORD))
@@ -202,6 +215,7 @@ class Tunnel:
         "_pong_due",
         "_reader",
         "_sock",
+        "_spare",
         "_ssl",
         "cipher",
         "closed",
@@ -251,6 +265,7 @@ class Tunnel:
         self._chunk = FIRST_CHUNK
         self._paused = False
         self._pong_due = False
+        self._spare = SPARE
         self.session = Session(role)
         self.peer = peer
         """Who is at the other end: the facts of its checked leaf, the last one that it has proved."""
@@ -281,6 +296,7 @@ class Tunnel:
         self._poller.add_reader(self._fd, self._readable)
         self._drain()
         forget_handshake(self._ssl)
+        stop_after_each_message(self._ssl)
 
     @property
     def renewable(self) -> bool:
@@ -298,11 +314,26 @@ class Tunnel:
 
     def look(self) -> None:
         """Called every few seconds: end it if the peer is gone and data is under way to it."""
+        self.allow_again()
         if not self.closed and is_unanswered(self._sock):
             # Perhaps only one direction is cut, and the peer hears what we send again and again: it
             # would take that for a sign of life until we stop.
             reset_on_close(self._sock)
             self.lose(PeerLost("the peer answers nothing any more"))
+
+    def allow_again(self) -> None:
+        """Some time has passed: what the peer may send besides its apps' bytes is full again."""
+        self._spare = SPARE
+
+    def afford(self) -> bool:
+        """Whether the peer may cost us one thing more that its apps have nothing of."""
+        self._spare -= 1
+        return self._spare >= 0
+
+    @property
+    def misbehaved(self) -> bool:
+        """Whether the tunnel ended for what no lawful peer sends, or so much of."""
+        return self._spare < 0
 
     def is_unanswered(self, for_ms: int) -> bool:
         """Whether the peer's kernel has acknowledged nothing for so long, though data is under way."""
@@ -421,16 +452,18 @@ class Tunnel:
         """Decrypt all that has come and pass it on. Data left in the BIO raises no event."""
         incoming, read, reader = self._incoming, self._ssl.read, self._reader
         try:
-            while incoming.pending and not self._paused:
-                size, got, room = 0, 1, _plain
+            while (waiting := incoming.pending) and not self._paused:
+                size, got, room, records = 0, 1, _plain, 1
                 try:
                     while got := read(RECORD, room):
                         size += got
-                        if size > _PLAIN_FULL or not incoming.pending:
+                        if size > _PLAIN_FULL or records == SLICE or not incoming.pending:
                             break
+                        records += 1
                         room = _plain[size:]
                 except ssl.SSLWantReadError:
-                    pass
+                    if incoming.pending or (not size and waiting >= FIRST_CHUNK):
+                        self._message(waiting)
                 if (
                     size > HEADER
                     and _head(_plain)[0] == _WHOLE + size
@@ -440,12 +473,14 @@ class Tunnel:
                 ):
                     self.user.tunnel_data(_plain[HEADER:size])  # one whole DATA frame, as mostly
                 elif size:
-                    reader.feed(_plain[:size], self)
+                    reader.feed(_plain[:size], self, FRAMES_PER_RECORD * records + FRAMES_BESIDES)
                 if self.closed:
                     return None
                 if not got:
                     return self.lose(PeerLost("the peer closed the tunnel", orderly=True))
-                if not size:
+                if records == SLICE and incoming.pending:
+                    self._poller.remove_reader(self._fd)
+                    self._poller.call_soon(self._go_on)
                     break
             if self._pong_due or self._outgoing.pending:
                 self._answer()
@@ -454,6 +489,19 @@ class Tunnel:
         except ssl.SSLError as e:
             self.lose(PeerLost(f"TLS: {e.reason}"))
         return None
+
+    def _message(self, waiting: int) -> None:
+        """TLS said something of its own (KeyUpdate), after which reading stopped. Where it cannot be
+        made to stop, `waiting` bytes have all been read and not one was the app's. Raises
+        ProtocolViolation."""
+        if not self.afford() or (not self._incoming.pending and waiting >= FIRST_CHUNK):
+            raise ProtocolViolation("a flood of KeyUpdates")
+
+    def _go_on(self) -> None:
+        """The others have had their turn."""
+        if not self.closed and not self._paused:
+            self._poller.add_reader(self._fd, self._readable)
+            self._drain()
 
     def _answer(self) -> None:
         """Send what we owe the peer: one PONG however many PINGs came, and what TLS itself says.
@@ -482,6 +530,8 @@ class Tunnel:
         if self.closed:
             return
         self.session.received(kind)
+        if kind >= PING and not self.afford():
+            raise ProtocolViolation(f"a flood of frames, the last one {KIND_NAMES[kind]}")
         if kind == PING:
             self._pong_due = True
         elif kind == PONG:
@@ -551,6 +601,8 @@ class Tunnel:
     def lose(self, error: SidecarError) -> None:
         """The peer, or the way to it, has failed: close, and tell `user`."""
         if not self.closed:
+            if isinstance(error, ProtocolViolation):
+                self._spare = -1
             user = self.user
             self.close()
             user.tunnel_lost(error)

@@ -121,18 +121,20 @@ async def test_an_upstream_that_nobody_answers_to_is_not_looked_for_on_this_mach
 
 
 @pytest.mark.attack_row(21)
-async def test_a_flood_of_pings_is_answered_by_a_few_pongs(pair: Pair, forge: Forge) -> None:
+async def test_a_flood_of_pings_is_answered_by_a_few_pongs_at_most(
+    pair: Pair, forge: Forge
+) -> None:
     """An answer each would be a system call per four bytes, and memory if nobody reads them."""
     reader, writer = await asyncio.open_connection(
         *inbound_address(pair), ssl=lawful_context(forge)
     )
     writer.write(PING_FRAME * 100_000)
     got = 0
-    with contextlib.suppress(TimeoutError):
-        while True:
-            async with asyncio.timeout(0.5):
-                got += len(await reader.read(65536))
-    assert 4 <= got <= 4 * 1000
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(PATIENCE_S):
+            while more := await reader.read(65536):
+                got += len(more)
+    assert got <= 4 * 100
     writer.transport.abort()
     await honest_link_works(pair)
 
@@ -145,9 +147,12 @@ async def test_key_updates_that_ask_for_one_in_return_pile_up_nothing(
     peer = await hostile_peer(pair, forge, tmp_path)
     await until(lambda: pair.arrivals.tunnels)
     (kept,) = pair.arrivals.tunnels
+    monkeypatch.setattr(tunnel, "SPARE", 10_000)  # else the flood ends it (test_frame_floods)
+    kept._tunnel.allow_again()
     for _ in range(20):
         await asyncio.to_thread(peer.sock.sendall, b"".join(peer.key_update() for _ in range(50)))
     await asyncio.sleep(0.1)
+    assert not kept._tunnel.closed
     assert kept._tunnel._outgoing.pending == 0
     peer.sock.setblocking(False)
     assert peer.sock.recv(65536), "the answers have left"
