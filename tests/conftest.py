@@ -42,6 +42,15 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "fast")
 settings.load_profile(PROFILE)
 
 
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say at the end how to have the same order again: `-q` leaves the plugin's header out."""
+    seed: str = config.getoption("random_order_seed", "default:")
+    if config.getoption("random_order_enabled", False) or not seed.startswith("default:"):
+        terminalreporter.write_line(f"random order: SEED={seed.removeprefix('default:')}")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give every unit test its limit, unless it names one of its own or examples are many."""
     tests = config.rootpath / "tests"

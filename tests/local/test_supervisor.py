@@ -95,8 +95,9 @@ def test_ctrl_c_of_a_cluster_in_the_foreground_leaves_nothing(host: None, name: 
     argv = [sys.executable, "-m", "cli", "local", "up", "--bare", "--foreground", "--name", name]
     env = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
     with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True
-    ) as program:
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True,
+        preexec_fn=_hear_ctrl_c,
+    ) as program:  # fmt: skip
         assert program.stdout is not None
         assert "is up" in program.stdout.readline()
         assert program.stdout.readline().startswith("export KUBECONFIG=")
@@ -118,8 +119,9 @@ def test_an_interrupt_while_it_starts_leaves_nothing(host: None, name: str, proc
     env = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
     number = signal.SIGTERM if processes == 5 else signal.SIGINT
     with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True
-    ) as program:
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True,
+        preexec_fn=_hear_ctrl_c,
+    ) as program:  # fmt: skip
         while len(_processes_below(program.pid)) < processes:
             assert program.poll() is None, "it has started"
             time.sleep(0.002)
@@ -254,6 +256,11 @@ def _for_nobody(home: Path) -> Path:
     for path in (home, *home.rglob("*")):
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     return program
+
+
+def _hear_ctrl_c() -> None:
+    """As at a terminal: what a shell starts in the background has SIGINT ignored, this suite too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _children(pid: int) -> list[int]:
