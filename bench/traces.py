@@ -254,6 +254,7 @@ def _certificate(pod: int, at_ns: int) -> SpanRow:
         chain="",
         sequence=0,
         certificate=told,
+        own=None,
         span=span.SerializeToString(),
     )
 

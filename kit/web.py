@@ -65,6 +65,7 @@ class BoundedServer:
             keepalive_timeout=bounds.idle_s,
             handler_cancellation=True,  # nobody waits for what it would answer
         )
+        self._context: ssl.SSLContext | None = None
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._open: Counter[str] = Counter()
@@ -93,10 +94,14 @@ class BoundedServer:
         except OSError:
             await self._runner.cleanup()
             raise
+        self.show(ssl_context)
         self._accepting = [
-            spawn(self._accept(sock, ssl_context), name=f"accept {self.port}")
-            for sock in self._sockets
+            spawn(self._accept(sock), name=f"accept {self.port}") for sock in self._sockets
         ]
+
+    def show(self, ssl_context: ssl.SSLContext | None) -> None:
+        """Connections from now on are made with this; those that are open keep theirs."""
+        self._context = ssl_context
 
     async def close(self) -> None:
         await stop(*self._accepting)
@@ -104,7 +109,7 @@ class BoundedServer:
             sock.close()
         await self._runner.cleanup()
 
-    async def _accept(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+    async def _accept(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -119,7 +124,7 @@ class BoundedServer:
                 _reset(accepted)
                 continue
             connection = _Connection(self, source, accepted)
-            spawn(self._begin(connection, accepted, context), name=f"connection of {source}")
+            spawn(self._begin(connection, accepted, self._context), name=f"connection of {source}")
 
     def _has_room(self, source: str) -> bool:
         if self._open[source] >= self._bounds.per_source:

@@ -157,10 +157,10 @@ async def _trace(http: web.Request) -> web.Response:
     trace_id = http.match_info["trace_id"]
     if not _TRACE_ID.fullmatch(trace_id):
         raise QueryMalformed("a trace id is 32 lower-case hex digits")
-    spans = await http.app[READER].trace(bytes.fromhex(trace_id))
-    if not spans:
+    trace = await http.app[READER].trace(bytes.fromhex(trace_id))
+    if not trace.spans:
         return _error(404, "trace_unknown", "no span of this trace is kept")
-    return web.json_response({"spans": spans})
+    return web.json_response({"spans": trace.spans, "left_out": trace.left_out})
 
 
 async def _report(http: web.Request) -> web.Response:

@@ -4,10 +4,13 @@ A link has an outbound span and, below it, an inbound one; when one side has no 
 span is late or lost, there is one only. Each side is believed in what it has verified itself: the
 inbound side knows who the source is, the outbound side who the destination is. Where the two
 contradict each other the link says so (`disagreements`) and shows the worse of both.
+
+The dialler chooses the ids of both sides. So whatever shares them, no destination's word is left out:
+what does not pair with an outbound span is a link of its own.
 """
 
 import datetime as dt
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -36,6 +39,9 @@ class LinkSpan:
     start_ns: int
     end_ns: int
     attributes: Mapping[str, object]
+    """Only those whose value is of the type that is read here (`typed`)."""
+    sender: str = ""
+    """Identity that the connection proved; empty: nobody's."""
 
     @property
     def direction(self) -> object:
@@ -44,38 +50,62 @@ class LinkSpan:
 
 def join(spans: Iterable[LinkSpan]) -> list[Item]:
     """One item per link, newest first. Spans of one link must all be given at once."""
-    sides: dict[tuple[str, str], LinkSpan] = {}
-    twins: set[tuple[str, str]] = set()
+    sides: dict[_Key, LinkSpan] = {}
+    twins: set[_Key] = set()
     for span in spans:
-        key = (span.trace_id, span.link_id)
+        key = _key(span)
         known = sides.get(key)
         if known is not None and LINK_OPENED not in (known.name, span.name):
             twins.add(key)  # one of the two is forged: show the worse and say so
             sides[key] = min(known, span, key=_severity)
         elif known is None or known.name == LINK_OPENED:  # the ended link knows more
             sides[key] = span
+    ids = Counter((s.trace_id, s.link_id) for s in sides.values())
+    twins.update(key for key in sides if ids[key[:2]] > 1)
+    of_trace: dict[str, list[LinkSpan]] = defaultdict(list)
+    for span in sides.values():
+        of_trace[span.trace_id].append(span)
     inbound: dict[tuple[str, str], list[LinkSpan]] = defaultdict(list)
     for span in sides.values():
         if span.direction == "inbound":
-            inbound[span.trace_id, _outbound_id(span, sides)].append(span)
+            inbound[span.trace_id, _outbound_id(span, of_trace[span.trace_id])].append(span)
     found = []
-    for (trace_id, link_id), span in sides.items():
+    for span in sides.values():
         if span.direction == "outbound":
-            answered = inbound.pop((trace_id, link_id), [])
-            last = max(answered, key=lambda s: s.start_ns, default=None)
-            found.append((span.start_ns, _item(span, last, twins)))
-    for alone in inbound.values():
-        found.extend((span.start_ns, _item(None, span, twins)) for span in alone)
+            answered = inbound.get((span.trace_id, span.link_id), [])
+            answer = max(answered, key=lambda s: (_agrees(span, s), s.start_ns), default=None)
+            if answer is not None:
+                answered.remove(answer)
+            found.append((span.start_ns, _item(span, answer, twins)))
+    for (trace_id, link_id), left in inbound.items():
+        attempts = (trace_id, link_id) in ids
+        for span in left:
+            # One attempt of several that came to nothing is told by the link that they were for.
+            if not attempts or span.attributes.get("podlink.verdict") != "failed":
+                found.append((span.start_ns, _item(None, span, twins)))
     return [item for _, item in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
-def _outbound_id(span: LinkSpan, sides: Mapping[tuple[str, str], LinkSpan]) -> str:
+_Key = tuple[str, str, str, str]
+
+
+def _key(span: LinkSpan) -> _Key:
+    """What makes two spans tell of the same side of the same link."""
+    return span.trace_id, span.link_id, str(span.direction), span.sender
+
+
+def _agrees(outbound: LinkSpan, inbound: LinkSpan) -> bool:
+    name = "podlink.destination.identity"
+    return outbound.attributes.get(name) == inbound.attributes.get(name)
+
+
+def _outbound_id(span: LinkSpan, trace: Sequence[LinkSpan]) -> str:
     """Which outbound span an inbound one answers: its parent. While it is open it only knows
     itself; its trace then has one outbound span, if any has come."""
     if span.name != LINK_OPENED:
         return span.parent_id or span.link_id
-    same = [s.link_id for s in sides.values() if s.trace_id == span.trace_id and s is not span]
-    return same[0] if len(same) == 1 else span.link_id
+    same = [s.link_id for s in trace if s is not span] if len(trace) == 2 else []
+    return same[0] if same else span.link_id
 
 
 def _severity(span: LinkSpan) -> int:
@@ -83,7 +113,7 @@ def _severity(span: LinkSpan) -> int:
     return _VERDICTS.index(str(verdict)) if verdict in _VERDICTS else len(_VERDICTS)
 
 
-def _item(outbound: LinkSpan | None, inbound: LinkSpan | None, twins: Set[tuple[str, str]]) -> Item:
+def _item(outbound: LinkSpan | None, inbound: LinkSpan | None, twins: Set[_Key]) -> Item:
     sides = [side for side in (outbound, inbound) if side is not None]
     first = sides[0]
     # Most of what is known comes from the outbound side, the rest from whoever knows it.
@@ -110,6 +140,7 @@ def _item(outbound: LinkSpan | None, inbound: LinkSpan | None, twins: Set[tuple[
         "trace_id": first.trace_id,
         "span_id": first.link_id,
         "sides": [str(side.direction) for side in sides],
+        "told_by": [f"{side.sender} {side.direction} {side.link_id}" for side in sides],
         "open": all(side.name == LINK_OPENED for side in sides),
         "start": iso(first.start_ns),
         "start_unix_ns": str(first.start_ns),
@@ -146,7 +177,7 @@ def _item(outbound: LinkSpan | None, inbound: LinkSpan | None, twins: Set[tuple[
         "pooled": both.get("podlink.pooled"),
         "direct": sides[-1].attributes.get("podlink.direct"),
         "disagreements": _disagreements(outbound, inbound)
-        + ["span_id"] * any((side.trace_id, side.link_id) in twins for side in sides),
+        + ["span_id"] * any(_key(side) in twins for side in sides),
     }
 
 
@@ -161,6 +192,31 @@ def _disagreements(outbound: LinkSpan | None, inbound: LinkSpan | None) -> list[
         return []
     pairs = ((n, outbound.attributes.get(n), inbound.attributes.get(n)) for n in _SAME_ON_BOTH)
     return [name for name, one, other in pairs if one and other and one != other]
+
+
+_WHOLE = frozenset(
+    {
+        "client.port",
+        "server.port",
+        "podlink.attempts",
+        "podlink.bytes.received",
+        "podlink.bytes.sent",
+        "podlink.destination.port",
+    }
+)
+_YES_OR_NO = frozenset({"podlink.direct", "podlink.pooled"})
+
+
+def typed(attributes: Mapping[str, object]) -> dict[str, object]:
+    """The attributes of a link's span without those of another type than the name has: whoever wrote
+    them, what reads them finds numbers where numbers belong."""
+    return {name: value for name, value in attributes.items() if _fits(name, value)}
+
+
+def _fits(name: str, value: object) -> bool:
+    if name in _WHOLE:
+        return type(value) is int and value >= 0
+    return type(value) is (bool if name in _YES_OR_NO else str)
 
 
 def iso(unix_ns: int) -> str:

@@ -7,19 +7,20 @@ reviewer's question never holds up the spans that arrive meanwhile.
 import asyncio
 import heapq
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from kit.clock import monotonic, unix_ns
 from traces.blob import read_span
-from traces.links import Item, LinkSpan, iso, join
+from traces.links import Item, LinkSpan, iso, join, typed
 from traces.rows import LINK_OPENED, plain_attributes
 from traces.schema import open_for_reading
 
@@ -30,6 +31,14 @@ _MAX_SCANNED = 200_000
 _DEADLINE_S = 10.0
 _AT_ONCE = 4
 _FEW_EDGES = 200
+_CROWD = 256
+"""Links' spans of one trace at which it counts as crowded; a link has two, and rarely a few more."""
+_LOOK = 5000
+"""Spans of a crowded trace among which answers are looked for."""
+_LINK_ROWS = (
+    "SELECT spans.id, span, resources.sender, parent_span_id FROM spans LEFT JOIN resources "
+    "ON spans.resource = resources.id WHERE trace_id = ? AND direction IS NOT NULL"
+)
 
 T = TypeVar("T")
 
@@ -52,6 +61,18 @@ class LinkFilter:
     limit: int = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What is kept of one trace."""
+
+    spans: list[Item]
+    """Oldest first, as JSON can say it."""
+    links: list[Item]
+    """As `join` makes them of these spans."""
+    left_out: int
+    """Spans beyond MAX_SPANS_OF_TRACE."""
+
+
 class Reader:
     def __init__(
         self,
@@ -67,9 +88,9 @@ class Reader:
         """The newest links that fit, newest first; at most `wanted.limit`."""
         return await self.ask(lambda db: _links(db, wanted, self._clock_ns()))
 
-    async def trace(self, trace_id: bytes) -> list[Item]:
-        """Every span of one trace, oldest first; empty if there is none."""
-        return await self.ask(lambda db: spans_of_trace(db, trace_id))
+    async def trace(self, trace_id: bytes) -> Trace:
+        """One trace; without spans if there is none."""
+        return await self.ask(lambda db: read_trace(db, trace_id))
 
     async def ask(
         self, question: Callable[[sqlite3.Connection], T], deadline_s: float | None = None
@@ -104,16 +125,19 @@ def _links(db: sqlite3.Connection, wanted: LinkFilter, now_ns: int) -> list[Item
     each page's traces; keep the links that fit as a whole."""
     candidates = _candidates(db, wanted, _first_id(db, wanted, now_ns))
     found: list[Item] = []
-    seen: set[bytes] = set()
+    whole: set[bytes] = set()
+    seen: set[tuple[object, ...]] = set()
     scanned = 0
     while len(found) < wanted.limit and scanned < _MAX_SCANNED:
         page = list(islice(candidates, _PAGE))
         if not page:
             break
         scanned += len(page)
-        traces = set(page) - seen
-        seen |= traces
-        found.extend(item for item in join(spans_of_links(db, traces)) if _fits(item, wanted))
+        for item in join(_around(db, page, whole)):
+            told = (item["trace_id"], *cast(list[object], item["told_by"]))
+            if told not in seen and _fits(item, wanted):
+                found.append(item)
+            seen.add(told)
     found.sort(key=lambda item: int(str(item["start_unix_ns"])), reverse=True)
     return found[: wanted.limit]
 
@@ -129,8 +153,56 @@ def _first_id(db: sqlite3.Connection, wanted: LinkFilter, now_ns: int) -> int:
     return int(row["id"]) if row is not None else (1 << 63) - 1
 
 
-def _candidates(db: sqlite3.Connection, wanted: LinkFilter, first: int) -> Iterator[bytes]:
-    """Trace ids of spans that could belong to a link that fits, newest first.
+def _around(
+    db: sqlite3.Connection, page: Sequence["_Candidate"], whole: set[bytes]
+) -> Iterator[LinkSpan]:
+    """These spans and what may be their other sides. `whole` are traces of which all was given.
+
+    Of a trace with few spans it is all of them. The dialler chooses the trace's id and may have crowded
+    it: of such a one it is each of these spans itself, the span that it answers, and of answers to it as
+    many as are found in a bounded look.
+    """
+    of_trace: dict[bytes, list[_Candidate]] = defaultdict(list)
+    for one in page:
+        if one.trace_id not in whole:
+            of_trace[one.trace_id].append(one)
+    for trace_id, those in of_trace.items():
+        rows = db.execute(f"{_LINK_ROWS} ORDER BY spans.id LIMIT ?", (trace_id, _CROWD)).fetchall()
+        if len(rows) < _CROWD:
+            whole.add(trace_id)
+        else:
+            rows = _of_a_crowd(db, trace_id, those)
+        yield from (link_span(read_span(blob), sender or "") for _, blob, sender, _ in rows)
+
+
+def _of_a_crowd(
+    db: sqlite3.Connection, trace_id: bytes, those: Sequence["_Candidate"]
+) -> list[sqlite3.Row]:
+    ids = {i for one in those for i in (one.span_id, one.parent_span_id) if i}
+    own, other = ", ".join("?" * len(those)), ", ".join("?" * len(ids))
+    rows = db.execute(
+        f"{_LINK_ROWS} AND spans.id IN ({own})",
+        (trace_id, *(one.id for one in those)),
+    ).fetchall()
+    rows += db.execute(
+        f"{_LINK_ROWS} AND span_id IN ({other}) LIMIT {_CROWD}", (trace_id, *ids)
+    ).fetchall()
+    rows += db.execute(
+        f"SELECT * FROM ({_LINK_ROWS} LIMIT {_LOOK}) WHERE parent_span_id IN ({other})",  # noqa: S608 - fixed text
+        (trace_id, *ids),
+    ).fetchall()
+    return list({int(row[0]): row for row in rows}.values())
+
+
+class _Candidate(NamedTuple):
+    id: int
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes | None
+
+
+def _candidates(db: sqlite3.Connection, wanted: LinkFilter, first: int) -> Iterator[_Candidate]:
+    """Spans that could belong to a link that fits, newest first.
 
     What is neither allowed mTLS nor within a pod has an index of its own, few among many. Else, if
     few edges fit, their spans are merged; if many do, the newest spans are soon theirs.
@@ -154,21 +226,27 @@ def _candidates(db: sqlite3.Connection, wanted: LinkFilter, first: int) -> Itera
         where.append(f"edge IN ({', '.join(map(str, edges))})")
     if ways is not None:
         where.append(f"way IN ({', '.join(map(str, ways))})")
+    few = edges is not None and len(edges) <= _FEW_EDGES
     if wanted.verdict not in (None, "allowed") or wanted.security in ("plaintext", "none"):
         tables = [("spans INDEXED BY links_to_review", "NOT is_ordinary")]
-    elif edges is not None and len(edges) <= _FEW_EDGES:
-        tables = [("spans INDEXED BY spans_by_edge", f"edge = {edge}") for edge in edges]
+        if few:
+            index = "spans INDEXED BY notable_by_edge"
+            tables = [(index, f"NOT is_ordinary AND edge = {edge}") for edge in edges or ()]
+    elif few:
+        tables = [("spans INDEXED BY spans_by_edge", f"edge = {edge}") for edge in edges or ()]
     else:
         tables = [("spans NOT INDEXED", "true")]
     cursors = [
         db.execute(
-            f"SELECT id, trace_id FROM {table} WHERE {more} AND {' AND '.join(where)} "  # noqa: S608 - fixed text and numbers
+            f"SELECT id, trace_id, span_id, parent_span_id FROM {table} "  # noqa: S608 - fixed text and numbers
+            f"WHERE {more} AND {' AND '.join(where)} "
             "ORDER BY id DESC",
             values,
         )
         for table, more in tables
     ]
-    return (row[1] for row in heapq.merge(*cursors, key=lambda row: int(row[0]), reverse=True))
+    merged = heapq.merge(*cursors, key=lambda row: int(row[0]), reverse=True)
+    return (_Candidate(*row) for row in merged)
 
 
 def _numbers(
@@ -193,18 +271,7 @@ def _fits(item: Item, wanted: LinkFilter) -> bool:
     )
 
 
-def spans_of_links(db: sqlite3.Connection, traces: set[bytes]) -> Iterator[LinkSpan]:
-    """The spans of links in these traces, for `join`."""
-    for trace_id in traces:
-        rows = db.execute(
-            "SELECT span FROM spans WHERE trace_id = ? AND direction IS NOT NULL ORDER BY id LIMIT ?",
-            (trace_id, MAX_SPANS_OF_TRACE),
-        )
-        for row in rows:
-            yield link_span(read_span(row["span"]))
-
-
-def link_span(span: Span) -> LinkSpan:
+def link_span(span: Span, sender: str = "") -> LinkSpan:
     """A stored span of a link. `link opened` is the child of the span that it foretells."""
     opened = span.name == LINK_OPENED
     return LinkSpan(
@@ -214,29 +281,37 @@ def link_span(span: Span) -> LinkSpan:
         name=span.name,
         start_ns=span.start_time_unix_nano,
         end_ns=span.end_time_unix_nano,
-        attributes=plain_attributes(span.attributes),
+        attributes=typed(plain_attributes(span.attributes)),
+        sender=sender,
     )
 
 
-def spans_of_trace(db: sqlite3.Connection, trace_id: bytes) -> list[Item]:
-    """Every span of one trace, oldest first, as JSON can say it."""
+def read_trace(db: sqlite3.Connection, trace_id: bytes) -> Trace:
+    """Of a trace with too many spans each sender's each way of each edge has its turn, and what is not
+    an allowed mTLS link before what is: who crowds a trace hides nobody else's word in it."""
     rows = db.execute(
-        "SELECT span, resources.resource, sender, received_ns FROM spans LEFT JOIN resources "
-        "ON spans.resource = resources.id "
-        "WHERE trace_id = ? ORDER BY start_ns, spans.id LIMIT ?",
+        "WITH ranked AS (SELECT id, direction, ROW_NUMBER() OVER (PARTITION BY sender, edge, way, "
+        "direction ORDER BY is_ordinary, id) AS turn, is_ordinary FROM spans WHERE trace_id = ?) "
+        "SELECT spans.span, resources.resource, resources.sender, received_ns, spans.direction "
+        "FROM (SELECT id FROM ranked ORDER BY turn, is_ordinary, id LIMIT ?) AS chosen "
+        "JOIN spans ON spans.id = chosen.id "
+        "LEFT JOIN resources ON spans.resource = resources.id ORDER BY start_ns, spans.id",
         (trace_id, MAX_SPANS_OF_TRACE),
+    ).fetchall()
+    (count,) = db.execute("SELECT count(*) FROM spans WHERE trace_id = ?", (trace_id,)).fetchone()
+    return Trace(
+        [_span_item(row[0], row[1] or b"", row[3], row[2] or "") for row in rows],
+        join(link_span(read_span(row[0]), row[2] or "") for row in rows if row[4] is not None),
+        count - len(rows),
     )
-    return [
-        _span_item(row["span"], row["resource"] or b"", row["received_ns"], row["sender"] or "")
-        for row in rows
-    ]
 
 
 def chain_items(db: sqlite3.Connection, first_id: int, last_id: int) -> Iterator[Item]:
     """Every span that is in a chain, of those kept as `first_id` to `last_id`, in the order of
     arrival: what `certs.evidence.verify.verify_spans` judges. One at a time, however many there are."""
     rows = db.execute(
-        "SELECT span, resources.resource, sender, received_ns FROM spans LEFT JOIN resources "
+        "SELECT span, resources.resource, resources.sender, received_ns FROM spans "
+        "LEFT JOIN resources "
         "ON spans.resource = resources.id "
         "WHERE spans.id BETWEEN ? AND ? AND chain IS NOT NULL ORDER BY spans.id",
         (first_id, last_id),

@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from certs.trust.bans import Banned
 from certs.trust.svid import SvidRefused
+from traces.calls import NOBODY, Calls, TooManyCalls
 from traces.config import TracesConfig
 from traces.receive_grpc import Refusals, answer
 from traces.secured import Secured
@@ -24,6 +25,7 @@ from traces.writer import StoreBusy, StoreFailed, Writer
 _PROTOBUF, _JSON = "application/x-protobuf", "application/json"
 _WRITER = web.AppKey("writer", Writer)
 _SECURED = web.AppKey[Secured | None]("secured")
+_CALLS = web.AppKey("calls", Calls)
 _REFUSALS = web.AppKey("refusals", Refusals)
 _IDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 _MAX_DEPTH = 64
@@ -36,26 +38,44 @@ class RequestMalformed(ValueError):
 
 
 def receiver_app(
-    config: TracesConfig, writer: Writer, secured: Secured | None = None
+    config: TracesConfig, writer: Writer, secured: Secured | None = None, calls: Calls | None = None
 ) -> web.Application:
     app = web.Application(client_max_size=config.max_request_bytes)
     app[_WRITER], app[_SECURED], app[_REFUSALS] = writer, secured, Refusals()
+    app[_CALLS] = calls or Calls()
     app.router.add_post("/v1/traces", _export)
     return app
 
 
 async def _export(http: web.Request) -> web.Response:
-    secured, sender = http.app[_SECURED], ""
+    secured, caller = http.app[_SECURED], NOBODY
     if secured is not None:
         try:
-            sender = secured.of_request(http)
+            caller = secured.of_request(http)
         except (SvidRefused, Banned) as e:
-            http.app[_REFUSALS].log("sender refused", str(e), 1)
+            http.app[_REFUSALS].log("sender refused", str(e), {"unauthenticated": 1})
             return _refusal(http, 401, "show the leaf of a workload")
+    try:
+        with http.app[_CALLS].one(caller):
+            return await _take(http, caller.identity)
+    except TooManyCalls:
+        http.app[_REFUSALS].log("sender refused", caller.identity, {"too_many_calls": 1})
+        return _refusal(http, 429, "too many calls at once", {"Retry-After": "1"})
+
+
+async def _take(http: web.Request, sender: str) -> web.Response:
     kind = http.content_type
     if kind not in (_PROTOBUF, _JSON):
         return _refusal(http, 415, f"content type must be {_PROTOBUF} or {_JSON}")
-    body = await http.read()  # raises 413 past client_max_size, also for what gzip unpacks to
+    try:
+        async with asyncio.timeout(http.app[_CALLS].read_s):
+            body = (
+                await http.read()
+            )  # raises 413 past client_max_size, also for what gzip unpacks to
+    except TimeoutError:
+        return _refusal(http, 408, "the request did not come", {"Connection": "close"})
+    if not http.app[_WRITER].has_room(sender, len(body)):
+        return _refusal(http, 429, "the store is behind", {"Retry-After": "1"})
     try:
         if kind == _JSON:  # slow to parse: the loop has other senders to hear
             request = await asyncio.to_thread(parse_json, body)

@@ -6,8 +6,12 @@ and a span with impossible ids is refused, alone.
 """
 
 import hashlib
+import ipaddress
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -15,19 +19,29 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from certs.evidence.chain import CHECKPOINT
-from certs.ledger import NAMES, ROTATED
+from certs.ledger import BAN_LIFTED, BANNED, NAMES, ROTATED
+from certs.trust.identity import IdentityMalformed, WorkloadIdentity
 
 MAX_TEXT = 1024
 """Characters kept of a text in a column."""
-MAX_SPAN_BYTES = 64 * 1024
-"""Bytes of one span that are kept; of a longer one only its head (ids, name, times, status) is."""
+MAX_NAME = 320
+"""Likewise where it names an edge or a way: `namespace/name` takes 317."""
+MAX_SPAN_BYTES = 16 * 1024
+"""Bytes of one span that are kept; of a longer one only its head (ids, name, times, status) is, and what
+of its attributes is short. Ours take 2 KiB, a checkpoint with its certificates 4."""
+MAX_RESOURCE_BYTES = 8 * 1024
+SECURITIES = frozenset({"mtls", "plaintext", "self", "none"})
+VERDICTS = frozenset({"allowed", "denied", "audited", "failed"})
+_CHAIN = re.compile(r"[0-9a-f]{32}", re.ASCII)
 MAX_ATTRIBUTES = 128
 _MAX_INT64 = (1 << 63) - 1
 
 LINK, LINK_OPENED = "link", "link opened"
 LINK_NAMES = frozenset({LINK, LINK_OPENED})
 LEDGER = frozenset(NAMES)
-_READ = LINK_NAMES | LEDGER | {CHECKPOINT}
+UNBANNED = "ban lifted"
+_OWN = {"outbound": "podlink.source.identity", "inbound": "podlink.destination.identity"}
+"""Which end a side is itself."""
 _NOTABLE = LEDGER | {CHECKPOINT, ROTATED}
 """Besides links that are not allowed mTLS: what is told of them is deleted last."""
 
@@ -61,7 +75,7 @@ class Certificate(NamedTuple):
     """One line of the CA's ledger."""
 
     event: str
-    """`issued`, `refused` or `banned`."""
+    """`issued`, `refused`, `banned` or `ban lifted`."""
     at_ns: int
     serial: str
     identity: str
@@ -95,6 +109,8 @@ class SpanRow(NamedTuple):
     chain: str
     sequence: int
     certificate: Certificate | None
+    own: str | None
+    """The identity of the side that tells, as it says itself; None for what is of no side of a link."""
     span: bytes
 
 
@@ -111,7 +127,9 @@ class ResourceRows:
 @dataclass(frozen=True, slots=True)
 class Rows:
     resources: list[ResourceRows]
-    rejected: int
+    rejected: Counter[str]
+    """Spans that were left out, by reason: `ids` (of another length), `malformed` (a link's security or
+    verdict is none of ours), `not_its_own` (the sender may not say this)."""
 
 
 Believes = Callable[[str, str, SpanRow], bool]
@@ -124,10 +142,10 @@ def rows_of(
     """Every span of the request that may be kept. `sender` is the identity that the connection
     proved, or empty; without `believes` anybody may say anything."""
     found: list[ResourceRows] = []
-    rejected = 0
+    rejected = Counter[str]()
     for resource_spans in request.resource_spans:
         resource = resource_spans.resource.SerializeToString()
-        if len(resource) > MAX_SPAN_BYTES:
+        if len(resource) > MAX_RESOURCE_BYTES:
             resource = b""
         digest = _digest(sender.encode() + b"\0" + resource)
         namespace = ""
@@ -136,11 +154,14 @@ def rows_of(
         rows = []
         for span in _spans_of(resource_spans):
             if len(span.trace_id) != 16 or len(span.span_id) != 8:
-                rejected += 1
+                rejected["ids"] += 1
                 continue
             row = _row(span, digest)
+            if row.way is not None and not _is_ours(row.way):
+                rejected["malformed"] += 1
+                continue
             if believes is not None and not believes(sender, namespace, row):
-                rejected += 1
+                rejected["not_its_own"] += 1
                 continue
             rows.append(row)
         found.append(ResourceRows(digest, resource, sender, rows))
@@ -163,18 +184,19 @@ def _row(span: Span, resource_digest: bytes) -> SpanRow:
     numbers: dict[str, int] = {}
     edge = way = certificate = None
     direction = ""
-    if name in _READ:
-        _read(span.attributes, texts, numbers)
+    flags: dict[str, bool] = {}
+    _read(span.attributes, texts, numbers, flags)
     start_ns = min(span.start_time_unix_nano, _MAX_INT64)
     end_ns = min(span.end_time_unix_nano, _MAX_INT64)
     if name in LINK_NAMES:
         direction = texts.get("podlink.direction", "")
-        if direction in ("outbound", "inbound"):
+        if direction in _OWN:
             edge, way = _edge(texts, numbers), _way(texts)
         else:
             direction = ""
     elif name in LEDGER:
-        certificate = _certificate(name, texts, end_ns)
+        certificate = _certificate(name, texts, flags, end_ns)
+    side = _OWN.get(texts.get("podlink.direction", ""))
     return SpanRow(
         _digest(resource_digest + blob),
         span.trace_id,
@@ -191,9 +213,10 @@ def _row(span: Span, resource_digest: bytes) -> SpanRow:
         max(0, numbers.get("podlink.bytes.sent", 0)),
         max(0, numbers.get("podlink.bytes.received", 0)),
         _is_ordinary(name, way),
-        texts.get("podlink.chain.id", ""),
-        numbers.get("podlink.chain.sequence", 0),
+        chain if _CHAIN.fullmatch(chain := texts.get("podlink.chain.id", "")) else "",
+        max(0, numbers.get("podlink.chain.sequence", 0)),
         certificate,
+        None if side is None else texts.get(side, ""),
         blob,
     )
 
@@ -207,16 +230,18 @@ def _is_ordinary(name: str, way: WayKey | None) -> bool:
 
 
 def _edge(texts: Mapping[str, str], numbers: Mapping[str, int]) -> EdgeKey:
-    identity, pod = texts.get("podlink.source.identity"), texts.get("podlink.source.pod")
+    identity = _identity(texts.get("podlink.source.identity", ""))
+    pod = texts.get("podlink.source.pod", "")[:MAX_NAME]
     if identity:
         source_kind, source = "identity", identity
     elif pod:
         source_kind, source = "pod", pod
     else:
-        source_kind, source = "address", texts.get("client.address", "")
+        source_kind, source = "address", _address(texts.get("client.address", ""))
     source_namespace = _namespace(pod, identity)
-    identity, pod = texts.get("podlink.destination.identity"), texts.get("podlink.destination.pod")
-    service = texts.get("podlink.service", "")
+    identity = _identity(texts.get("podlink.destination.identity", ""))
+    pod = texts.get("podlink.destination.pod", "")[:MAX_NAME]
+    service = texts.get("podlink.service", "")[:MAX_NAME]
     if identity:
         destination_kind, destination = "identity", identity
     elif pod:
@@ -225,7 +250,8 @@ def _edge(texts: Mapping[str, str], numbers: Mapping[str, int]) -> EdgeKey:
         destination_kind, destination = "service", service
     else:
         destination_kind = "address"
-        destination = texts.get("podlink.destination.address") or texts.get("server.address", "")
+        destination = _address(texts.get("podlink.destination.address", ""))
+        destination = destination or _address(texts.get("server.address", ""))
     destination_namespace = _namespace(pod, identity)
     if not destination_namespace and service:
         destination_namespace = service.rpartition(".")[2]
@@ -246,16 +272,43 @@ def _way(texts: Mapping[str, str]) -> WayKey:
     return WayKey(
         texts.get("podlink.security", ""),
         texts.get("podlink.verdict", ""),
-        texts.get("podlink.reason", ""),
-        texts.get("podlink.policy", ""),
-        texts.get("podlink.rule", ""),
-        texts.get("podlink.nearest_rule", ""),
+        texts.get("podlink.reason", "")[:MAX_NAME],
+        texts.get("podlink.policy", "")[:MAX_NAME],
+        texts.get("podlink.rule", "")[:MAX_NAME],
+        texts.get("podlink.nearest_rule", "")[:MAX_NAME],
     )
 
 
-def _certificate(name: str, texts: Mapping[str, str], at_ns: int) -> Certificate:
+def _is_ours(way: WayKey) -> bool:
+    return way.security in SECURITIES and way.verdict in VERDICTS
+
+
+@lru_cache(maxsize=4096)
+def _identity(text: str) -> str:
+    """The text if it names a workload; else empty: then the end goes by its next best name."""
+    try:
+        return str(WorkloadIdentity.parse(text))
+    except IdentityMalformed:
+        return ""
+
+
+@lru_cache(maxsize=4096)
+def _address(text: str) -> str:
+    """In canonical form; empty if it is none."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return ""
+
+
+def _certificate(
+    name: str, texts: Mapping[str, str], flags: Mapping[str, bool], at_ns: int
+) -> Certificate:
+    event = name.removeprefix("certificate ")
+    if name == BANNED and flags.get(BAN_LIFTED):
+        event = UNBANNED
     return Certificate(
-        name.removeprefix("certificate "),
+        event,
         at_ns,
         texts.get("podlink.certificate.serial", ""),
         texts.get("podlink.certificate.identity", ""),
@@ -305,8 +358,13 @@ def _bounded_blob(span: Span) -> bytes:
     return bytes(kept.SerializeToString())
 
 
-def _read(attributes: Iterable[KeyValue], texts: dict[str, str], numbers: dict[str, int]) -> None:
-    """Text and whole numbers, by name; of a name that comes twice the last counts."""
+def _read(
+    attributes: Iterable[KeyValue],
+    texts: dict[str, str],
+    numbers: dict[str, int],
+    flags: dict[str, bool],
+) -> None:
+    """Text, whole numbers, yes or no, by name; of a name that comes twice the last counts."""
     for attribute in attributes:
         value = attribute.value
         kind = value.WhichOneof("value")
@@ -316,6 +374,8 @@ def _read(attributes: Iterable[KeyValue], texts: dict[str, str], numbers: dict[s
             texts[attribute.key] = text.replace("\0", "\ufffd") if "\0" in text else text
         elif kind == "int_value":
             numbers[attribute.key] = value.int_value
+        elif kind == "bool_value":
+            flags[attribute.key] = value.bool_value
 
 
 def _text_of(attributes: Sequence[KeyValue], name: str) -> str:

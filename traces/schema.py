@@ -17,7 +17,7 @@ from pathlib import Path
 
 from traces import policy_history
 
-VERSION = 3
+VERSION = 4
 _TABLES = """
 CREATE TABLE IF NOT EXISTS resources (
     id INTEGER PRIMARY KEY,
@@ -25,6 +25,11 @@ CREATE TABLE IF NOT EXISTS resources (
     resource BLOB NOT NULL,
     sender TEXT NOT NULL,               -- identity that the connection proved; empty: nobody
     last_ns INTEGER NOT NULL            -- when spans of it last arrived
+);
+CREATE TABLE IF NOT EXISTS senders (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,          -- identity that the connection proved; empty: nobody
+    bytes INTEGER NOT NULL              -- what its spans and resources take, about
 );
 CREATE TABLE IF NOT EXISTS edges (
     id INTEGER PRIMARY KEY,
@@ -39,6 +44,7 @@ CREATE TABLE IF NOT EXISTS edges (
     first_ns INTEGER NOT NULL,          -- outlives the spans: see retention
     last_ns INTEGER NOT NULL,
     first_trace BLOB NOT NULL,
+    sender INTEGER NOT NULL DEFAULT 0,  -- who told of it first: its share of the bound is used
     UNIQUE (source, destination, service, port, source_kind, destination_kind,
             source_namespace, destination_namespace)
 );
@@ -51,6 +57,7 @@ CREATE TABLE IF NOT EXISTS ways (
     policy TEXT NOT NULL,
     rule TEXT NOT NULL,
     nearest_rule TEXT NOT NULL,
+    sender INTEGER NOT NULL DEFAULT 0,
     UNIQUE (security, verdict, reason, policy, rule, nearest_rule)
 );
 CREATE TABLE IF NOT EXISTS rollups (
@@ -120,16 +127,23 @@ CREATE TABLE IF NOT EXISTS spans (
     chain INTEGER,
     sequence INTEGER,
     resource INTEGER NOT NULL,
-    span BLOB NOT NULL                  -- squeezed: traces/blob.py
+    span BLOB NOT NULL,                 -- squeezed: traces/blob.py
+    sender INTEGER NOT NULL DEFAULT 0,
+    size INTEGER NOT NULL DEFAULT 0     -- what it takes, about: counted in its sender's bytes
 );
-CREATE UNIQUE INDEX IF NOT EXISTS spans_by_trace ON spans (trace_id, digest);
+CREATE UNIQUE INDEX IF NOT EXISTS spans_by_ids ON spans (trace_id, span_id, digest);
 CREATE INDEX IF NOT EXISTS spans_by_age ON spans (received_ns);
 CREATE INDEX IF NOT EXISTS spans_by_edge ON spans (edge, id) WHERE edge IS NOT NULL;
 CREATE INDEX IF NOT EXISTS spans_by_chain ON spans (chain, sequence) WHERE chain IS NOT NULL;
 CREATE INDEX IF NOT EXISTS links_to_review ON spans (id)
     WHERE direction IS NOT NULL AND NOT is_ordinary;
-CREATE INDEX IF NOT EXISTS ordinary_by_id ON spans (id) WHERE is_ordinary;
+CREATE INDEX IF NOT EXISTS ordinary_by_sender ON spans (sender, id) WHERE is_ordinary;
+CREATE INDEX IF NOT EXISTS notable_by_sender ON spans (sender, coalesce(edge, name), id, size)
+    WHERE NOT is_ordinary;
 CREATE INDEX IF NOT EXISTS notable_by_edge ON spans (edge, id) WHERE NOT is_ordinary;
+CREATE INDEX IF NOT EXISTS links_unchained ON spans (id)
+    WHERE direction IS NOT NULL AND chain IS NULL;
+CREATE INDEX IF NOT EXISTS resources_by_sender ON resources (sender, last_ns);
 CREATE INDEX IF NOT EXISTS others_by_name ON spans (name, id) WHERE direction IS NULL;
 CREATE VIEW IF NOT EXISTS link_spans AS
     SELECT spans.id, received_ns, trace_id, span_id, parent_span_id, name, start_ns, end_ns,
@@ -140,6 +154,26 @@ CREATE VIEW IF NOT EXISTS link_spans AS
         security, verdict, reason, policy, rule, nearest_rule
     FROM spans JOIN edges ON edges.id = spans.edge JOIN ways ON ways.id = spans.way;
 """
+
+
+SPAN_OVERHEAD = 300
+"""Bytes that a span takes beside its message: columns and indexes."""
+_FROM_3 = f"""
+BEGIN;
+CREATE TABLE senders (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL);
+INSERT INTO senders (name, bytes) SELECT DISTINCT sender, 0 FROM resources;
+ALTER TABLE spans ADD COLUMN sender INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE spans ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE edges ADD COLUMN sender INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE ways ADD COLUMN sender INTEGER NOT NULL DEFAULT 0;
+UPDATE spans SET size = length(span) + {SPAN_OVERHEAD}, sender = coalesce((SELECT senders.id FROM
+    senders JOIN resources ON resources.sender = senders.name WHERE resources.id = spans.resource), 0);
+UPDATE senders SET bytes = coalesce((SELECT sum(size) FROM spans WHERE spans.sender = senders.id), 0);
+DROP INDEX spans_by_trace;
+DROP INDEX ordinary_by_id;
+PRAGMA user_version = 4;
+COMMIT;
+"""  # noqa: S608 - a constant
 
 
 class StoreUnusable(Exception):
@@ -158,9 +192,11 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA cache_size = -32768")
         db.execute("PRAGMA temp_store = MEMORY")  # the root filesystem may be read-only
         found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found not in (0, VERSION):
+        if found not in (0, 3, VERSION):
             db.close()
             raise StoreUnusable(f"{path} was written by another version (schema {found})")
+        if found == 3:
+            db.executescript(_FROM_3)
         db.executescript(_TABLES + policy_history.TABLES)
         db.execute(f"PRAGMA user_version = {VERSION}")
     except sqlite3.Error as e:

@@ -8,9 +8,11 @@ from aiohttp import web
 
 from certs.client.rpc import peer_facts, server_credentials
 from certs.client.source import Svid, SvidSource
-from certs.trust.bans import Bans, Guard
+from certs.trust.bans import RANDOM_BITS, Bans, Guard
+from certs.trust.facts import LeafFacts
 from certs.trust.svid import SvidChecker, SvidRefused
 from kit.tls13 import demand_tls13
+from traces.calls import Caller
 
 
 class Secured:
@@ -33,14 +35,18 @@ class Secured:
         """For OTLP/HTTP, of one certificate generation."""
         return svid.material.server_context(("http/1.1",))
 
-    def of_call(self, context: Any) -> str:
-        """The identity behind a gRPC call. Raises SvidRefused or Banned."""
-        return str(peer_facts(context, self._guard).identity)
+    def of_call(self, context: Any) -> Caller:
+        """Who is behind a gRPC call. Raises SvidRefused or Banned."""
+        return _caller(peer_facts(context, self._guard))
 
-    def of_request(self, http: web.Request) -> str:
-        """The identity behind an HTTP request. Raises SvidRefused or Banned."""
+    def of_request(self, http: web.Request) -> Caller:
+        """Who is behind an HTTP request. Raises SvidRefused or Banned."""
         connection = http.transport.get_extra_info("ssl_object") if http.transport else None
         der = connection.getpeercert(binary_form=True) if connection is not None else None
         if der is None:
             raise SvidRefused("peer_without_leaf")
-        return str(self._guard(der).identity)
+        return _caller(self._guard(der))
+
+
+def _caller(leaf: LeafFacts) -> Caller:
+    return Caller(str(leaf.identity), int(leaf.serial, 16) >> RANDOM_BITS)

@@ -1,13 +1,14 @@
 """May this sender say this? Pure.
 
-Where senders prove who they are, nobody tells of another's links, and nobody but the CA of
-certificates. What stays open: two pods of one service account cannot be told apart by their identity.
+Where senders prove who they are, each is believed for what its own side of a link saw and for nothing
+else, and nobody but the CA of certificates. What stays open: two pods of one service account cannot be
+told apart by their identity.
 """
 
 from dataclasses import dataclass
 
 from certs.trust.identity import IdentityMalformed, WorkloadIdentity
-from traces.rows import LEDGER, SpanRow
+from traces.rows import LEDGER, LINK_NAMES, SpanRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,11 @@ class Voucher:
             return False
         if resource_namespace not in ("", who.namespace):
             return False
+        if row.own is not None and row.own != sender:
+            return False  # also of a request within a link, whose name is its method
         if row.edge is None:
-            return True
-        if row.direction == "outbound":
-            kind, name, namespace = row.edge[:3]
-        else:
-            kind, name, namespace = row.edge[3:6]
-        if kind == "identity" and name != sender:
-            return False
-        # Of a link without identity (its pod had no certificate yet) this is all that is known; of one
-        # with it, it keeps the link from being filed under another namespace by a pod's name.
-        return namespace in ("", who.namespace)
+            # A link that names no side of its own is nobody's to tell.
+            return row.name not in LINK_NAMES
+        # The identity of the edge's own end is the sender's; this keeps a pod's name from filing the
+        # link under another namespace.
+        return row.edge[2 if row.direction == "outbound" else 5] == who.namespace

@@ -73,7 +73,7 @@ class LinkExporter:
         clock_ns: Callable[[], int] = unix_ns,
         backoff: Backoff | None = None,
     ) -> None:
-        self._config, self._clock_ns = config, clock_ns
+        self._config, self._source, self._clock_ns = config, source, clock_ns
         self._backoff = backoff or Backoff(first_s=0.2, longest_s=10.0)
         self._enabled = bool(config.endpoint)
         self._queues = RecordQueues(config.allowed_room, config.reserved_room)
@@ -81,6 +81,7 @@ class LinkExporter:
         self._encoder = SpanEncoder(self._chain)
         self.signer: Signer | None = None
         """Signs checkpoints, since the first leaf. Without one there are none."""
+        self._identity = ""
         self._signed_sequence = 0
         self._signed_ns = clock_ns()
         self._resource = config.resource.encode()
@@ -153,6 +154,7 @@ class LinkExporter:
 
     def svid_came(self, svid: Svid) -> None:
         """Sign with the new leaf's key from here on."""
+        self._identity = str(svid.facts.identity)
         try:
             self.signer = WorkloadSigner(svid.material)
         except ValueError as e:  # no link depends on it
@@ -227,7 +229,12 @@ class LinkExporter:
                     await asyncio.sleep(self._backoff.next_s())
 
     async def _next_batch(self) -> _Batch | None:
-        """The batch that failed before, or a new one from the queues, or None if all is sent."""
+        """The batch that failed before, or a new one from the queues, or None if all is sent. None too
+        while there is no leaf to show: what is encoded then could not say whose it is."""
+        if not self._identity and self._source is not None and self._source.current is not None:
+            self._identity = str(self._source.current.facts.identity)
+        if self._config.workload_tls and not self._identity:
+            return None
         if self._pending is None:
             self._pending = await self._encode_batch()
         return self._pending
@@ -240,6 +247,7 @@ class LinkExporter:
             if record is None:
                 break
             try:
+                self._sign_own_side(record)
                 if isinstance(record, RequestRecord):
                     spans.append(framed(encode_request(record)))
                 else:
@@ -261,6 +269,15 @@ class LinkExporter:
         if (checkpoint := self._checkpoint()) is not None:
             told.append(checkpoint)
         return _Batch(export_request(self._resource, spans + told), count, telling)
+
+    def _sign_own_side(self, record: LinkRecord | RequestRecord) -> None:
+        """A link that ended before our first leaf is ours all the same: the store believes each side of
+        what it names as its own identity and of nothing else."""
+        link = record.link if isinstance(record, RequestRecord) else record
+        if link.direction == "outbound":
+            link.source_identity = link.source_identity or self._identity
+        else:
+            link.destination_identity = link.destination_identity or self._identity
 
     def _checkpoint_is_due(self) -> bool:
         chain = self._chain

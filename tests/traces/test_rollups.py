@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tests.sidecar.telemetry.records import API, DB, denied, inbound_of, outbound
 from tests.traces.spans import request_of
 from traces import views
-from traces.insert import OTHER, Inserter
+from traces.insert import OTHER, SHARES, Inserter, Room
 from traces.rollups import FINE_S, Traffic, segments, traffic
 from traces.rows import rows_of
 from traces.schema import open_for_writing
@@ -232,3 +232,57 @@ def test_a_source_that_showed_no_leaf_is_not_taken_for_the_identity_of_its_pod(
     keep(db, request_of(inbound_of(out, source_identity="", security="plaintext")))
     [edge] = views.edges(db, *EVER)
     assert (edge.source.kind, edge.source.name) == ("pod", "shop/api-1")
+
+
+EVIL = "spiffe://cluster.local/ns/evil/sa/x"
+
+
+def keep_of(db: sqlite3.Connection, sender: str, request: ExportTraceServiceRequest) -> None:
+    inserter = Inserter(db, 2000)
+    for of in rows_of(request, sender).resources:
+        inserter.insert(of, NOW_NS)
+    inserter.flush()
+
+
+@pytest.mark.attack_row(58)
+def test_one_sender_that_makes_up_names_blinds_the_store_to_nobody_else(
+    db: sqlite3.Connection,
+) -> None:
+    """Its own new edges become `other`; whoever comes after still has edges and ways of his own."""
+    for block in range(10):
+        made = [
+            outbound(
+                source_identity=EVIL,
+                destination_identity=f"spiffe://cluster.local/ns/n{block}/sa/x{n}",
+                rule=f"allow[{block * 300 + n}]",
+            )
+            for n in range(300)
+        ]
+        keep_of(db, EVIL, request_of(*made))
+    assert db.execute("SELECT count(*) FROM edges").fetchone()[0] <= 201
+    assert db.execute("SELECT count(*) FROM ways").fetchone()[0] <= 1001
+    late = [denied(destination_identity=f"spiffe://cluster.local/ns/p/sa/d{n}") for n in range(40)]
+    keep_of(db, API, request_of(*late))
+    found = [t for t in all_traffic(db) if t.source == API]
+    assert len({t.destination for t in found}) == 40
+    assert {(t.verdict, t.reason) for t in found} == {("denied", "policy_denied")}
+    assert sum(t.links for t in all_traffic(db)) == 3040
+
+
+@given(
+    st.integers(1, 200),
+    st.lists(st.sampled_from([EVIL, API, DB, *(f"s{n}" for n in range(40))]), max_size=300),
+)
+def test_no_sender_takes_more_than_twice_its_share_and_a_modest_one_always_has_room(
+    most: int, takers: list[str]
+) -> None:
+    room = Room(most)
+    taken: dict[str, int] = {}
+    for sender in takers:
+        said = room.left(sender)
+        if not taken.get(sender):
+            assert said != "none"
+        if said != "none":
+            room.take(sender)
+            taken[sender] = taken.get(sender, 0) + 1
+    assert max(taken.values(), default=0) <= 2 * max(1, most // SHARES)

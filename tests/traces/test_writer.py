@@ -1,9 +1,11 @@
 """The writer thread: back-pressure and retention."""
 
 import asyncio
+import base64
 import contextlib
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,14 +18,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from sidecar.report import LinkRecord
 from tests.patience import PATIENCE_S
-from tests.sidecar.telemetry.records import denied, outbound
+from tests.sidecar.telemetry.records import API, DB, denied, outbound
 from tests.traces.page import shop
 from tests.traces.spans import request_of
 from traces.config import TracesConfig
 from traces.query import LinkFilter, QueryTooSlow, Reader
 from traces.retention import fair_cuts
 from traces.schema import StoreUnusable, open_for_writing
-from traces.writer import StoreBusy, StoreFailed, Writer
+from traces.writer import StoreBusy, StoreFailed, Writer, _Job, _Queue
 
 
 class Hand:
@@ -171,8 +173,8 @@ async def test_a_writer_that_is_behind_says_so_instead_of_growing(config: Traces
     with pytest.raises(StoreBusy):
         await writer.write(request)
     writer.start()  # only now does anything get written
-    assert await asyncio.gather(*first) == [0, 0]
-    assert await writer.write(request) == 0
+    assert await asyncio.gather(*first) == [{}, {}]
+    assert await writer.write(request) == {}
     await writer.stop()
 
 
@@ -210,3 +212,136 @@ async def test_a_question_that_takes_too_long_is_cut_off(config: TracesConfig) -
         assert await Reader(config.db_path).links(wanted) == []
         with pytest.raises(QueryTooSlow):
             await Reader(config.db_path, deadline_s=-1.0).links(wanted)
+
+
+OTHERS = "spiffe://cluster.local/ns/evil/sa/x"
+
+
+def heavy(verdict: str) -> LinkRecord:
+    """A span as large as one may be, of noise that nothing squeezes."""
+    text = base64.b64encode(random.randbytes(2200)).decode()
+    made = denied(source_identity=OTHERS, error=text[:1000]) if verdict == "denied" else outbound()
+    made.source_identity, made.endpoint_choice, made.nearest_rule = OTHERS, text[:1000], text[1000:]
+    return made
+
+
+@pytest.mark.attack_row(58)
+@pytest.mark.parametrize("noise", ["denied", "allowed", "resources", "edges", "chains"])
+async def test_one_sender_pushes_out_nobody_elses_spans(config: TracesConfig, noise: str) -> None:
+    limit = 6 << 20
+    async with writing(replace(config, max_bytes=limit), Hand()) as writer:
+        await writer.write(request_of(outbound(), outbound(), denied()), API)
+        for number in range(40):
+            made = [heavy("denied" if noise == "denied" else "allowed") for _ in range(60)]
+            if noise == "edges":
+                for n, one in enumerate(made):
+                    one.destination_identity = f"spiffe://cluster.local/ns/n{number}/sa/x{n}"
+            request = request_of(*made)
+            if noise == "resources":
+                request = ExportTraceServiceRequest()
+                for one in made:
+                    part = request_of(one).resource_spans[0]
+                    part.resource.attributes.add(key="x").value.bytes_value = random.randbytes(4000)
+                    request.resource_spans.append(part)
+            if noise == "chains":
+                for span in request.resource_spans[0].scope_spans[0].spans:
+                    span.attributes.add(
+                        key="podlink.chain.id"
+                    ).value.string_value = random.randbytes(16).hex()
+            await writer.write(request, OTHERS)
+        await until(lambda: used_bytes(config) <= limit)
+        await writer.write(request_of(outbound()), DB)
+        await asyncio.sleep(0.2)
+        with contextlib.closing(sqlite3.connect(config.db_path)) as db:
+            told = dict(
+                db.execute(
+                    "SELECT senders.name, count(*) FROM spans JOIN senders ON senders.id = sender "
+                    "GROUP BY 1"
+                ).fetchall()
+            )
+            assert (told[API], told[DB]) == (3, 1)
+            assert told.get(OTHERS, 0) < 2400
+            for name, said, found in db.execute(
+                "SELECT name, bytes, (SELECT coalesce(sum(size), 0) FROM spans WHERE sender = "
+                "senders.id) + (SELECT coalesce(sum(length(resource) + 300), 0) FROM resources "
+                "WHERE resources.sender = senders.name) FROM senders"
+            ):
+                assert said == found, name
+
+
+@pytest.mark.attack_row(58)
+async def test_a_span_may_not_be_as_large_as_a_hundred(config: TracesConfig) -> None:
+    async with writing(config, Hand()) as writer:
+        request = request_of(denied())
+        span = request.resource_spans[0].scope_spans[0].spans[0]
+        span.attributes.add(key="error.message").value.bytes_value = random.randbytes(60_000)
+        await writer.write(request, API)
+        with contextlib.closing(sqlite3.connect(config.db_path)) as db:
+            [(size, verdict)] = db.execute(
+                "SELECT length(span), verdict FROM link_spans"
+            ).fetchall()
+    assert size < 16_000 and verdict == "denied"
+
+
+@pytest.mark.attack_row(58)
+async def test_one_sender_takes_no_more_than_its_share_of_the_queue(config: TracesConfig) -> None:
+    request = request_of(*(outbound() for _ in range(100)))
+    writer = Writer(replace(config, max_waiting_bytes=request.ByteSize() * 16))
+    waiting = [asyncio.ensure_future(writer.write(request, OTHERS)) for _ in range(2)]
+    await asyncio.sleep(0)
+    room = writer.has_room(OTHERS, request.ByteSize()), writer.has_room(API, request.ByteSize())
+    waiting.append(asyncio.ensure_future(writer.write(request, OTHERS)))
+    waiting.append(asyncio.ensure_future(writer.write(request, API)))
+    await asyncio.sleep(0)
+    writer.start()
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    assert room == (False, True)
+    assert [type(one) for one in done] == [Counter, Counter, StoreBusy, Counter]
+    assert await writer.write(request, OTHERS) == {}
+    await writer.stop()
+
+
+@pytest.mark.attack_row(58)
+async def test_whoever_waits_has_a_turn_before_the_second_of_another(config: TracesConfig) -> None:
+    """However much one sender has waiting, the next group holds a request of each."""
+    line = _Queue()
+    loop = asyncio.get_running_loop()
+    for sender in (OTHERS, OTHERS, OTHERS, API, DB):
+        line.put(_Job(request_of(), 100, loop, loop.create_future(), sender))
+    _, group, _ = line.take(0, 300)
+    assert [job.sender for job in group] == [OTHERS, API, DB]
+    _, group, over = line.take(0, 300)
+    assert ([job.sender for job in group], over) == ([OTHERS, OTHERS], False)
+    line.end()
+    assert line.take(0, 300) == ([], [], True)
+
+
+async def test_a_file_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+    """With all that is in it, and what each sender holds."""
+    path = tmp_path / "t.db"
+    config = TracesConfig(db_path=path, token_path=tmp_path / "token")
+    async with writing(config, Hand()) as writer:
+        await writer.write(request_of(outbound(), denied()), API)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(BACK_TO_3)
+    async with writing(config, Hand()) as writer:
+        await writer.write(request_of(outbound()), API)
+    assert kept(config) == {"allowed": 2, "denied": 1}
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        [(name, size)] = db.execute("SELECT name, bytes FROM senders").fetchall()
+        assert name == API
+        assert size >= db.execute("SELECT sum(size) FROM spans").fetchone()[0] > 1000
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+BACK_TO_3 = """
+DROP VIEW link_spans;
+DROP INDEX spans_by_ids; DROP INDEX ordinary_by_sender; DROP INDEX notable_by_sender;
+DROP INDEX links_unchained; DROP INDEX resources_by_sender;
+ALTER TABLE spans DROP COLUMN sender; ALTER TABLE spans DROP COLUMN size;
+ALTER TABLE edges DROP COLUMN sender; ALTER TABLE ways DROP COLUMN sender;
+DROP TABLE senders;
+CREATE UNIQUE INDEX spans_by_trace ON spans (trace_id, digest);
+CREATE INDEX ordinary_by_id ON spans (id) WHERE is_ordinary;
+PRAGMA user_version = 3;
+"""

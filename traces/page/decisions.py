@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from traces.edges import Edge, End, Way
 from traces.page.reasons import in_words
+from traces.rows import UNBANNED
 from traces.views import EdgeName, FirstSeen, Leaf
 
 Kind = Literal["denied", "plaintext", "certificate", "no sidecar", "first seen"]
@@ -111,6 +112,8 @@ def _of_leaf(leaf: Leaf, now_ns: int) -> Decision:
 def _of_refusals(refused: Sequence[Leaf]) -> list[Decision]:
     groups: dict[tuple[str, str, str], list[Leaf]] = {}
     for leaf in refused:
+        if leaf.event == UNBANNED:
+            continue  # asks nothing of anybody
         groups.setdefault((leaf.event, leaf.identity or leaf.pod, leaf.reason), []).append(leaf)
     return [
         Decision(

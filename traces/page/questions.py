@@ -3,12 +3,12 @@
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from policy.linkpolicy import PolicyInvalid
 from traces import views
 from traces.edges import Edge, State, coverage
-from traces.links import join
+from traces.links import Item
 from traces.page.asked import Asked, QueryMalformed
 from traces.page.decisions import decisions, without_sidecar
 from traces.page.graph import graph
@@ -16,7 +16,7 @@ from traces.page.packed import unpack
 from traces.page.render import edge_row, iso_second, way_row
 from traces.page.replay import read_policies, replay
 from traces.page.waterfall import waterfall
-from traces.query import spans_of_links, spans_of_trace
+from traces.query import read_trace
 
 if TYPE_CHECKING:
     from traces.policies import Known
@@ -244,17 +244,28 @@ def trace(db: sqlite3.Connection, asked: Asked) -> Answer:
     trace_id = asked.raw.get("id", "").lower()
     if len(trace_id) != 32 or set(trace_id) - set("0123456789abcdef"):
         raise QueryMalformed("id must be a trace id: 32 hex digits")
-    spans = spans_of_trace(db, bytes.fromhex(trace_id))
-    links = join(spans_of_links(db, {bytes.fromhex(trace_id)}))
-    sides: list[dict[str, object]] = []
-    for link in links:
-        both = [s for s in spans if s["span_id"] == link["span_id"] and s["name"] == "link"]
-        answers = [
-            s for s in spans if s["parent_span_id"] == link["span_id"] and s["name"] == "link"
-        ]
-        if link["sides"] == ["inbound"]:
-            both, answers = [], both
-        sides.append({"link": link, "outbound": both, "inbound": answers})
+    found = read_trace(db, bytes.fromhex(trace_id))
+    spans = found.spans
+    told: dict[str, list[Item]] = {}
+    for span in spans:
+        if span["name"] == "link" and isinstance(a := span["attributes"], dict):
+            key = f"{span['sender']} {a.get('podlink.direction')} {span['span_id']}"
+            told.setdefault(key, []).append(span)
+    sides = [
+        {
+            "link": link,
+            **{
+                direction: [
+                    span
+                    for key in cast(list[str], link["told_by"])
+                    if f" {direction} " in key
+                    for span in told.get(key, ())
+                ]
+                for direction in ("outbound", "inbound")
+            },
+        }
+        for link in found.links
+    ]
     serials = {
         str(a["podlink.certificate.serial"])
         for s in spans
@@ -264,6 +275,7 @@ def trace(db: sqlite3.Connection, asked: Asked) -> Answer:
         {
             "trace_id": trace_id,
             "spans": spans,
+            "left_out": found.left_out,
             "sides": sides,
             "issued": views.leaves_by_serial(db, serials),
             "rows": waterfall(spans),

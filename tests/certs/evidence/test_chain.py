@@ -61,6 +61,7 @@ def record(chain: Chain, number: int, reporter: str = DEFAULT) -> Item:
     attributes = {
         "podlink.direction": "outbound",
         "podlink.source.identity": reporter,
+        "podlink.security": "mtls",
         "podlink.verdict": "denied" if number % 7 == 0 else "allowed",
         "server.port": 5432,
         "podlink.direct": True,

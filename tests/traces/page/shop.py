@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,7 @@ def write(folder: Path, events: Iterator[tuple[int, ExportTraceServiceRequest]])
         config = TracesConfig(db_path=folder / "traces.db", token_path=folder / "token")
         writer = Writer(config, clock_ns=lambda: clock[0], sweep_every_s=3600.0)
         writer.start()
-        waiting: list[asyncio.Future[int]] = []
+        waiting: list[asyncio.Future[Counter[str]]] = []
         for at_ns, asked in events:
             if at_ns - clock[0] > HOUR // 2:  # a group is written under one reading of the clock
                 await asyncio.gather(*waiting)
