@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from local import linux, userns
+from local import linux, permission, userns
 from local.errors import LocalError, Unusable
 from local.node import init
 from local.state import StateDir
@@ -70,7 +70,7 @@ def _hold(plan: Plan) -> int:
         sockets["control"] = _control_socket(state)
         maps = userns.plan()
         said, ready = os.pipe()
-        keeper = _start_keeper(state, maps, sockets, ready)
+        keeper, maps = _start_keeper(state, maps, sockets, ready)
         os.close(ready)
         for held in sockets.values():
             held.close()
@@ -134,8 +134,8 @@ def _read_answer(said: int) -> dict[str, dict[str, object]]:
 
 def _start_keeper(
     state: StateDir, maps: userns.IdMaps, sockets: dict[str, socket.socket], ready: int
-) -> int:
-    """Fork the keeper and write its id maps; returns its pid. Raises Unusable."""
+) -> tuple[int, userns.IdMaps]:
+    """Fork the keeper and write its id maps; returns its pid and the maps. Raises Unusable."""
     told, tell = os.pipe()
     go_read, go_write = os.pipe()
     supervisor = os.getpid()
@@ -156,10 +156,12 @@ def _start_keeper(
     os.close(told)
     if answer not in (b"mapped", b"unmapped"):
         os.waitpid(keeper, 0)
-        raise Unusable(f"this machine does not allow namespaces: {answer.decode()[:300]}")
+        raise Unusable(
+            f"{permission.remedy(permission.observe())} ({answer.decode('utf-8', 'replace')[:300]})"
+        )
     try:
         if answer == b"mapped":
-            maps.write(keeper)
+            maps = maps.write(keeper)
         os.write(go_write, b"go")
     except LocalError:
         os.kill(keeper, signal.SIGKILL)
@@ -167,7 +169,7 @@ def _start_keeper(
         raise
     finally:
         os.close(go_write)
-    return keeper
+    return keeper, maps
 
 
 def _keep(
@@ -182,14 +184,7 @@ def _keep(
     linux.set_process_name("podlink-keeper")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     others = linux.CLONE_NEWNET | linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC
-    try:
-        linux.unshare(linux.CLONE_NEWUSER | others)
-        mapped = True
-    except OSError:
-        if os.geteuid() != 0:
-            raise
-        linux.unshare(others)  # root on a machine without user namespaces
-        mapped = False
+    mapped = _unshare(others)
     os.write(tell, b"mapped" if mapped else b"unmapped")
     os.close(tell)
     if os.read(go, 2) != b"go":
@@ -229,11 +224,37 @@ def _keep(
     os._exit(0 if code in (0, -signal.SIGKILL) else 1)
 
 
+def _unshare(others: int) -> bool:
+    """Enter new namespaces; returns whether a user namespace is among them."""
+    root = os.geteuid() == 0
+    try:
+        # Within a user namespace there is no new /proc where parts of the old one are hidden.
+        if not (root and permission.observe().masked_proc):
+            linux.unshare(linux.CLONE_NEWUSER | others)
+            return True
+    except OSError:
+        if not root:
+            raise
+    linux.unshare(others)  # root on a machine without user namespaces
+    return False
+
+
+def _mount_proc(ready: int) -> None:
+    try:
+        linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    except PermissionError as e:
+        # A container that hides parts of /proc: mount_namespaces(7), "mount point restrictions".
+        _report(
+            ready, {"error": permission.remedy(permission.observe()), "reason": Unusable.reason}
+        )
+        raise SystemExit(str(e)) from e
+
+
 def _become_init(
     state: StateDir, sockets: dict[str, socket.socket], ready: int, lifeline: int
 ) -> NoReturn:
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    _mount_proc(ready)
     linux.mount("tmpfs", str(state.node), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
     fds = {name: held.detach() for name, held in sockets.items()}
     plan = {"state": str(state.root), "name": state.name, "sockets": fds, "ready": ready}

@@ -12,6 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from local import permission
 from local.errors import Unusable
 
 _WANTED_RANGE = 65536
@@ -32,30 +33,36 @@ class IdMaps:
     def single(self) -> bool:
         return sum(count for _, _, count in self.uids) == 1
 
-    def write(self, pid: int) -> None:
-        """Give the process `pid`, alone in its new namespace, these ids. Raises Unusable."""
+    def write(self, pid: int) -> "IdMaps":
+        """Give the process `pid`, alone in its new namespace, these ids; returns what it was given:
+        its own id alone where the helper refuses more. Raises Unusable.
+        """
+        if self.by_helper and not _helped("newuidmap", pid, self.uids):
+            return alone().write(pid)
         try:
             if self.by_helper:
-                self._write_by_helper(pid)
-                return
+                if not _helped("newgidmap", pid, self.gids):
+                    raise Unusable("newgidmap refused what newuidmap allowed: see /etc/subgid")
+                return self
             if os.geteuid() != 0:
                 Path(f"/proc/{pid}/setgroups").write_text("deny")
             Path(f"/proc/{pid}/uid_map").write_text(_lines(self.uids))
             Path(f"/proc/{pid}/gid_map").write_text(_lines(self.gids))
         except OSError as e:
-            raise Unusable(
-                f"this machine does not let {_user()} map ids in a user namespace ({e.strerror}); "
-                "on Ubuntu see kernel.apparmor_restrict_unprivileged_userns, or run it as root"
-            ) from e
+            raise Unusable(permission.remedy(permission.observe())) from e
+        return self
 
-    def _write_by_helper(self, pid: int) -> None:
-        for helper, ranges in (("newuidmap", self.uids), ("newgidmap", self.gids)):
-            numbers = [str(number) for line in ranges for number in line]
-            done = subprocess.run(
-                [helper, str(pid), *numbers], capture_output=True, text=True, check=False
-            )
-            if done.returncode != 0:
-                raise Unusable(f"{helper} refused: {done.stderr.strip()[:200]}")
+
+def _helped(helper: str, pid: int, ranges: tuple[Range, ...]) -> bool:
+    """Have newuidmap or newgidmap write a map; False if it refuses."""
+    numbers = [str(number) for line in ranges for number in line]
+    done = subprocess.run([helper, str(pid), *numbers], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def alone() -> IdMaps:
+    """This user's own id and group, as root, and no others."""
+    return IdMaps(((0, os.getuid(), 1),), ((0, os.getgid(), 1),))
 
 
 def plan() -> IdMaps:
@@ -66,7 +73,7 @@ def plan() -> IdMaps:
     sub_uid, sub_gid = _sub_range("/etc/subuid", uid), _sub_range("/etc/subgid", uid)
     if sub_uid and sub_gid and shutil.which("newuidmap") and shutil.which("newgidmap"):
         return IdMaps(((0, uid, 1), (1, *sub_uid)), ((0, gid, 1), (1, *sub_gid)), by_helper=True)
-    return IdMaps(((0, uid, 1),), ((0, gid, 1),))
+    return alone()
 
 
 def _own_ranges(name: str) -> tuple[Range, ...]:
@@ -96,7 +103,3 @@ def _sub_range(path: str, uid: int) -> tuple[int, int] | None:
 
 def _lines(ranges: tuple[Range, ...]) -> str:
     return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in ranges)
-
-
-def _user() -> str:
-    return f"uid {os.getuid()}"

@@ -67,11 +67,12 @@ def build(suite: str, folder: Path, more: Sequence[str] = ()) -> None:
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
 
 
-def furnish(folder: Path, *, user: bool) -> None:
+def furnish(folder: Path, *, user: bool, fresh: bool = True) -> None:
     """A fresh copy of this tree in it, a user, and how this machine reaches the archives."""
     home = folder / _HOME[user].lstrip("/")
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
+    if fresh:
+        shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True, exist_ok=True)
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -156,6 +157,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--run", action="append", metavar="COMMAND")
     parser.add_argument("--with", dest="more", action="append", default=[], metavar="PACKAGE")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make or use the root there")
+    parser.add_argument("--again", action="store_true", help="with --keep: mend the tree there")
     parser.add_argument("--wrap", default="", help="put in front: 'capsh --drop=cap_sys_admin --'")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     asked = parser.parse_args(argv)
@@ -168,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
         if not (folder / "etc/passwd").exists():
             print(f"making a bare {asked.suite} in {folder}", file=sys.stderr, flush=True)
             build(asked.suite, folder, asked.more)
-        furnish(folder, user=asked.user)
+        furnish(folder, user=asked.user, fresh=not asked.again)
         for command in commands:
             print(f"\n$ {command}", file=sys.stderr, flush=True)
             status = run(folder, command, user=asked.user, wrap=asked.wrap, **env)

@@ -334,13 +334,20 @@ def as_uv(pip_config: str) -> tuple[list[str], dict[str, str]]:
         "timeout": "UV_HTTP_TIMEOUT",
         "proxy": "ALL_PROXY",
     }
-    settings = {names[k]: " ".join(v.split()) for k, v in found.items() if k in names}
+    there = {k: " ".join(filter(_is_there, v.split())) for k, v in found.items()}
+    settings = {names[k]: v for k, v in there.items() if k in names and v}
     options = ["--index-strategy", "unsafe-best-match"]
-    for where in found.get("find-links", "").split():
+    for where in there.get("find-links", "").split():
         options += ["--find-links", where]
     if found.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         options.append("--no-index")
     return options, settings
+
+
+def _is_there(where: str) -> bool:
+    """False for a place on this machine that does not exist: pip passes over it, uv stops."""
+    path = where.removeprefix("file://")
+    return not path.startswith("/") or Path(path).exists()
 
 
 def _run(argv: Sequence[object], line: Line, *, total: int = 0) -> None:

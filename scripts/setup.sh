@@ -52,6 +52,13 @@ as_root() {
     fi
 }
 
+# Whether the kernel lets this user make what a cluster is made of.
+may_make_namespaces() {
+    all="--net --mount --uts --ipc --pid --fork --mount-proc"
+    unshare --user --map-root-user $all true 2>/dev/null ||
+        { [ "$(id -u)" = 0 ] && unshare $all true 2>/dev/null; }
+}
+
 available() {
     case $(apt-cache policy "$1" 2>/dev/null) in
     *"Candidate: (none)"* | '') return 1 ;;
@@ -125,6 +132,14 @@ plan_count() {
 
 done_steps=0
 find_python
+case $word in
+demo | test)
+    may_make_namespaces || {
+        [ -z "$python" ] || why=$("$python" -m local.permission 2>/dev/null) || why=
+        die "${why:-the kernel lets this user make no namespaces: run it as root, in a container with --privileged}"
+    }
+    ;;
+esac
 lacks=$(sh scripts/needs.sh "$word")
 needed=${lacks%%\?*}
 welcome=

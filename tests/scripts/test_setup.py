@@ -316,24 +316,25 @@ def test_a_changed_lock_is_installed_anew(env: Environment, changed: str) -> Non
     assert not environments.is_ready(env, found)
 
 
-def test_uv_looks_where_pip_is_told_to() -> None:
+def test_uv_looks_where_pip_is_told_to(tmp_path: Path) -> None:
+    (tmp_path / "ours.pem").touch()
     options, settings = as_uv(
         "global.index-url='https://old.example/simple'\n"
         "install.index-url='https://me:secret@pip.example/simple'\n"
-        "global.extra-index-url='https://one.example https://two.example'\n"
-        "global.find-links='/opt/wheels\\nhttps://files.example'\n"
-        ":env:.cert='/etc/ssl/ours.pem'\n"
+        "global.extra-index-url='https://one.example file:///nowhere/simple https://two.example'\n"
+        f"global.find-links='{tmp_path}\\nhttps://files.example /nowhere/wheels'\n"
+        f":env:.cert='{tmp_path}/ours.pem'\n"
         "global.no-index='true'\n"
         "download.index-url='https://not.example'\n"
     )
     assert settings == {
         "UV_DEFAULT_INDEX": "https://me:secret@pip.example/simple",
         "UV_INDEX": "https://one.example https://two.example",
-        "SSL_CERT_FILE": "/etc/ssl/ours.pem",
+        "SSL_CERT_FILE": f"{tmp_path}/ours.pem",
     }
     assert options[2:] == [
         "--find-links",
-        "/opt/wheels",
+        str(tmp_path),
         "--find-links",
         "https://files.example",
         "--no-index",
