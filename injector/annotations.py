@@ -56,6 +56,7 @@ class PodSettings:
     plaintext_ports: str = ""
     external: str = "allow"
     http_ports: str = ""
+    expose_loopback_ports: str = ""
     proxy_cpu_request: str = "10m"
     proxy_cpu_limit: str = ""
     proxy_memory_request: str = "48Mi"
@@ -289,6 +290,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "plaintext-ports": (_PORTS_FORM, _ports),
     "external": _one_of("allow", "deny"),
     "http-ports": (f"{_PORTS_FORM}, or {contract.NO_HTTP_PORTS}", _http_ports),
+    "expose-loopback-ports": (_PORTS_FORM, _ports),
     "proxy-cpu-request": (_CPU_FORM, _cpu_text),
     "proxy-cpu-limit": (_CPU_FORM, _cpu_text),
     "proxy-memory-request": (_MEMORY_FORM, _memory_text),
@@ -298,8 +300,15 @@ _CHECKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "source-address": _one_of("peer", "pod"),
     "shutdown-grace-period": (f"a duration such as 30s or 2m, at most {_MAX_GRACE_S}s", _grace),
 }
-_NO_DEFAULTS = frozenset({"plaintext", "plaintext-ports", "external"})
+_NO_DEFAULTS = frozenset({"plaintext", "plaintext-ports", "external", "expose-loopback-ports"})
 _LISTS = frozenset(
-    {"skip-inbound-ports", "skip-outbound-ports", "skip-subnets", "upstreams", "http-ports"}
+    {
+        "skip-inbound-ports",
+        "skip-outbound-ports",
+        "skip-subnets",
+        "upstreams",
+        "http-ports",
+        "expose-loopback-ports",
+    }
 )
 assert {key.replace("-", "_") for key in _CHECKS} == {field.name for field in fields(PodSettings)}

@@ -222,6 +222,7 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
     )
     asked = {
         "PODLINK_HTTP_PORTS": pod.http_ports,
+        "PODLINK_EXPOSE_LOOPBACK_PORTS": pod.expose_loopback_ports,
         "PODLINK_WORKERS": pod.workers,
         "PODLINK_SHUTDOWN_GRACE_PERIOD": pod.shutdown_grace_period,
     }

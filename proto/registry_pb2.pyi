@@ -640,7 +640,6 @@ class PodSettings(_message.Message):
     PLAINTEXT_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
-    DECLARED_PORTS_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     PLAINTEXT_PORTS_FIELD_NUMBER: _builtins.int
     POLICY_FORMAT_FIELD_NUMBER: _builtins.int
@@ -662,12 +661,6 @@ class PodSettings(_message.Message):
         """Policies that select this pod, compiled; an unknown version is refused and the last good kept."""
 
     @_builtins.property
-    def declared_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ports that the pod's own containers declare (containerPort). Only these may be reached on the
-        pod's loopback as well: what else listens there is not for others.
-        """
-
-    @_builtins.property
     def plaintext_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ports ("9187", "9000-9010") that take plaintext though `plaintext` denies it."""
 
@@ -682,7 +675,6 @@ class PodSettings(_message.Message):
         plaintext: _builtins.str = ...,
         external: _builtins.str = ...,
         policies: _abc.Iterable[Global___Policy] | None = ...,
-        declared_ports: _abc.Iterable[_builtins.int] | None = ...,
         zone: _builtins.str = ...,
         plaintext_ports: _abc.Iterable[_builtins.str] | None = ...,
         policy_format: _builtins.int = ...,
@@ -690,7 +682,7 @@ class PodSettings(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_ports", b"declared_ports", "external", b"external", "http_ports", b"http_ports", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "plaintext_ports", b"plaintext_ports", "policies", b"policies", "policy_format", b"policy_format", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "http_ports", b"http_ports", "mesh_default", b"mesh_default", "plaintext", b"plaintext", "plaintext_ports", b"plaintext_ports", "policies", b"policies", "policy_format", b"policy_format", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -77,7 +77,6 @@ class PodFacts:
     plaintext: str = ""
     plaintext_ports: str = ""
     external: str = ""
-    declared_ports: tuple[int, ...] = ()
     """TCP ports that the pod's own containers name."""
     http_ports: tuple[str, ...] = ()
     """Ports and ranges that its annotation says speak HTTP."""
@@ -205,7 +204,6 @@ def read_pod(raw: Raw) -> PodFacts:
         plaintext=plaintext,
         plaintext_ports=plaintext_ports,
         external=external,
-        declared_ports=_declared_ports(fields, containers),
         refused=fields.refused,
     )
 
@@ -278,18 +276,6 @@ def _container(containers: Sequence[Raw], name: str, command: Sequence[str]) -> 
         if container.get("name") == name and container.get("command") == list(command):
             return container
     return None
-
-
-def _declared_ports(fields: Fields, containers: Sequence[Raw]) -> tuple[int, ...]:
-    ours = (contract.PROXY_CONTAINER, contract.CAPTURE_CONTAINER, contract.VALIDATE_CONTAINER)
-    found = {
-        fields.port(port.get("containerPort"), "containerPort")
-        for container in containers
-        if container.get("name") not in ours
-        for port in fields.mappings(container.get("ports"), "ports", _MAX_CONTAINER_PORTS)
-        if _is_tcp(fields, port)
-    }
-    return tuple(sorted(found - {0}))
 
 
 def _is_tcp(fields: Fields, port: Raw) -> bool:

@@ -29,7 +29,6 @@ def pod_settings(
         plaintext=_choose(says.plaintext, "deny"),
         plaintext_ports=_ports(says.plaintext_ports),
         external=_choose(pod.external or near_external, "allow"),
-        declared_ports=pod.declared_ports,
         policies=policies,
         policy_format=POLICY_FORMAT,
     )

@@ -95,6 +95,7 @@ class Carrier:
             handshake_rate=buckets(limits.handshakes_per_source),
             unsettled=True,
             http_ports=config.http_ports or NO_PORTS,
+            loopback_ports=config.loopback_ports,
         )
         self.renewals = self.plane.renewals = Renewals(self.plane)
         limit = config.memory_limit or limit_of_cgroup()
@@ -211,7 +212,6 @@ class Carrier:
         policy, allow_external = policy_set(settings), settings.external != "deny"
         changed = (policy, allow_external) != (plane.policy, plane.allow_external)
         plane.policy, plane.allow_external = policy, allow_external
-        self.plane.declared_ports = frozenset(settings.declared_ports)
         if self._config.http_ports is None:
             self.plane.http_ports = PortSet.parse(map(str, settings.http_ports))
         self.plane.unsettled = False

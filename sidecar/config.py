@@ -64,6 +64,7 @@ class SidecarConfig:
     allow_external: bool
     cluster_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
     http_ports: PortSet | None
+    loopback_ports: PortSet
     """Ports of the app that leave request spans; None: those that its Services say speak HTTP."""
     watches_requests: bool
     """False: no request leaves a span here, whatever anybody says."""
@@ -110,6 +111,7 @@ class SidecarConfig:
             allow_external=settings.choice("PODLINK_EXTERNAL", "allow", _ALLOW_DENY) == "allow",
             cluster_networks=_networks(settings),
             http_ports=_http_ports(settings),
+            loopback_ports=_port_set(settings, "PODLINK_EXPOSE_LOOPBACK_PORTS"),
             watches_requests=settings.optional("PODLINK_HTTP_PORTS") != NO_HTTP_PORTS,
             mark=PROXY_MARK
             if settings.choice("PODLINK_EXEMPT_BY", "uid", frozenset({"uid", "mark"})) == "mark"
@@ -127,10 +129,14 @@ def _http_ports(settings: Settings) -> PortSet | None:
     raw = settings.optional("PODLINK_HTTP_PORTS")
     if not raw or raw == NO_HTTP_PORTS:
         return None if not raw else NO_PORTS
+    return _port_set(settings, "PODLINK_HTTP_PORTS")
+
+
+def _port_set(settings: Settings, name: str) -> PortSet:
     try:
-        return PortSet.parse(raw)
+        return PortSet.parse(settings.optional(name) or "")
     except ValueError as e:
-        raise ConfigInvalid(f"PODLINK_HTTP_PORTS: {e}") from e
+        raise ConfigInvalid(f"{name}: {e}") from e
 
 
 def _identity(settings: Settings) -> WorkloadIdentity:

@@ -112,9 +112,13 @@ class AppUnreachable(LocalError):
 
 
 class EndpointUnreachable(LocalError):
-    """The chosen endpoint does not accept connections."""
+    """The chosen endpoint does not accept connections. `silent`: it did not even refuse one."""
 
     reason = "endpoint_unreachable"
+
+    def __init__(self, message: str, *, silent: bool = False) -> None:
+        super().__init__(message)
+        self.silent = silent
 
 
 class NoEndpoints(LocalError):

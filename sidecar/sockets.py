@@ -49,6 +49,8 @@ def listen(ip: str, port: int, *, shared: bool = False) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # An urgent byte stays in the stream, where RFC 6093 would have it; else it would vanish here.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         watch_for_dead_peer(sock)
         sock.bind((ip, port))
         sock.listen(BACKLOG)
@@ -74,6 +76,7 @@ def start_connect(ip: str, port: int, mark: int = 0, source: Source | None = Non
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         if source is not None:

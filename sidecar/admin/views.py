@@ -92,7 +92,7 @@ def policy(plane: Plane) -> Json:
     return {
         **in_force,
         "allow_external": plane.allow_external,
-        "declared_ports": sorted(plane.declared_ports),
+        "loopback_ports": str(plane.loopback_ports),
     }
 
 

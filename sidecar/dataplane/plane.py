@@ -25,6 +25,7 @@ from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.dataplane.tunnels.tunnel import NO_RENEWALS, Renews, Tunnel
 from sidecar.directory import Directory, Own
 from sidecar.errors import SidecarError
+from sidecar.listening import LoopbackListeners
 from sidecar.metrics.handshakes import HandshakeMeter
 from sidecar.report import LinkRecord, Report, Watcher
 from sidecar.sockets import reset
@@ -113,9 +114,11 @@ class Plane:
     allow_external: bool = True
     cluster_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     """Addresses in here are asked of the registry; the rest is external without asking."""
-    declared_ports: frozenset[int] = frozenset()
-    """Ports that the app's containers declare: only these are tried on loopback as well, since what
-    else listens there alone (an admin page, a profiler) is not for peers."""
+    loopback_ports: PortSet = NO_PORTS
+    """Ports that the pod opens though the app listens for them on loopback only: what else listens there
+    alone (an admin page, a profiler) is not for peers."""
+    loopback_listeners: Callable[[], frozenset[int]] = field(default_factory=LoopbackListeners)
+    """Ports that somebody in the pod listens for on loopback."""
     http_ports: PortSet = NO_PORTS
     """Ports of the app whose links are watched for requests."""
     watch: Callable[[LinkRecord], Watcher] | None = None

@@ -1,10 +1,19 @@
 """Fills the records of links: on the acceptor's side from what was checked there, on both at a cut."""
 
+from kit.contract import CONFIG_PREFIX
 from policy.judge import Permit
+from sidecar.dataplane.loop.connect import APP_TIMEOUT_S
 from sidecar.dataplane.plane import Plane
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.directory import Workload
-from sidecar.errors import Denied, PeerBanned, PeerLost, SidecarError
+from sidecar.errors import (
+    AppUnreachable,
+    Denied,
+    EndpointUnreachable,
+    PeerBanned,
+    PeerLost,
+    SidecarError,
+)
 from sidecar.report import LinkRecord
 from sidecar.wire.opening import CUT_AT_EXPIRY, CUT_BY_BAN, RESETS, SHUTDOWN
 
@@ -44,6 +53,21 @@ def error_of_cut(code: int) -> SidecarError:
     if code == SHUTDOWN:
         return PeerLost("the proxy stopped before the link was open")
     return PeerLost(f"the link was cut before it was open ({RESETS.get(code, code)})")
+
+
+def no_app(port: int, error: SidecarError | None, *, on_loopback: bool) -> AppUnreachable:
+    """Why the app did not take a connection that was let in; `error` is what its address answered, and
+    `on_loopback` whether it listens there."""
+    if isinstance(error, EndpointUnreachable) and error.silent:
+        return AppUnreachable(
+            f"the app took no connection on port {port} for {APP_TIMEOUT_S:.0f} s: its queue is full"
+        )
+    if on_loopback:
+        return AppUnreachable(
+            f"the app listens on port {port} on loopback only: have it listen on the pod's address, "
+            f"or annotate the pod with {CONFIG_PREFIX}expose-loopback-ports: '{port}'"
+        )
+    return AppUnreachable(f"nothing listens on port {port}")
 
 
 def explain(record: LinkRecord, error: SidecarError) -> None:

@@ -132,13 +132,11 @@ def _endpoint(said: pb.Endpoint, trust_domain: str, fields: Fields) -> Endpoint 
 
 def checked_settings(said: pb.PodSettings, fields: Fields) -> pb.PodSettings:
     """`said` without the ports that are none."""
-    declared = [port for port in said.declared_ports if fields.port(port, "declared_ports")]
     http = [port for port in said.http_ports if fields.port(port, "http_ports")]
-    if len(declared) == len(said.declared_ports) and len(http) == len(said.http_ports):
+    if len(http) == len(said.http_ports):
         return said
     kept = pb.PodSettings()
     kept.CopyFrom(said)
-    kept.declared_ports[:] = declared
     kept.http_ports[:] = http
     return kept
 

@@ -25,6 +25,7 @@ BAD = {
     "skip-inbound-ports": PORTS,
     "skip-outbound-ports": PORTS,
     "http-ports": PORTS,
+    "expose-loopback-ports": PORTS,
     "skip-subnets": (
         "*", "0.0.0.0/0", "::/0", "10.0.0.0/7", "2001::/15", "10.0.0.1/8", "10.0.0/8",
         "10.0.0.0/33", "host", "10.0.0.0/8;11.0.0.0/8", "fe80::%eth0/64", "10.0.0.0/-1",
@@ -104,6 +105,7 @@ def test_an_unknown_annotation_is_refused_on_pod_and_namespace(key: str) -> None
         ("plaintext", "allow", "allow"),
         ("external", "deny", "deny"),
         ("http-ports", "80,8080", "80,8080"),
+        ("expose-loopback-ports", " 9090 ", "9090"),
         ("proxy-cpu-request", "0.25", "250m"),
         ("proxy-cpu-request", "2000m", "2"),
         ("proxy-cpu-limit", "100m", "100m"),

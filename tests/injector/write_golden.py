@@ -64,7 +64,8 @@ CASES: dict[str, dict[str, Any]] = {
         "pod": annotated(
             skip_inbound_ports="9100", skip_outbound_ports="25,9000-9010",
             skip_subnets="192.0.2.0/24", upstreams="5432=db.prod:5432", plaintext="allow",
-            external="deny", http_ports="8080", proxy_cpu_request="100m", proxy_cpu_limit="1",
+            external="deny", http_ports="8080", expose_loopback_ports="9090",
+            proxy_cpu_request="100m", proxy_cpu_limit="1",
             proxy_memory_request="64Mi", proxy_memory_limit="128Mi", proxy_log_level="debug",
             workers="2", shutdown_grace_period="30s", source_address="pod",
         )

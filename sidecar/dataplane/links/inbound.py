@@ -17,11 +17,17 @@ from sidecar.dataplane.links.http_splice import HttpSplice
 from sidecar.dataplane.links.phases import Phase, advance
 from sidecar.dataplane.links.splice import TunnelSplice
 from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Connect
-from sidecar.dataplane.records import describe_peer, error_of_cut, explain, new_record, permitted
+from sidecar.dataplane.records import (
+    describe_peer,
+    error_of_cut,
+    explain,
+    new_record,
+    no_app,
+    permitted,
+)
 from sidecar.dataplane.tunnels.inbound import InboundTunnel
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import (
-    AppUnreachable,
     Bug,
     Denied,
     NotReady,
@@ -129,8 +135,7 @@ class InboundLink:
         return self._plane.tunnel_only or port == self.record.original_port
 
     def _connect_app(self, permit: Permit) -> None:
-        """To the address that was dialled, then to loopback if the app declares the port: it may
-        listen there alone."""
+        """To the address that was dialled, then to loopback if the pod opens that port of it."""
         self.phase = advance(self.phase, Phase.CONNECTING)
         ip = self._keeper.to[0]
         source = source_of_tunnel(self._plane, self.tunnel)
@@ -142,7 +147,7 @@ class InboundLink:
         if sock is not None:
             return self._accept(sock)
         assert self._permit is not None
-        if self._permit.port not in self._plane.declared_ports:
+        if self._permit.port not in self._plane.loopback_ports:
             return self._loopback_answered(None, error)
         ip = loopback_of(self._keeper.to[0])
         connect = Connect(
@@ -155,11 +160,9 @@ class InboundLink:
         self._connect = None
         if sock is not None:
             return self._accept(sock)
-        return self._refuse(
-            UNREACHABLE,
-            AppUnreachable(f"nothing listens on port {self.record.destination_port}"),
-            "failed",
-        )
+        port = self.record.destination_port
+        unreachable = no_app(port, error, on_loopback=port in self._plane.loopback_listeners())
+        return self._refuse(UNREACHABLE, unreachable, "failed")
 
     def _await(self, connect: Connect) -> None:
         self._connect = connect

@@ -17,7 +17,12 @@ from kit.contract import CANARIES, OWN_PORTS, canary_answer
 from sidecar.dataplane.links.http_splice import HttpSplice
 from sidecar.dataplane.links.phases import Phase, advance
 from sidecar.dataplane.links.splice import RawSplice, TunnelSplice
-from sidecar.dataplane.loop.connect import CONNECT_TIMEOUT_S, EXTERNAL_TIMEOUT_S, Connect
+from sidecar.dataplane.loop.connect import (
+    ALONE_TIMEOUT_S,
+    APP_TIMEOUT_S,
+    CONNECT_TIMEOUT_S,
+    Connect,
+)
 from sidecar.dataplane.plane import Plane
 from sidecar.dataplane.records import error_of_cut
 from sidecar.dataplane.routing.destination import Ask, Destination, Failed, Step, somebody_else
@@ -39,7 +44,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.report import LinkRecord
-from sidecar.sockets import original_dst, reset, watch_for_dead_peer
+from sidecar.sockets import connect_error, original_dst, reset, watch_for_dead_peer
 from sidecar.wire.frames import ACCEPT, DATA, HEADER, OPEN, REFUSE, RESET, encode
 from sidecar.wire.opening import (
     APP_RESET,
@@ -58,6 +63,11 @@ CANARY_PORT: Final = CANARIES[4][1]
 HOLD_BYTES: Final = 4 * 16384 - HEADER
 """What may travel with OPEN and is kept for a replay until ACCEPT."""
 ACCEPT_TIMEOUT_S: Final = 15.0
+"""How long a link waits for ACCEPT or REFUSE without asking whether the far proxy lives."""
+PONG_WITHIN_S: Final = 10.0
+"""How long that proxy has to say so; while it does, the link waits on for its app."""
+APP_WAIT_S: Final = APP_TIMEOUT_S + ACCEPT_TIMEOUT_S
+"""Longer than an acceptor waits for its app, so that it is the acceptor who tells why."""
 SUSPECT_AFTER_S: Final = 3.0
 """A peer that is gone says nothing, and an app that accepts no sooner is too busy for more."""
 
@@ -79,6 +89,7 @@ class OutboundLink:
         "_splice",
         "_target",
         "_tunnel",
+        "_wait_until",
         "_work",
         "phase",
         "record",
@@ -101,7 +112,7 @@ class OutboundLink:
         self._work: Connect | Acquire | None = None
         self._tunnel: Tunnel | None = None
         self._splice: TunnelSplice | RawSplice | None = None
-        self._answer_by = 0.0
+        self._answer_by = self._wait_until = 0.0
         plane.new_ids(record)
         record.start_ns = plane.unix_ns()
         record.source_ip, record.source_port = source_ip, source_port
@@ -192,6 +203,10 @@ class OutboundLink:
         step = destination.dial_failed(plane, error, self.record.destination_ip)
         self._go(step, error)
 
+    def _connect_within_s(self, ip: str) -> float:
+        another = self._destination.has_another(self._plane, ip)
+        return CONNECT_TIMEOUT_S if another else ALONE_TIMEOUT_S
+
     def _eject(self) -> None:
         plane, record = self._plane, self.record
         plane.ejections.failed(record.destination_ip, record.destination_port, plane.now())
@@ -202,9 +217,8 @@ class OutboundLink:
         record = self.record
         record.security, record.reason = route.security, route.reason
         record.destination_pod = route.pod
-        nobody_else = self._destination.service is None
-        timeout_s = EXTERNAL_TIMEOUT_S if nobody_else else CONNECT_TIMEOUT_S
-        connect = Connect(self._plane, route.ip, route.port, timeout_s, self._connected)
+        within_s = self._connect_within_s(route.ip)
+        connect = Connect(self._plane, route.ip, route.port, within_s, self._connected)
         self._work = connect
         connect.start()
 
@@ -242,7 +256,7 @@ class OutboundLink:
             service is not None and asked_port in service.http_ports
         )
         port = plane.tunnel_port if pod.tunnel_only else route.port
-        self._target = Target.of(route.ip, port, pod.identity)
+        self._target = Target.of(route.ip, port, pod.identity, self._connect_within_s(route.ip))
         record.destination_pod, record.destination_identity = pod.pod, self._target.key[2]
         return self._read_first()
 
@@ -291,7 +305,8 @@ class OutboundLink:
             frames += encode(DATA, self._held)
         tunnel.session.sent(OPEN)
         tunnel.write(frames)
-        self._answer_by = self._plane.now() + ACCEPT_TIMEOUT_S
+        now = self._plane.now()
+        self._answer_by, self._wait_until = now + ACCEPT_TIMEOUT_S, now + APP_WAIT_S
 
     def tunnel_data(self, piece: memoryview) -> None:
         raise ProtocolViolation("DATA before ACCEPT")  # the session refuses it before this
@@ -338,10 +353,18 @@ class OutboundLink:
             return None
         if self._splice is not None:
             return tunnel.look()
-        if now > self._answer_by - ACCEPT_TIMEOUT_S + SUSPECT_AFTER_S:
+        assert self._near is not None
+        self._plane.poller.watch_hang_up(self._near.fileno(), self._near_hung_up)
+        if now > self._wait_until - APP_WAIT_S + SUSPECT_AFTER_S:
             self._eject()
         suspect_ms = int(1000 * SUSPECT_AFTER_S)
-        if now > self._answer_by or tunnel.is_unanswered(suspect_ms):
+        unanswered = tunnel.is_unanswered(suspect_ms)
+        may_wait = not unanswered and not tunnel.pinged and now < self._wait_until
+        if now > self._answer_by and may_wait:
+            # Its app may have a full queue, and the proxy waits as the kernel would.
+            self._answer_by = now + PONG_WITHIN_S
+            return tunnel.ping()
+        if now > self._answer_by or unanswered:
             error = HandshakeTimeout("the peer neither accepted nor refused the link")
             if self._held:
                 return self._fail(error)
@@ -350,6 +373,11 @@ class OutboundLink:
             self._plane.pool.pass_on(self._target.key)
             self._try_elsewhere(error)
         return None
+
+    def _near_hung_up(self) -> None:
+        """The app's connection was reset, or broke, while the link waited to be accepted."""
+        if self._near is not None and self.phase is Phase.OPENING and connect_error(self._near):
+            self._fail(PeerLost("the app reset the connection"), close="reset")
 
     def _accepted(self, payload: bytes) -> None:
         tunnel, near, record = self._tunnel, self._near, self.record
@@ -474,6 +502,7 @@ class OutboundLink:
             self._tunnel = None
             self._plane.pool.pass_on(self._target.key)
         if self._near is not None:
+            self._plane.poller.forget(self._near.fileno())
             reset(self._near)
             self._near = None
         self._report(0, 0, close)

@@ -7,9 +7,9 @@ from policy.judge import Permit
 from sidecar.dataplane.links.splice import RawSplice
 from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Answered, Connect
 from sidecar.dataplane.plane import Plane
-from sidecar.dataplane.records import explain, permitted
+from sidecar.dataplane.records import explain, no_app, permitted
 from sidecar.directory import EXTERNAL, Found, Workload
-from sidecar.errors import AppUnreachable, Bug, SidecarError
+from sidecar.errors import Bug, SidecarError
 from sidecar.report import LinkRecord, PlaintextReason
 from sidecar.sockets import loopback_of, reset
 from sidecar.source_address import Source
@@ -85,7 +85,7 @@ class PlaintextLink:
     def _first_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:
         if app is not None:
             return self._begin(app)
-        if self._to[1] not in self._plane.declared_ports:
+        if self._to[1] not in self._plane.loopback_ports:
             return self._last_answer(None, error)
         return self._try(loopback_of(self._to[0]), self._last_answer)
 
@@ -93,7 +93,8 @@ class PlaintextLink:
         if app is not None:
             return self._begin(app)
         self._failed = True
-        unreachable = AppUnreachable(f"nothing listens on port {self._to[1]}")
+        port = self._to[1]
+        unreachable = no_app(port, error, on_loopback=port in self._plane.loopback_listeners())
         self.record.reason, self.record.error = unreachable.reason, str(unreachable)
         reset(self._sock)
         return self._report(0, 0, "refused")

@@ -20,11 +20,14 @@ from sidecar.source_address import Source
 
 CONNECT_TIMEOUT_S: Final = 1.5
 """Inside a cluster a pod answers in milliseconds or is gone. Longer than a second, after which the
-kernel repeats a lost SYN (RFC 6298, section 2.1): one drop costs a link some time, not its life."""
-APP_TIMEOUT_S: Final = 5.0
-"""An app with a short queue of waiting connections drops our SYN in a burst, and the kernel asks again
-after 1 s and after 3 s. A port where nobody listens answers at once."""
-EXTERNAL_TIMEOUT_S: Final = 10.0
+kernel repeats a lost SYN (RFC 6298, section 2.1): one drop costs a link some time, not its life. Only
+where there is another endpoint to try."""
+ALONE_TIMEOUT_S: Final = 10.0
+"""The same where there is no other: a pod IP, the last endpoint of a Service, an external address."""
+APP_TIMEOUT_S: Final = 125.0
+"""An app whose queue of waiting connections is full lets our SYN go unanswered, and the kernel asks
+again for two minutes (tcp(7), tcp_syn_retries), as it would for the client itself. A port where nobody
+listens answers at once."""
 
 
 Answered = Callable[[socket.socket | None, SidecarError | None], None]
@@ -115,7 +118,10 @@ class Connect:
     def _too_late(self) -> None:
         self.abandon()
         self._done(
-            None, EndpointUnreachable(f"{self._to}: no answer; is a NetworkPolicy in the way?")
+            None,
+            EndpointUnreachable(
+                f"{self._to}: no answer; is a NetworkPolicy in the way?", silent=True
+            ),
         )
 
     def broken(self, error: Exception) -> None:

@@ -101,6 +101,13 @@ class Poller:
             # EPOLLERR and EPOLLHUP are told without being asked for (epoll_ctl(2)).
             self._epoll.modify(fd, _OUT if fd in self._writers else 0)
 
+    def watch_hang_up(self, fd: int, hung_up: Ready) -> None:
+        """As `pause_reader`, of a socket that nobody has read yet. May be called again."""
+        if fd in self._hung_up:
+            return
+        self._hung_up[fd] = hung_up
+        self._epoll.register(fd, 0)
+
     def add_writer(self, fd: int, ready: Ready) -> None:
         if fd in self._writers:
             self._writers[fd] = ready

@@ -144,6 +144,13 @@ class Destination:
         self._before = view.directory.known(self.key)
         return Ask(self.key, anew=True)
 
+    def has_another(self, view: View, ip: str) -> bool:
+        """Whether another endpoint than that at `ip` could be tried for this link."""
+        if self.service is None or self.attempts >= MAX_ATTEMPTS:
+            return False
+        usable = view.choices.usable(self.service, self.port, self._version)
+        return any(e.ip != ip and e.ip not in self._tried for e in usable)
+
     def _found(self, view: View, found: Found) -> Step:
         if isinstance(found, Service):
             self.service = found

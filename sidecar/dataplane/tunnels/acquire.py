@@ -36,10 +36,14 @@ class Target(NamedTuple):
     """Who must be there."""
     key: Key
     """Under what the pool keeps tunnels to it."""
+    connect_within_s: float
+    """How long a new connection to it may take."""
 
     @classmethod
-    def of(cls, ip: str, port: int, identity: WorkloadIdentity) -> "Target":
-        return cls(ip, port, identity, (ip, port, str(identity)))
+    def of(
+        cls, ip: str, port: int, identity: WorkloadIdentity, connect_within_s: float
+    ) -> "Target":
+        return cls(ip, port, identity, (ip, port, str(identity)), connect_within_s)
 
 
 Acquired = Callable[[Tunnel | None, SidecarError | None], None]
@@ -75,7 +79,15 @@ class Acquire:
         if trust is None:
             return self._wait_for_certificate()
         plane.pool.dial_began(target.key)
-        dial = Dial(plane, trust, target.ip, target.port, target.identity, self._dialled)
+        dial = Dial(
+            plane,
+            trust,
+            target.ip,
+            target.port,
+            target.identity,
+            self._dialled,
+            target.connect_within_s,
+        )
         self._step = dial
         return dial.start()
 

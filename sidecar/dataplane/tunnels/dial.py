@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable
 
 from certs.trust.identity import WorkloadIdentity
-from sidecar.dataplane.loop.connect import CONNECT_TIMEOUT_S, Connect
+from sidecar.dataplane.loop.connect import Connect
 from sidecar.dataplane.plane import Plane, Trust
 from sidecar.dataplane.tunnels.handshake import Handshake
 from sidecar.dataplane.tunnels.tunnel import Tunnel
@@ -16,7 +16,7 @@ from sidecar.wire.session import Role
 class Dial:
     """A new tunnel to `expected` at a pod IP. `done` is called once, as Handshake's is."""
 
-    __slots__ = ("_done", "_expected", "_ip", "_plane", "_port", "_step", "_trust")
+    __slots__ = ("_done", "_expected", "_ip", "_plane", "_port", "_step", "_trust", "_within_s")
 
     def __init__(
         self,
@@ -26,15 +26,17 @@ class Dial:
         port: int,
         expected: WorkloadIdentity,
         done: Callable[[Tunnel | None, SidecarError | None], None],
+        connect_within_s: float,
     ) -> None:
         self._plane, self._trust, self._done = plane, trust, done
         self._ip, self._port, self._expected = ip, port, expected
+        self._within_s = connect_within_s
         self._step: Connect | Handshake | None = None
 
     def start(self) -> None:
         """`done` may be called before this returns."""
         self._step = connect = Connect(
-            self._plane, self._ip, self._port, CONNECT_TIMEOUT_S, self._connected
+            self._plane, self._ip, self._port, self._within_s, self._connected
         )
         connect.start()
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from kit.ports import NO_PORTS, PortSet
 from sidecar import sockets
 from sidecar.dataplane.links.splice import MAX_READ, TunnelSplice
 from sidecar.dataplane.loop.poller import poller_of
-from tests.sidecar.dataplane.conftest import Captured, Side, StartPair
+from sidecar.listening import LoopbackListeners
+from tests.sidecar.dataplane.conftest import WEB, Captured, Side, StartPair, connected
 
 Serve = Any
 RESET = struct.pack("ii", 1, 0)
@@ -110,8 +112,6 @@ async def test_a_reset_is_passed_on_even_where_the_other_side_reads_nothing(
 
 @pytest.fixture
 async def near(make_side: Any) -> Side:
-    from tests.sidecar.dataplane.conftest import WEB
-
     side: Side = make_side(WEB, "127.0.0.1")
     return side
 
@@ -170,3 +170,145 @@ async def test_a_paused_reader_hears_of_a_reset_once_and_of_no_orderly_end() -> 
         poller.forget(ours.fileno())
         for sock in (ours, listening):
             sock.close()
+
+
+# --- an app that is slow to accept, or that nobody may reach ------------------------------------
+
+
+async def full(backlog: int = 0) -> tuple[socket.socket, list[socket.socket]]:
+    """A listening socket whose queue of waiting connections is full, and what fills it."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(backlog)
+    waiting = []
+    for _ in range(backlog + 1):
+        waiting.append(socket.create_connection(listening.getsockname()))
+    return listening, waiting
+
+
+@pytest.mark.parametrize("first", [b"", b"hello"])
+async def test_a_full_accept_queue_is_waited_for_while_the_far_proxy_answers(
+    first: bytes, start_pair: StartPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With bytes of the app's on their way and without: the far proxy answers either way."""
+    monkeypatch.setattr("sidecar.dataplane.links.outbound.ACCEPT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("sidecar.dataplane.links.outbound.PONG_WITHIN_S", 0.2)
+    listening, waiting = await full()
+    pair = start_pair(listening.getsockname()[1])
+    reader, writer = await connected(pair.upstream, first)
+    async with asyncio.timeout(5):
+        while not pair.far.plane.live:
+            await asyncio.sleep(0.01)
+    (link,) = pair.near.plane.live
+    for _ in range(4):  # well past the time that a link waits without asking
+        await asyncio.sleep(0.3)
+        link.look(pair.near.plane.now())
+    assert link in pair.near.plane.live
+    ours = {sock.getsockname() for sock in waiting}
+    for sock in waiting:
+        sock.close()
+    listening.setblocking(False)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(10):  # the kernel asks again in its own time
+        while True:
+            app, peer = await loop.sock_accept(listening)
+            if peer not in ours:
+                break
+            app.close()
+    app.setblocking(False)
+    if first:
+        assert await asyncio.wait_for(loop.sock_recv(app, 100), 3) == first
+    await loop.sock_sendall(app, b"answer")
+    assert await asyncio.wait_for(reader.readexactly(6), 3) == b"answer"
+    writer.close()
+    app.close()
+    listening.close()
+
+
+async def test_a_client_that_resets_while_the_app_takes_no_connection_is_not_waited_for(
+    start_pair: StartPair,
+) -> None:
+    listening, waiting = await full()
+    pair = start_pair(listening.getsockname()[1])
+    client = socket.create_connection(pair.upstream)
+    async with asyncio.timeout(5):
+        while not pair.far.plane.live:
+            await asyncio.sleep(0.01)
+    (link,) = pair.near.plane.live
+    link.look(pair.near.plane.now())  # as every few seconds
+    abort(client)
+    near, far = await pair.near.record(), await pair.far.record()
+    assert (near.close, near.error) == ("reset", "the app reset the connection")
+    assert (far.verdict, far.reason) == ("failed", "peer_lost")
+    for sock in (listening, *waiting):
+        sock.close()
+
+
+async def test_an_app_whose_queue_stays_full_is_named_as_that(
+    start_pair: StartPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.dataplane.links.inbound.APP_TIMEOUT_S", 0.3)
+    listening, waiting = await full()
+    pair = start_pair(listening.getsockname()[1])
+    reader, writer = await pair.client()
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await asyncio.wait_for(reader.readexactly(1), 5)
+    far = await pair.far.record()
+    assert far.reason == "app_unreachable"
+    assert far.error.endswith("its queue is full")
+    writer.close()
+    for sock in (listening, *waiting):
+        sock.close()
+
+
+@pytest.mark.attack_row(6)
+@pytest.mark.parametrize("opened", [False, True])
+async def test_what_an_app_binds_to_loopback_is_reached_only_where_the_pod_opens_it(
+    opened: bool, start_pair: StartPair, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    port = await serve(hello)  # on 127.0.0.1
+    pair = start_pair(port)
+    listening = LoopbackListeners()
+    pair.far.plane.loopback_listeners = listening
+    pair.far.plane.loopback_ports = PortSet.parse(str(port)) if opened else NO_PORTS
+    # The pod's address is another one: nothing listens there.
+    monkeypatch.setattr(
+        "sidecar.dataplane.links.arrival.original_dst", lambda _: ("127.0.0.2", port)
+    )
+    reader, writer = await pair.client()
+    if opened:
+        assert await asyncio.wait_for(reader.readexactly(5), 3) == b"hello"
+    else:
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(reader.readexactly(5), 3)
+        far = await pair.far.record()
+        assert far.reason == "app_unreachable"
+        assert far.error == (
+            f"the app listens on port {port} on loopback only: have it listen on the pod's address, "
+            f"or annotate the pod with config.podlink.dev/expose-loopback-ports: '{port}'"
+        )
+    writer.close()
+
+
+async def test_an_urgent_byte_stays_in_the_stream(start_pair: StartPair, serve: Serve) -> None:
+    """RFC 6093, section 3.1: urgent data is in line; a proxy that leaves that off loses the byte."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with writer.get_extra_info("socket").dup() as raw:
+            raw.send(b"!", socket.MSG_OOB)
+        writer.write(await reader.readexactly(3))
+        writer.close()
+
+    pair = start_pair(await serve(answer))
+    sock = socket.create_connection(pair.upstream)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    sock.sendall(b"a")
+    sock.send(b"b", socket.MSG_OOB)
+    sock.sendall(b"c")
+    reader, writer = await asyncio.open_connection(sock=sock)
+    assert await asyncio.wait_for(reader.read(), 3) == b"!abc"
+    writer.close()

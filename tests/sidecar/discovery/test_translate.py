@@ -107,9 +107,9 @@ def test_of_a_service_only_what_cannot_be_dialled_is_left_out() -> None:
 
 
 def test_ports_of_the_settings_that_are_none_are_left_out() -> None:
-    said = pb.PodSettings(declared_ports=[80, 70000], http_ports=[0, 8080], mesh_default="deny")
+    said = pb.PodSettings(http_ports=[0, 8080], mesh_default="deny")
     it = checked_settings(said, Fields())
-    assert (list(it.declared_ports), list(it.http_ports)) == ([80], [8080])
+    assert list(it.http_ports) == [8080]
     assert it.mesh_default == "deny"
 
 
