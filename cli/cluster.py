@@ -8,6 +8,7 @@ from kubernetes.aio.config import ConfigException
 
 from kit.kube import Kube, KubeError
 from kit.settings import Settings
+from kit.yaml_text import documents
 
 _DEFAULT_KUBECONFIG = "~/.kube/config"
 HOW = "pass --kubeconfig or set KUBECONFIG (podlink local kubeconfig prints one)"
@@ -25,11 +26,21 @@ async def open_kube(kubeconfig: str | None, context: str | None) -> Kube:
     if not any(path.exists() for path in paths):
         raise ClusterUnavailable(f"no kubeconfig at {where}: {HOW}")
     try:
+        for path in paths:  # its reader has no bounds of its own
+            if path.exists():
+                documents(path.read_text())
         return await Kube.from_kubeconfig(kubeconfig, context)
     except (ConfigException, OSError) as e:
-        said = str(e).partition("\n")[0]
+        said = str(e).partition("\n")[0][:200]
         raise ClusterUnavailable(f"no usable kubeconfig at {where} ({said}): {HOW}") from e
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError) as e:
+    except (
+        yaml.YAMLError,
+        AttributeError,
+        TypeError,
+        LookupError,
+        ValueError,
+        RecursionError,
+    ) as e:
         raise ClusterUnavailable(f"{where} is not a kubeconfig: {HOW}") from e
 
 

@@ -2,14 +2,12 @@
 
 import asyncio
 import copy
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import click
-import yaml
 
 from cli.cluster import ClusterUnavailable, open_kube
+from cli.documents import read_documents
 from cli.installed import find_installation
 from cli.objects import Choices, Object, build, dump
 from cli.terminal import printable
@@ -41,12 +39,7 @@ def inject(filename: str, offline: bool, kubeconfig: str | None, context: str | 
 
     For where the webhook cannot be, or to see what it would do. After an upgrade, inject anew.
     """
-    try:
-        text = sys.stdin.read() if filename == "-" else Path(filename).read_text()
-        objects = [one for one in yaml.safe_load_all(text) if one]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        said = " ".join(str(e).split())
-        raise click.ClickException(f"{printable(filename)}: {printable(said)}") from e
+    objects = [one for one in read_documents(filename) if one]
     try:
         mesh = _defaults() if offline else asyncio.run(_settings(kubeconfig, context))
     except ClusterUnavailable as e:
@@ -63,7 +56,8 @@ def injected(one: Object, mesh: MeshSettings) -> Object:
         made["items"] = [injected(item, mesh) for item in made["items"]]
         return made
     for pod, put_back in _pods(made):
-        name = (made.get("metadata") or {}).get("name", "")
+        metadata = made.get("metadata")
+        name = metadata.get("name", "") if isinstance(metadata, dict) else ""
         where = f"{made['kind']} {name}"
         try:
             if made["kind"] in ("Job", "CronJob"):
@@ -73,7 +67,7 @@ def injected(one: Object, mesh: MeshSettings) -> Object:
             changed = json_patch({"metadata": {}, **pod}, mutation.patch)
         except (PodRefused, AnnotationRefused) as e:
             raise click.ClickException(f"{printable(where)}: {printable(e)}") from e
-        except (KeyError, TypeError, AttributeError, ValueError) as e:
+        except (LookupError, TypeError, AttributeError, ValueError) as e:
             raise click.ClickException(f"{printable(where)}: its pod cannot be read: {e!r}") from e
         for warning in mutation.warnings:
             click.echo(f"{printable(where)}: {printable(warning)}", err=True)

@@ -4,15 +4,14 @@
 """
 
 import asyncio
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from cli.cluster import ClusterUnavailable, open_kube
+from cli.documents import read_documents
 from cli.links import Since
 from cli.mesh_view import MeshView
 from cli.policy_replay import Outcome, read_traffic, replay
@@ -128,15 +127,8 @@ def suggest_command(
 
 def read_file(path: Path, namespace: str) -> list[LinkPolicy]:
     """Every LinkPolicy of a file. Raises ClickException naming the document and the field."""
-    raw = sys.stdin.read(_MAX_BYTES + 1) if str(path) == "-" else path.read_text()
-    if len(raw) > _MAX_BYTES:
-        raise click.ClickException(f"{path}: longer than {_MAX_BYTES} characters")
     found = []
-    try:
-        documents = [one for one in yaml.safe_load_all(raw) if one is not None]
-    except yaml.YAMLError as e:
-        raise click.ClickException(f"{path} is no YAML: {' '.join(str(e).split())}") from e
-    for number, document in enumerate(documents, 1):
+    for number, document in enumerate(read_documents(path, _MAX_BYTES), 1):
         items = document.get("items") if isinstance(document, dict) else None
         for one in items if isinstance(items, list) else [document]:
             try:
@@ -144,7 +136,7 @@ def read_file(path: Path, namespace: str) -> list[LinkPolicy]:
             except PolicyInvalid as e:
                 raise click.ClickException(printable(f"{path}, document {number}: {e}")) from e
     if not found:
-        raise click.ClickException(f"{path} holds no LinkPolicy")
+        raise click.ClickException(f"{printable(path)} holds no LinkPolicy")
     return found
 
 

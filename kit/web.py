@@ -248,7 +248,7 @@ async def _note_request(
     try:
         response: web.StreamResponse = await handler(request)
         return response
-    except (web.RequestPayloadError, UnicodeDecodeError) as error:
+    except (web.RequestPayloadError, HttpProcessingError, UnicodeDecodeError) as error:
         _limited.warning("request malformed", source=request.remote, error=_short(error))
         raise web.HTTPBadRequest(text="the request's body cannot be read\n") from error
     finally:

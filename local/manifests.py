@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kit.yaml_text import YamlRefused, documents
 from local.errors import BadManifest
 from local.objects import Object
 
@@ -57,15 +56,13 @@ def _some(found: list[Manifest], name: str) -> list[Manifest]:
 def parse(text: str, name: str) -> list[Manifest]:
     """The objects of YAML text; `name` is what messages call it."""
     try:
-        documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark is not None else name
-        problem = getattr(e, "problem", None) or str(e).splitlines()[0]
-        raise BadManifest(f"{where}: not YAML: {problem}") from e
+        read = documents(text)
+    except YamlRefused as e:
+        where = f"{name}:{e.line}" if e.line else name
+        raise BadManifest(f"{where}: not YAML: {e}") from e
     found = []
-    for number, document in enumerate(documents, 1):
-        where = f"{name} (document {number})" if len(documents) > 1 else name
+    for number, document in enumerate(read, 1):
+        where = f"{name} (document {number})" if len(read) > 1 else name
         found += [Manifest(obj, where) for obj in _objects(document, where)]
     return found
 

@@ -2,7 +2,6 @@
 in with it; /healthz for anybody."""
 
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +13,9 @@ from aiohttp.typedefs import Handler
 from certs.client.source import Svid, SvidSource
 from certs.evidence.signed import WorkloadSigner
 from certs.trust.bundle import TrustBundle
+from kit.checked import MAX_DEPTH, is_deep
 from kit.clock import unix_ns
+from kit.json_text import loads
 from traces import report as evidence
 from traces.config import MeshConfig, TracesConfig
 from traces.page.asked import Asked, QueryMalformed
@@ -170,12 +171,14 @@ async def _report(http: web.Request) -> web.Response:
     asked = Asked.parse(single(http), now_ns, "7d")
     raw = await http.read()
     try:
-        body = json.loads(raw) if raw else {}
+        body = loads(raw) if raw else {}
         cluster = body.get("cluster") if isinstance(body, dict) else None
     except ValueError as e:
         raise QueryMalformed("the body is no JSON") from e
     if cluster is not None and not isinstance(cluster, dict):
         raise QueryMalformed("cluster must be an object")
+    if is_deep(cluster):
+        raise QueryMalformed(f"cluster has values nested deeper than {MAX_DEPTH}")
     svid, mesh = http.app[_SIGNER]()
     if svid is None or mesh is None:
         said = "the store holds no certificate to sign with; it takes spans over mutual TLS?"

@@ -39,7 +39,7 @@ class LinkSpan:
     start_ns: int
     end_ns: int
     attributes: Mapping[str, object]
-    """Only those whose value is of the type that is read here (`typed`)."""
+    """Only those whose value is of the type that is read here (`traces.attributes`)."""
     sender: str = ""
     """Identity that the connection proved; empty: nobody's."""
 
@@ -192,31 +192,6 @@ def _disagreements(outbound: LinkSpan | None, inbound: LinkSpan | None) -> list[
         return []
     pairs = ((n, outbound.attributes.get(n), inbound.attributes.get(n)) for n in _SAME_ON_BOTH)
     return [name for name, one, other in pairs if one and other and one != other]
-
-
-_WHOLE = frozenset(
-    {
-        "client.port",
-        "server.port",
-        "podlink.attempts",
-        "podlink.bytes.received",
-        "podlink.bytes.sent",
-        "podlink.destination.port",
-    }
-)
-_YES_OR_NO = frozenset({"podlink.direct", "podlink.pooled"})
-
-
-def typed(attributes: Mapping[str, object]) -> dict[str, object]:
-    """The attributes of a link's span without those of another type than the name has: whoever wrote
-    them, what reads them finds numbers where numbers belong."""
-    return {name: value for name, value in attributes.items() if _fits(name, value)}
-
-
-def _fits(name: str, value: object) -> bool:
-    if name in _WHOLE:
-        return type(value) is int and value >= 0
-    return type(value) is (bool if name in _YES_OR_NO else str)
 
 
 def iso(unix_ns: int) -> str:

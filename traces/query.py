@@ -19,8 +19,9 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from kit.clock import monotonic, unix_ns
+from traces.attributes import understood
 from traces.blob import read_span
-from traces.links import Item, LinkSpan, iso, join, typed
+from traces.links import Item, LinkSpan, iso, join
 from traces.rows import LINK_OPENED, plain_attributes
 from traces.schema import open_for_reading
 
@@ -281,7 +282,7 @@ def link_span(span: Span, sender: str = "") -> LinkSpan:
         name=span.name,
         start_ns=span.start_time_unix_nano,
         end_ns=span.end_time_unix_nano,
-        attributes=typed(plain_attributes(span.attributes)),
+        attributes=understood(plain_attributes(span.attributes)),
         sender=sender,
     )
 
@@ -336,8 +337,8 @@ def _span_item(blob: bytes, resource: bytes, received_ns: int, sender: str) -> I
         "sender": sender,
         "status": _enum_name(Status.StatusCode, span.status.code, "STATUS_CODE_"),
         "status_message": span.status.message,
-        "attributes": plain_attributes(span.attributes),
-        "resource": plain_attributes(Resource.FromString(resource).attributes),
+        "attributes": understood(plain_attributes(span.attributes)),
+        "resource": understood(plain_attributes(Resource.FromString(resource).attributes)),
         "links": [
             {
                 "trace_id": link.trace_id.hex(),

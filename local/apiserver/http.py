@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import yaml
 from aiohttp import web
 
+from kit.checked import is_deep
 from kit.clock import monotonic, utcnow
 from kit.tasks import spawn, stop
 from local.apiserver import discovery, exec, forward, resources
@@ -25,6 +26,8 @@ MAX_BODY_BYTES = 3 << 20
 _STREAMED = ("attach", "portforward")
 _BOOKMARK_EVERY_S = 15.0
 _DEFAULT_WATCH_S = 1800.0
+_DEEPEST = 200
+"""Levels of an object: it is copied and compared by recursion, and Python has room for a thousand."""
 
 
 class Logs(exec.Commands, Protocol):
@@ -328,11 +331,13 @@ def _dry_run(request: web.Request) -> bool:
 async def _body(request: web.Request) -> Any:
     raw = await request.read()
     try:
-        if request.content_type == "application/yaml":
-            return yaml.safe_load(raw)
-        return json.loads(raw or b"{}")
+        is_yaml = request.content_type == "application/yaml"
+        found = yaml.safe_load(raw) if is_yaml else json.loads(raw or b"{}")
+        if is_deep(found, _DEEPEST):
+            raise ValueError(f"nested deeper than {_DEEPEST}")
     except (ValueError, yaml.YAMLError, RecursionError) as e:
         raise ApiError(400, "BadRequest", f"the body is not {request.content_type}: {e}") from e
+    return found
 
 
 def _scale(obj: Object) -> Object:

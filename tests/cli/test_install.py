@@ -96,7 +96,7 @@ def test_inject_reaches_the_pods_of_every_workload(kind: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: [", "while parsing"),
+        ("a: [", "is no YAML"),
         ("just text", "no Kubernetes object"),
         ("kind: Deployment\nspec: {}", "spec.template is missing"),
         (yaml.safe_dump({**annotated(mode="sideways"), "kind": "Pod"}), "Pod web: pod annotation"),

@@ -5,7 +5,7 @@ import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -21,6 +21,8 @@ from traces.page.render import render, static_files
 from traces.query import Reader
 
 if TYPE_CHECKING:
+    from multidict import MultiDictProxy
+
     from traces.policies import Known
 
 TITLES: Final = {
@@ -84,11 +86,19 @@ async def _show_login(request: web.Request) -> web.Response:
     return page
 
 
+async def _form(request: web.Request) -> "MultiDictProxy[Any]":
+    """What a form sends. Raises QueryMalformed for what no browser would."""
+    try:
+        return await request.post()
+    except (UnicodeError, LookupError, ValueError, AssertionError) as e:
+        raise QueryMalformed("the form cannot be read") from e
+
+
 async def _login(request: web.Request) -> web.Response:
     """A form from another site may not log anybody in (login CSRF): browsers say where it is from."""
     if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         return login_page(request, "the form came from another site")
-    form = await request.post()
+    form = await _form(request)
     token = request.app[TOKEN]()
     if not session.is_token(str(form.get("token", "")), token):
         return login_page(request, "that is not the token")
@@ -129,7 +139,7 @@ async def _static(request: web.Request) -> web.Response:
 
 async def _replay(request: web.Request) -> web.Response:
     """The form, as an address: so the answer can be shared. Too long for one, it is answered here."""
-    sent = await request.post()
+    sent = await _form(request)
     text = str(sent.get("policy", "")).replace("\r\n", "\n")
     pods = [str(pod) for pod in sent.getall("pod", [])]
     query = {

@@ -31,7 +31,10 @@ def is_session(raw_cookie: str, token: bytes, now_s: float) -> bool:
 
 def is_token(raw_said: str, token: bytes) -> bool:
     """Fails closed: an empty token is nobody's."""
-    said = raw_said.strip().encode("utf-8", "surrogateescape")
+    try:
+        said = raw_said.strip().encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, which no byte stands for
+        return False
     return bool(token) and hmac.compare_digest(token, said)
 
 
