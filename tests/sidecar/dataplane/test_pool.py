@@ -49,6 +49,9 @@ class FakeTunnel:
     def close(self) -> None:
         self.closed, self.reusable = True, False
 
+    def allow_again(self) -> None:
+        """Its frames' budgets, which no fake has."""
+
 
 class Bench:
     """A pool and all that it is given."""
@@ -207,3 +210,14 @@ class EveryLinkGetsItsTurn(RuleBasedStateMachine):
 
 TestEveryLinkGetsItsTurn = EveryLinkGetsItsTurn.TestCase
 TestEveryLinkGetsItsTurn.settings = settings(max_examples=40, stateful_step_count=40)
+
+
+def test_a_full_pool_that_drops_the_only_tunnel_of_the_same_peer_goes_on_being_swept() -> None:
+    bench = Bench(idle_per_peer=5, idle_in_all=1)
+    first, second = bench.give(), bench.give()
+    assert first.closed and len(bench.pool) == 1
+    bench.now = 1e6  # both are too old
+    bench.pool._sweep()
+    assert second.closed and len(bench.pool) == 0
+    third = bench.give()
+    assert bench.pool.take(KEY) is third  # type: ignore[comparison-overlap]

@@ -13,6 +13,7 @@ from sidecar import sockets
 from sidecar.dataplane.links.splice import MAX_READ, TunnelSplice
 from sidecar.dataplane.loop.poller import poller_of
 from sidecar.listening import LoopbackListeners
+from sidecar.wire.opening import CUT_AT_EXPIRY, CUT_BY_BAN, SHUTDOWN
 from tests.sidecar.dataplane.conftest import WEB, Captured, Side, StartPair, connected
 
 Serve = Any
@@ -312,3 +313,30 @@ async def test_an_urgent_byte_stays_in_the_stream(start_pair: StartPair, serve: 
     reader, writer = await asyncio.open_connection(sock=sock)
     assert await asyncio.wait_for(reader.read(), 3) == b"!abc"
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "verdict", "close"),
+    [
+        (CUT_BY_BAN, "banned", "denied", "banned"),
+        (CUT_AT_EXPIRY, "peer_lost", "failed", "expired"),
+        (SHUTDOWN, "peer_lost", "failed", "drain"),
+    ],
+)
+async def test_a_link_that_is_cut_before_its_app_has_answered_keeps_the_reason(
+    code: int, reason: str, verdict: str, close: str, start_pair: StartPair
+) -> None:
+    listening, waiting = await full()
+    pair = start_pair(listening.getsockname()[1])
+    _reader, writer = await pair.client()
+    async with asyncio.timeout(5):
+        while not pair.far.plane.live:
+            await asyncio.sleep(0.01)
+    (link,) = pair.far.plane.live
+    link.cut(code, close)
+    far, near = await pair.far.record(), await pair.near.record()
+    assert (far.reason, far.verdict, far.close) == (reason, verdict, close)
+    assert near.close == close, "the dialler is told too"
+    writer.close()
+    for sock in (listening, *waiting):
+        sock.close()
