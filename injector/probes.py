@@ -99,7 +99,7 @@ def _handlers(spec: dict[str, Any]) -> Iterator[_Handler]:
             ports = {
                 one["name"]: one["containerPort"]
                 for one in container.get("ports") or ()
-                if one.get("name")
+                if one.get("name") and "containerPort" in one
             }
             here = f"/{field}/{number}"
             lifecycle = container.get("lifecycle") or {}

@@ -1,6 +1,7 @@
 """AdmissionReview in and out, by well-formed and hostile requests."""
 
 import base64
+import copy
 import json
 from typing import Any
 
@@ -220,6 +221,16 @@ def test_a_field_of_another_type_is_named(spec: Any, said: str) -> None:
     assert response["allowed"] is False
     assert said in response["status"]["message"]
     assert response["status"]["message"].endswith("(pod_malformed)")
+
+
+@pytest.mark.attack_row(50)
+def test_a_port_without_a_number_is_no_port_that_a_probe_can_name() -> None:
+    spoilt_one = copy.deepcopy(FULL)
+    [container] = spoilt_one["spec"]["containers"]
+    del container["ports"][0]["containerPort"]
+    response = answered(review(spoilt_one))
+    assert response["allowed"] is False
+    assert "unreadable" not in response["status"]["message"]
 
 
 @pytest.mark.parametrize("name", ["../secrets", "a/b", "A", "", "x" * 64, "a?b=c", "%2e%2e"])
