@@ -76,6 +76,9 @@ def encode(kind: int, payload: bytes = b"") -> bytes:
     return bytes((kind,)) + len(payload).to_bytes(3, "big") + payload
 
 
+_ANY: Final = 1 << 30
+
+
 class FrameSink(Protocol):
     """Who takes what a FrameReader found."""
 
@@ -90,7 +93,8 @@ class FrameReader:
     """Feed it plaintext as it comes; it calls the sink for every piece and frame in it.
 
     Raises ProtocolViolation for a kind that `limits` does not list, a payload longer than its kind
-    allows, or more frames than `most` in one feed. After that it must not be fed again.
+    allows, or more frames than `most`, or OPENs than `opens`, in one feed. After that it must not be
+    fed again.
     """
 
     __slots__ = ("_kind", "left", "limits", "partial")
@@ -104,7 +108,7 @@ class FrameReader:
         self.partial = b""
         """A cut header between frames, or what has come of a control payload."""
 
-    def feed(self, view: memoryview, sink: FrameSink, most: int = 1 << 30) -> None:
+    def feed(self, view: memoryview, sink: FrameSink, most: int = _ANY, opens: int = _ANY) -> None:
         at, end = 0, len(view)
         while at < end:
             if self.left:
@@ -132,8 +136,11 @@ class FrameReader:
                 size = view[at + 1] << 16 | view[at + 2] << 8 | view[at + 3]
                 at += HEADER
             most -= 1
-            if most < 0:
-                raise ProtocolViolation("frames by the thousand")
+            opens -= kind == OPEN
+            if most < 0 or opens < 0:
+                raise ProtocolViolation(
+                    "frames by the thousand" if most < 0 else "OPEN before the answer to another"
+                )
             limit = self.limits.get(kind)
             if limit is None or size > limit:
                 raise ProtocolViolation(

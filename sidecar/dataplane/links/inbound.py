@@ -229,10 +229,7 @@ class InboundLink:
         self._keeper.rest()
         self._report(0, 0, "refused")
         plane = self._plane
-        denied_too_often = verdict == "denied" and not plane.refused_opens.take(
-            self.tunnel.peer_ip, plane.now()
-        )
-        if denied_too_often or not self.tunnel.afford():
+        if verdict == "denied" and not plane.refused_opens.take(self.tunnel.peer_ip, plane.now()):
             plane.count_turned_away("refused_opens")
             self._keeper.close()
         elif paused:

@@ -70,7 +70,7 @@ FRAMES_PER_RECORD: Final = 4
 is there to cost time."""
 SPARE: Final = 64
 """Frames and TLS messages that carry nothing of the app's (PING, PONG, GOAWAY, those of a renewal, a
-KeyUpdate, a refused OPEN) which a peer may send between two looks at the tunnel, some 5 s apart. It
+KeyUpdate) which a peer may send between two looks at the tunnel, some 5 s apart. It
 needs three or four of them."""
 
 _received = memoryview(bytearray(MAX_CHUNK))
@@ -473,7 +473,10 @@ class Tunnel:
                 ):
                     self.user.tunnel_data(_plain[HEADER:size])  # one whole DATA frame, as mostly
                 elif size:
-                    reader.feed(_plain[:size], self, FRAMES_PER_RECORD * records + FRAMES_BESIDES)
+                    # What comes at once has one OPEN at most: the next one waits for an answer.
+                    reader.feed(
+                        _plain[:size], self, FRAMES_PER_RECORD * records + FRAMES_BESIDES, 1
+                    )
                 if self.closed:
                     return None
                 if not got:

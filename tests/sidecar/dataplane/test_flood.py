@@ -108,3 +108,50 @@ async def test_open_links_work_on_while_a_peer_floods_handshakes(
         pair.near.plane.pool.drop_all()
     print(f"p50/p99: {', '.join(lines)}; handshakes {counted}, turned away {turned_away}")
     assert counted[1]["done"] > 0
+
+
+async def flood_frames(kind: str, port: int, pem: Path, seconds: float) -> "asyncio.Task[Any]":
+    """A process that floods whoever listens there with frames; the task has what it counted."""
+    flooder = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.sidecar.dataplane.frame_flooder",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    told = {"pair": str(pem), "port": port, "seconds": seconds, "kind": kind}
+
+    async def counted() -> Any:
+        return json.loads((await flooder.communicate(json.dumps(told).encode() + b"\n"))[0])
+
+    return asyncio.ensure_future(counted())
+
+
+@pytest.mark.soak
+@pytest.mark.attack_row(55)
+@pytest.mark.parametrize("kind", ["PING", "a PING each", "GOAWAY", "OPEN", "KeyUpdate"])
+async def test_open_links_work_on_while_a_peer_floods_frames(
+    kind: str, start_pair: StartPair, serve: Serve, forge: Forge, tmp_path: Path
+) -> None:
+    """As above, with 32 tunnels that are made again when they are ended. What the flooder itself takes
+    of the machine it takes in both floods."""
+    pair, pem = start_pair(await serve(_patient)), tmp_path / "pair.pem"
+    key_pem, chain_pem = forge.leaf(str(WEB), ips=["127.0.0.2"])
+    pem.write_bytes(key_pem + chain_pem)
+    localhost = {"PODLINK_MODE": "localhost"}
+    async with far_process(forge, **localhost) as far, far_process(forge, **localhost) as other:
+        pair.near.plane.tunnel_port = far.port
+        p99s, lines, counted = [], [], []
+        for what, target in (("quiet", 0), ("another flooded", other.port), ("flooded", far.port)):
+            flooding = await flood_frames(kind, target, pem, SECONDS + 2) if target else None
+            await asyncio.sleep(1)
+            took = await round_trips(pair, SECONDS)
+            p99s.append(took[int(0.99 * len(took))])
+            lines.append(f"{what} {took[len(took) // 2]:.1f}/{p99s[-1]:.1f} ms")
+            if flooding is not None:
+                counted.append(await flooding)
+        turned_away = (await far.state())["turned_away"]
+        pair.near.plane.pool.drop_all()
+    print(f"{kind}, p50/p99: {', '.join(lines)}; {counted}, turned away {turned_away}")
+    assert counted[1]["tunnels"] > 0

@@ -12,6 +12,7 @@ from sidecar.wire.frames import (
     LIMITS_2,
     LIMITS_2_PROOF,
     MAX_PAYLOAD,
+    OPEN,
     PROOF,
     RENEW,
     RENEWED,
@@ -108,6 +109,16 @@ def test_a_proof_is_taken_only_while_one_is_awaited() -> None:
     reader.limits = LIMITS_2
     with pytest.raises(ProtocolViolation, match=f"kind {PROOF}"):
         reader.feed(memoryview(bytes((PROOF, 0, 0x10, 0))), sink)
+
+
+def test_more_opens_than_one_feed_may_bring_are_refused() -> None:
+    raw = memoryview(encode(OPEN, b"o") + encode(DATA, b"d"))
+    reader, sink = FrameReader(), Sink()
+    for _ in range(3):
+        reader.feed(raw, sink, 4, 1)
+    assert len(sink.found) == 6
+    with pytest.raises(ProtocolViolation, match="before the answer"):
+        FrameReader().feed(memoryview(bytes(raw) * 2), Sink(), 4, 1)
 
 
 @given(st.lists(kinds(), max_size=12))
