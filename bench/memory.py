@@ -26,8 +26,10 @@ from bench.proxies import Site, free_address, text
 from bench.rounds import _go
 from certs.trust.contexts import TlsMaterial
 from kit.contract import ALPN
+from sidecar.dataplane.limits import Limits
 
 _ROUNDS = 10
+_A_MINUTE_S = 90.0
 _TUNNELS = ["--tunnels", "20000"]
 """One peer holds them all here, which a pod does not let it."""
 
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sink = _end("sink", site, "bench.sink", text(site.sink))
         try:
             wait_until(lambda: mutual.answers(site.app), "the app", timeout_s=10, child=app)
-            for measure in (_idle_links, _idle_tunnels, _many_links):
+            for measure in (_idle_links, _idle_tunnels, _many_links, _burst):
                 pair = _RoomyPair(site)
                 try:
                     _start(pair)
@@ -107,6 +109,21 @@ def _idle_links(pair: PodlinkPair, _: Site, args: argparse.Namespace) -> None:
     for side, old, pid in zip(("near", "far"), before, pair.pids(), strict=True):
         _tell(f"{args.idle} idle links", side, old, memory([pid]), args.idle)
     _end_of(load)
+
+
+def _burst(pair: PodlinkPair, _: Site, __: argparse.Namespace) -> None:
+    """What is left a minute after the largest burst that one peer may make."""
+    before = [memory([pid]) for pid in pair.pids()]
+    load = _load(pair, "idle", "--connections", str(Limits().tunnels_per_peer - 16))
+    peak = [memory([pid]) for pid in pair.pids()]
+    _end_of(load)
+    time.sleep(_A_MINUTE_S)
+    for side, old, most, pid in zip(("near", "far"), before, peak, pair.pids(), strict=True):
+        left = memory([pid])
+        print(
+            f"a minute after a burst {side:5s} {old.resident:6.1f} -> {most.resident:6.1f} -> "
+            f"{left.resident:6.1f} MiB resident, {left.resident / old.resident:.2f} of before"
+        )
 
 
 def _idle_tunnels(pair: PodlinkPair, site: Site, args: argparse.Namespace) -> None:

@@ -232,6 +232,9 @@ def _proxy(mesh: MeshSettings, pod: PodSettings, probes: str) -> Spec:
     if mesh.otlp_secret:
         env += _otlp_env(mesh)
     env += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": p}}} for name, p in _DOWNWARD]
+    if pod.proxy_memory_limit:  # it sheds links before the kernel ends it
+        limit = {"resource": "limits.memory", "divisor": "1"}
+        env.append({"name": "PODLINK_MEMORY_LIMIT", "valueFrom": {"resourceFieldRef": limit}})
     capabilities: Spec = {"drop": ["ALL"]}
     if _exempt_by(mesh, pod) == "mark":
         capabilities["add"] = ["NET_ADMIN"]

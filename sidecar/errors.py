@@ -51,6 +51,12 @@ class PeerBanned(PeerError):
     reason = "banned"
 
 
+class PeerOverloaded(PeerError):
+    """The peer takes no more links now: a limit of its own is reached, or ours there."""
+
+    reason = "peer_overloaded"
+
+
 class Denied(PeerError):
     """Policy says no: which policy and rule, and the rule that came nearest to allowing it."""
 

@@ -1,5 +1,6 @@
 """What all links of one sidecar share. Filled by `sidecar.app`; the data plane only reads it."""
 
+import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -57,6 +58,8 @@ class Trust:
         object.__setattr__(self, "own", OwnLeaf(self.leaf, self.expires_at))
 
 
+_TELL_EVERY_S: Final = 60.0
+_log = logging.getLogger(__name__)
 BURST_S: Final = 4.0
 """How long a source may be silent and then do at once what it had not done."""
 
@@ -162,6 +165,7 @@ class Plane:
     handshake_rate: Buckets = field(default_factory=lambda: buckets(Limits().handshakes_per_source))
     renewal_rate: Buckets = field(default_factory=lambda: buckets(Limits().renewals_per_source))
     handshakes: HandshakeMeter = field(default_factory=HandshakeMeter)
+    _told_at: dict[str, float] = field(default_factory=dict)
     draining: bool = False
     """The pod is going: no new links from peers; the app's own still work."""
 
@@ -188,6 +192,11 @@ class Plane:
         reset(sock)
 
     def count_turned_away(self, limit: str) -> None:
+        """Count it, and say so in the log, once a minute for each limit."""
+        now = self.now()
+        if now - self._told_at.get(limit, float("-inf")) > _TELL_EVERY_S:
+            self._told_at[limit] = now
+            _log.warning("a limit is reached: connections are turned away", extra={"limit": limit})
         self.turned_away[limit] = self.turned_away.get(limit, 0) + 1
 
     def in_cluster(self, ip: str) -> bool:

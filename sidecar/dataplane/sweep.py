@@ -6,10 +6,12 @@ tunnels that lie idle.
 
 import asyncio
 import copy
+import gc
 from typing import Final
 
 from sidecar.dataplane.links.arrival import Arrivals
 from sidecar.dataplane.plane import LiveLink, Plane
+from sidecar.resident import return_free_heap
 from sidecar.wire.opening import CUT_AT_EXPIRY
 
 EVERY_S: Final = 5.0
@@ -18,6 +20,8 @@ ACCEPTOR_IDLE_S: Final = 90.0
 """Longer than a dialler keeps one, so that it is the dialler who closes (see `pool`)."""
 
 
+BURST: Final = 64
+"""So many links and tunnels at once leave enough behind for it to be worth milliseconds of work."""
 _STOOD_STILL_S: Final = 1.0
 
 
@@ -26,6 +30,8 @@ class Sweep:
         self._plane, self._arrivals = plane, arrivals
         self._told: set[LiveLink] = set()
         self._due = plane.now() + EVERY_S
+        self._most = 0
+        """The most links and tunnels at once since memory was last given back."""
         self._timer: asyncio.TimerHandle = plane.poller.call_later(EVERY_S, self._round)
 
     def close(self) -> None:
@@ -35,6 +41,16 @@ class Sweep:
         # First the next round: one link that cannot be cut must not keep the others alive.
         self._timer = self._plane.poller.call_later(EVERY_S, self._round)
         self.look()
+
+    def _give_back(self) -> None:
+        """Most of a burst of links is over: return what they had used, which malloc keeps otherwise."""
+        plane = self._plane
+        now = len(plane.live) + len(plane.pool) + len(self._arrivals.tunnels)
+        self._most = max(self._most, now)
+        if self._most >= BURST and now <= self._most // 2:
+            self._most = now
+            gc.collect()
+            return_free_heap()
 
     def broken(self, error: Exception) -> None:
         """A round failed; the next one is due already."""
@@ -67,6 +83,7 @@ class Sweep:
             ):
                 tunnel.close()
         self._told &= plane.live
+        self._give_back()
         plane.ejections.forget_before(now)
 
     def _thin_out(self) -> None:

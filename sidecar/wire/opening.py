@@ -25,13 +25,14 @@ _ANSWER = struct.Struct("!16s8s")
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 _PRINTABLE = frozenset(range(0x21, 0x7F))
 
-DENIED, UNREACHABLE, DRAINING, BAD_PORT, BUSY = 1, 2, 3, 4, 5
+DENIED, UNREACHABLE, DRAINING, BAD_PORT, BUSY, LIMIT = 1, 2, 3, 4, 5, 6
 REFUSALS = {
     DENIED: "policy_denied",
     UNREACHABLE: "app_unreachable",
     DRAINING: "draining",
     BAD_PORT: "bad_port",
     BUSY: "busy",
+    LIMIT: "limit",
 }
 """Codes of REFUSE, and the reason slug of each. Part of the wire format: only ever added to."""
 

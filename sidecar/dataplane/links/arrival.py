@@ -12,7 +12,7 @@ from typing import Final
 
 from kit.contract import ALPNS
 from sidecar.authorise import authorise
-from sidecar.dataplane.links.inbound import open_link
+from sidecar.dataplane.links.inbound import open_link, refuse_over_limit
 from sidecar.dataplane.links.plaintext import PlaintextLink, is_no_pod
 from sidecar.dataplane.loop.deadlines import Deadline
 from sidecar.dataplane.plane import Plane
@@ -230,8 +230,7 @@ class Arrival:
             assert error is not None
             self._report(error)
         elif self._arrivals.tunnels.of(self._ip) >= plane.limits.tunnels_per_peer:
-            plane.count_turned_away("tunnels_per_peer")
-            tunnel.close()
+            refuse_over_limit(plane, tunnel, self._to, "tunnels_per_peer")
         else:
             InboundTunnel(plane, self._arrivals.tunnels, tunnel, self._to, open_link).start()
 

@@ -17,6 +17,7 @@ from sidecar.dataplane.links.http_splice import HttpSplice
 from sidecar.dataplane.links.phases import Phase, advance
 from sidecar.dataplane.links.splice import TunnelSplice
 from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Connect
+from sidecar.dataplane.plane import Plane
 from sidecar.dataplane.records import (
     describe_peer,
     error_of_cut,
@@ -25,7 +26,7 @@ from sidecar.dataplane.records import (
     no_app,
     permitted,
 )
-from sidecar.dataplane.tunnels.inbound import InboundTunnel
+from sidecar.dataplane.tunnels.inbound import InboundTunnel, InboundTunnels
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import (
     Bug,
@@ -45,6 +46,7 @@ from sidecar.wire.opening import (
     CUT_BY_POLICY,
     DENIED,
     DRAINING,
+    LIMIT,
     UNREACHABLE,
     Opening,
     encode_accept,
@@ -53,6 +55,8 @@ from sidecar.wire.opening import (
 
 SETTLE_S: Final = 5.0
 """How long a peer's link waits for the registry's first word on what is in force here."""
+REFUSED_WITHIN_S: Final = 1.0
+"""A dialler's OPEN comes with the end of its handshake."""
 _SETTLE_POLL_S: Final = 0.05
 
 
@@ -73,17 +77,16 @@ class InboundLink:
         self._permit: Permit | None = None
         self.record = new_record(self._plane, (tunnel.peer_ip, tunnel.peer_port), keeper.to)
 
+    def refuse_over_limit(self, opening: Opening, limit: str) -> None:
+        """OPEN came from a peer that has reached a limit of its own here."""
+        self._begin(opening)
+        self._refuse(LIMIT, Overloaded(f"limit reached by the peer: {limit}"), "")
+
     def open(self, opening: Opening) -> None:
         """OPEN came."""
-        plane, tunnel, record = self._plane, self.tunnel, self.record
-        record.trace_id, record.parent_span_id = opening.trace_id, opening.span_id
-        record.service, record.endpoint_choice = opening.claimed_service, opening.claimed_choice
-        record.pooled = tunnel.links > 0
-        describe_peer(record, tunnel)
-        tunnel.links += 1
-        tunnel.link = self
+        plane, record = self._plane, self.record
         limit = plane.full()
-        plane.live.add(self)
+        self._begin(opening)
         if plane.draining:
             return self._refuse(DRAINING, PeerLost("this pod is going away"), "failed")
         if limit:
@@ -102,6 +105,16 @@ class InboundLink:
             self._hold()
             return self._wait_to_judge(opening.port, plane.now() + SETTLE_S)
         return self._judge(opening.port)
+
+    def _begin(self, opening: Opening) -> None:
+        tunnel, record = self.tunnel, self.record
+        record.trace_id, record.parent_span_id = opening.trace_id, opening.span_id
+        record.service, record.endpoint_choice = opening.claimed_service, opening.claimed_choice
+        record.pooled = tunnel.links > 0
+        describe_peer(record, tunnel)
+        tunnel.links += 1
+        tunnel.link = self
+        self._plane.live.add(self)
 
     def _wait_to_judge(self, port: int, until: float) -> None:
         """We have just started: what is in force here will be known in a moment."""
@@ -279,6 +292,23 @@ class InboundLink:
     def _report(self, sent: int, received: int, close: str) -> None:
         self.phase = advance(self.phase, Phase.ENDED)
         self._plane.link_over(self, sent, received, close)
+
+
+def refuse_over_limit(plane: Plane, tunnel: Tunnel, to: tuple[str, int], limit: str) -> None:
+    """Refuse the link that a peer's tunnel came for, and close it: the peer is over a limit of ours.
+
+    The peer learns why, by a refusal of its own; a tunnel that opens no link at once is closed unheard.
+    """
+    plane.count_turned_away(limit)
+
+    def refuse(keeper: InboundTunnel, tunnel: Tunnel, payload: bytes) -> None:
+        link = InboundLink(keeper, tunnel)
+        plane.poller.call(link.refuse_over_limit, Opening.decode(payload), limit)
+        keeper.close()
+
+    keeper = InboundTunnel(plane, InboundTunnels(), tunnel, to, refuse)
+    plane.poller.call_later(REFUSED_WITHIN_S, keeper.close)
+    keeper.start()
 
 
 def open_link(keeper: InboundTunnel, tunnel: Tunnel, payload: bytes) -> None:

@@ -40,6 +40,7 @@ from sidecar.errors import (
     OwnPort,
     PeerBanned,
     PeerLost,
+    PeerOverloaded,
     ProtocolViolation,
     SidecarError,
 )
@@ -48,8 +49,10 @@ from sidecar.sockets import connect_error, original_dst, reset, watch_for_dead_p
 from sidecar.wire.frames import ACCEPT, DATA, HEADER, OPEN, REFUSE, RESET, encode
 from sidecar.wire.opening import (
     APP_RESET,
+    BUSY,
     CUT_BY_POLICY,
     DENIED,
+    LIMIT,
     REFUSALS,
     RESETS,
     Opening,
@@ -412,8 +415,16 @@ class OutboundLink:
         self._plane.pool.give(self._target.key, tunnel)
         if code == DENIED:
             return self._refuse(Denied("the peer's policy refused the link"))
-        reason = REFUSALS.get(code, "refused")
         self._eject()
+        if code == BUSY:
+            return self._try_elsewhere(PeerOverloaded("the peer takes no more links now"))
+        if code == LIMIT:
+            return self._try_elsewhere(
+                PeerOverloaded(
+                    "this pod has as many connections to the peer as the peer allows one pod"
+                )
+            )
+        reason = REFUSALS.get(code, "refused")
         return self._try_elsewhere(AppUnreachable(f"the peer refused the link: {reason}"))
 
     def _tunnel_ended(self, splice: TunnelSplice, close: str, error: SidecarError | None) -> None:

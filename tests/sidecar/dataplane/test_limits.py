@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,8 @@ from sidecar.dataplane.tunnels.inbound import InboundTunnel, InboundTunnels
 from sidecar.memory import MemoryWatch, limit_of_cgroup, used_bytes
 from sidecar.wire.opening import BUSY, DENIED
 from tests.patience import PATIENCE_S
-from tests.sidecar.dataplane.conftest import StartPair, connected
+from tests.sidecar.dataplane.conftest import WEB, StartPair, connected
+from tests.sidecar.dataplane.test_faults import _patient
 
 Serve = Any
 DOC = (Path(__file__).resolve().parents[3] / "docs" / "limits.md").read_text()
@@ -228,16 +230,33 @@ async def test_new_links_are_shed_while_memory_is_short_and_open_ones_live_on(
         each.close()
 
 
-def test_the_limit_is_that_of_the_cgroup(tmp_path: Path) -> None:
-    assert limit_of_cgroup(tmp_path) == 0
-    (tmp_path / "memory.max").write_text("max\n")
-    assert limit_of_cgroup(tmp_path) == 0
-    (tmp_path / "memory.max").write_text("100663296\n")
-    assert limit_of_cgroup(tmp_path) == 100663296
-    assert used_bytes(tmp_path) > 1 << 20  # our own
-    (tmp_path / "memory.current").write_text("5000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 2000\n")
-    assert used_bytes(tmp_path) == 3000
+def test_without_a_cgroup_our_own_memory_counts_against_no_limit(tmp_path: Path) -> None:
+    assert limit_of_cgroup(tmp_path, tmp_path / "none") == 0
+    assert used_bytes(tmp_path, tmp_path / "none") > 1 << 20
+
+
+@pytest.mark.parametrize("below", ["", "kubepods/pod1/proxy"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_is_found_on_both_versions_of_cgroup_in_a_container_and_outside(
+    version: int, below: str, tmp_path: Path
+) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("9:name=systemd:/x\n4:memory:/kubepods/pod1/proxy\n0::/kubepods/pod1/proxy\n")
+    folder = tmp_path / ("memory" if version == 1 else "") / below
+    folder.mkdir(parents=True, exist_ok=True)
+    assert limit_of_cgroup(tmp_path, own) == 0
+    limit, current, inactive = (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if version == 1
+        else ("memory.max", "memory.current", "inactive_file")
+    )
+    (folder / limit).write_text("9223372036854771712\n" if version == 1 else "max\n")
+    assert limit_of_cgroup(tmp_path, own) == 0
+    (folder / limit).write_text("100663296\n")
+    assert limit_of_cgroup(tmp_path, own) == 100663296
+    (folder / current).write_text("5000\n")
+    (folder / "memory.stat").write_text(f"{inactive} 2000\n")
+    assert used_bytes(tmp_path, own) == 3000
 
 
 # --- peers ------------------------------------------------------------------------------------
@@ -343,3 +362,37 @@ def test_dead_is_who_answers_nothing_though_asked_again(
 ) -> None:
     fake = FakeSocket(retransmits, probes, silent_ms)
     assert sockets.is_unanswered(fake) is dead  # type: ignore[arg-type]
+
+
+async def test_a_peer_over_its_share_of_tunnels_is_told_so_on_both_sides(
+    start_pair: StartPair, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = start_pair(await serve(_patient))
+    pair.far.plane.limits = replace(pair.far.plane.limits, tunnels_per_peer=2)
+    held = []
+    for _ in range(2):
+        reader, writer = await pair.client()
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        held.append(writer)
+    for _ in range(2):
+        reader, writer = await pair.client()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(reader.readexactly(1), PATIENCE_S)
+        writer.close()
+    near, far = await pair.near.record(2), await pair.far.record(2)
+    assert (near.verdict, near.reason) == ("failed", "peer_overloaded")
+    assert near.error == ("this pod has as many connections to the peer as the peer allows one pod")
+    assert (far.verdict, far.reason) == ("failed", "overloaded")
+    assert far.error == "limit reached by the peer: tunnels_per_peer"
+    assert far.source_identity == str(WEB)
+    assert pair.far.plane.turned_away["tunnels_per_peer"] == 2
+    told = [r for r in caplog.records if r.message.startswith("a limit is reached")]
+    assert len(told) == 1, "once a minute"
+    held.pop().close()
+    await pair.far.record(3)
+    reader, writer = await pair.client()
+    writer.write(b"hello")
+    assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
+    for each in (writer, *held):
+        each.close()
