@@ -200,7 +200,7 @@ def test_what_the_api_server_fills_in_between_two_calls_is_no_change() -> None:
     proxy["startupProbe"] |= {"timeoutSeconds": 1, "successThreshold": 1}
     proxy["startupProbe"]["httpGet"]["scheme"] = "HTTP"
     for one in proxy["env"]:
-        if "valueFrom" in one:
+        if "valueFrom" in one and "fieldRef" in one["valueFrom"]:
             one["valueFrom"]["fieldRef"]["apiVersion"] = "v1"
     raw["spec"]["volumes"][0]["projected"]["defaultMode"] = 420
     raw["spec"]["volumes"][1]["configMap"]["defaultMode"] = 420
