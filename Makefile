@@ -69,6 +69,7 @@ check: venv
 	.venv/bin/lint-imports
 	$(PY) scripts/gen.py --check
 	@$(PY) -m tests.threats > /dev/null
+	@$(PY) -m tests.waits
 
 bench-registry: venv
 	$(PY) -m bench.registry $(ARGS)

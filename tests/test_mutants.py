@@ -83,7 +83,6 @@ def test_a_table_that_cannot_be_read_stops_with_its_name(source: str) -> None:
         read_table(source, "t.toml")
 
 
-@pytest.mark.timeout(60)
 def test_a_mutant_is_dead_when_each_of_its_tests_fails_and_alive_otherwise(
     tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,7 +95,6 @@ def test_a_mutant_is_dead_when_each_of_its_tests_fails_and_alive_otherwise(
     assert (tree / "sums.py").read_text().count("a + b") == 1, "the tree itself is never touched"
 
 
-@pytest.mark.timeout(60)
 def test_a_test_that_fails_without_a_mutant_proves_nothing(
     tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

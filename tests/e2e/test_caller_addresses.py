@@ -12,7 +12,6 @@ import pytest
 from tests.e2e.mesh import Mesh, until
 from tests.e2e.objects import MESH, PLAIN, Object, container, pod, service
 
-pytestmark = [pytest.mark.timeout(180)]
 WHERE = (PLAIN, MESH)
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
 START_POSTGRES = f"""

@@ -8,7 +8,6 @@ from local.node.network import NODE_IP
 from tests.e2e.mesh import Mesh, until
 from tests.e2e.objects import PLAIN, container, pod, serving
 
-pytestmark = [pytest.mark.timeout(120)]
 _PROBED = {"tcpSocket": {"port": 7001}, "periodSeconds": 1}
 
 

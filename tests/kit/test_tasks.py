@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from kit.tasks import spawn, stop, vital_task_died
+from tests.patience import PATIENCE_S
 
 
 async def _fails() -> None:
@@ -24,7 +25,7 @@ async def test_a_vital_task_that_fails_is_told_with_its_name_and_reason() -> Non
     waiting = asyncio.ensure_future(vital_task_died())
     await asyncio.sleep(0)
     spawn(_fails(), name="the registry", vital=True)
-    died = await asyncio.wait_for(waiting, 3)
+    died = await asyncio.wait_for(waiting, PATIENCE_S)
     assert str(died) == "the task 'the registry' failed: KeyError: 'k'"
 
 

@@ -12,7 +12,7 @@ from local.cluster import Cluster
 from local.state import StateDir
 from local.supervisor import SOURCE_ROOT
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.netns
 
 SLOW = """
 import http.server, sys, time

@@ -358,7 +358,7 @@ async def test_a_stream_that_asks_for_ever_more_keys_is_answered_only_so_many() 
                 *(f"203.{n // 250 % 250}.{n % 250}.1" for n in range(block, block + 1001))
             )
         await eventually(lambda: it.server._service.keys_refused["too_many_keys"] > 0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while len(sidecar.entries) < MAX_KEYS:
                 await sidecar.hear()
         await sidecar.ask("127.0.0.1")

@@ -15,6 +15,7 @@ import pytest
 from kit.clock import monotonic
 from kit.tasks import spawn, stop
 from tests.certs.running_ca import running_ca
+from tests.patience import PATIENCE_S
 from tests.sidecar.mesh_of_two import Two, two_sidecars
 from tests.sidecar.test_rotation_under_load import rotate
 
@@ -146,12 +147,11 @@ async def outlive(two: Two, mix: Mix, during: Any) -> None:
     try:
         await during
         mix.over.set()
-        await asyncio.wait_for(running, 30)
+        await asyncio.wait_for(running, PATIENCE_S)
     finally:
         await stop(running)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.fault_row("root-rotation")
 async def test_links_live_through_leaves_of_five_seconds_and_a_root_rotation(
     tmp_path: Path,

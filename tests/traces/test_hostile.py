@@ -15,7 +15,6 @@ from tests.sidecar.telemetry.records import denied, outbound
 from tests.traces.process import TOKEN, StoreProcess
 from tests.traces.spans import post, request_of, send
 
-pytestmark = pytest.mark.timeout(60)
 NESTED = b"[" * 100_000
 VALUES = {
     "text": AnyValue(string_value="a text"),

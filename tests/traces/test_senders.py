@@ -507,7 +507,7 @@ async def test_idle_calls_of_one_sender_starve_nobody(tmp_path: Path) -> None:
             api = FORGE.leaf(API)
             for _ in range(20):
                 assert await send(store, payload_of(outbound()), api) == 0
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while sum(call.done() for call in calls) < 300 - PER_POD:
                     await asyncio.sleep(0.05)
             assert sum(call.done() for call in calls) == 300 - PER_POD
@@ -516,7 +516,7 @@ async def test_idle_calls_of_one_sender_starve_nobody(tmp_path: Path) -> None:
             for call in calls:
                 call.cancel()
             # The places are free again.
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while store.receivers._calls._of_pods:
                     await asyncio.sleep(0.05)
 
@@ -537,7 +537,7 @@ async def test_a_call_that_does_not_come_ends(
                 method: grpc.aio.StreamUnaryMultiCallable[bytes, bytes]
                 method = channel.stream_unary(EXPORT)
                 call = method()
-                async with asyncio.timeout(3):
+                async with asyncio.timeout(PATIENCE_S):
                     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             return
         context = TlsMaterial(*pair, FORGE.root_pem).client_context()
@@ -547,7 +547,7 @@ async def test_a_call_that_does_not_come_ends(
             b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
             b"Content-Length: 100\r\n\r\nx"
         )
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             assert b" 408 " in await reader.readline()
             await reader.read()  # and then it hangs up
         writer.close()

@@ -15,7 +15,6 @@ from tests.sidecar.capture.test_beside_others import OTHERS, load
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.timeout(40),
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
 ]
 OWN = {4: "10.77.0.2", 6: "fd77::2"}

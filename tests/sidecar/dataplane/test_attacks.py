@@ -24,6 +24,7 @@ from sidecar.wire.frames import DATA, OPEN, encode
 from sidecar.wire.opening import Opening
 from tests.certs.bad_leaves import recipes
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, StartPair
 
 MARKER = b"PODLINK-MARKER-7f3a"
@@ -80,7 +81,7 @@ async def honest_link_works(pair: Pair) -> None:
     """The positive control."""
     reader, writer = await pair.client()
     writer.write(b"hello")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert await reader.readexactly(2) == b"ok"
     writer.close()
 
@@ -105,7 +106,7 @@ async def dial_and_open(pair: Pair, context: ssl.SSLContext) -> bytes:
     opening = Opening(pair.app_port, b"t" * 16, b"s" * 8)
     got = b""
     with contextlib.suppress(OSError, ssl.SSLError, TimeoutError, asyncio.IncompleteReadError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection(*inbound_address(pair), ssl=context)
             writer.write(encode(OPEN, opening.encode()) + encode(DATA, MARKER))
             got = await reader.read(100)
@@ -336,7 +337,7 @@ async def test_a_peer_that_breaks_the_protocol_loses_its_tunnel(
     leaf = forge.leaf(str(WEB), ips=["127.0.0.1"])
     context = attacker_context(tmp_path, ssl.PROTOCOL_TLS_CLIENT, leaf.key_pem, leaf.chain_pem)
     with contextlib.suppress(OSError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection(*inbound_address(pair), ssl=context)
             writer.write(frames)
             while await reader.read(100):

@@ -27,6 +27,7 @@ from sidecar.wire.frames import (
     encode,
 )
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import Pair, StartPair
 from tests.sidecar.dataplane.hostile import HostilePeer
 from tests.sidecar.dataplane.test_attacks import App, honest_link_works, inbound_address
@@ -72,7 +73,7 @@ def send(peer: HostilePeer, records: list[bytes]) -> None:
 
 async def ended(pair: Pair) -> None:
     """Every tunnel that the far side had is gone."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while pair.arrivals.tunnels:
             await asyncio.sleep(0.01)
 
@@ -102,7 +103,7 @@ async def test_a_flood_on_an_idle_tunnel_ends_it_early(
 ) -> None:
     pair.far.plane.refused_opens = Buckets(0.0, 1e9)  # not what is tried here
     peer = await hostile_peer(pair, forge, tmp_path)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not pair.arrivals.tunnels:
             await asyncio.sleep(0.01)
     await asyncio.to_thread(send, peer, FLOODS[name](peer))
@@ -119,7 +120,7 @@ async def test_a_flood_within_a_link_ends_the_link_early(
 ) -> None:
     peer = await hostile_peer(pair, forge, tmp_path)
     peer.sock.sendall(peer.record(opening(pair.app_port)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not pair.far.plane.live:
             await asyncio.sleep(0.01)
     await asyncio.to_thread(send, peer, WITHIN_A_LINK[name](peer))
@@ -168,7 +169,7 @@ async def test_many_records_of_a_few_bytes_take_turns_with_the_others(
     """They are lawful, so all arrive; in between the loop has had its turn."""
     peer = await hostile_peer(pair, forge, tmp_path)
     peer.sock.sendall(peer.record(opening(pair.app_port)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not pair.far.plane.live:
             await asyncio.sleep(0.01)
     (kept,) = pair.arrivals.tunnels
@@ -183,7 +184,7 @@ async def test_many_records_of_a_few_bytes_take_turns_with_the_others(
     monkeypatch.setattr(of_class, "_go_on", counted)
     size = 40 * SLICE
     await asyncio.to_thread(send, peer, [peer.record(ONE_BYTE) for _ in range(size)])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while len(app.got) < size:
             await asyncio.sleep(0.01)
     assert app.got == b"x" * size

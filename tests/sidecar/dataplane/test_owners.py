@@ -22,6 +22,7 @@ from sidecar.dataplane.tunnels.inbound import InboundTunnel
 from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import Bug, PeerLost
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import Captured, Pair, Side, StartPair
 from tests.sidecar.dataplane.test_link import echo
 
@@ -88,14 +89,14 @@ METHODS: list[tuple[type, str]] = [
 async def whole_link(pair: Pair) -> None:
     reader, writer = await pair.client()
     writer.write(b"hello")
-    assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
+    assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     writer.close()
 
 
 async def is_over(sides: list[Side], most: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while any(len(side.plane.live) > most for side in sides):
             await asyncio.sleep(0.01)
 
@@ -121,14 +122,14 @@ async def test_what_a_callback_raises_ends_its_link_and_no_other(
     its_reader, its_writer = await pair.client()
     its_writer.write(b"hello")
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
-        await asyncio.wait_for(its_reader.readexactly(5), 1)
+        await asyncio.wait_for(its_reader.readexactly(5), 0.9)
     its_writer.close()
     await is_over([pair.near, pair.far], 1)
     assert breaks.fired, "the row breaks nothing"
     assert not breaks.armed
 
     bystander.write(b"after")
-    assert await asyncio.wait_for(reader.readexactly(5), 5) == b"after"
+    assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"after"
     bystander.close()
     await whole_link(pair)
     await is_over([pair.near, pair.far], 0)
@@ -154,12 +155,12 @@ async def test_a_plaintext_link_ends_alone_too(
     breaks.armed = True
     reader, _ = await captured(near, "127.0.0.1", port, b"hello")
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await asyncio.wait_for(reader.readexactly(5), 3)
+        await asyncio.wait_for(reader.readexactly(5), PATIENCE_S)
     record = await near.record()
     assert (record.close, record.error) == ("bug", str(Bug.of(Oops())))
     assert not near.plane.live
     reader, writer = await captured(near, "127.0.0.1", port, b"hello")
-    assert await asyncio.wait_for(reader.readexactly(5), 3) == b"hello"
+    assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
     writer.close()
 
 
@@ -198,14 +199,14 @@ async def test_a_sweep_that_fails_at_one_link_goes_on_with_the_next_and_comes_ag
         assert (record.reason, record.close) == ("bug", "bug")
         await whole_link(pair)  # leaves a tunnel in the pool
         swept.armed = True
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             while not swept.fired or pair.near.plane.poller.bugs < 2:
                 await asyncio.sleep(0.01)
         reader, writer = await pair.client()
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
         before = looks
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             while looks <= before:
                 await asyncio.sleep(0.01)
         writer.close()

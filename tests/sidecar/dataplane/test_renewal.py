@@ -47,6 +47,7 @@ from sidecar.wire.renewal import (
 )
 from tests.certs.forge import Forge
 from tests.certs.forge import Pair as Leaf
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, Side, StartPair
 from tests.sidecar.dataplane.test_attacks import App, inbound_address
 
@@ -293,7 +294,7 @@ class Attacker:
 
     async def frame(self, kind: int) -> bytes:
         """The payload of the next frame, which must be of this kind."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             head = await self.reader.readexactly(4)
             payload = await self.reader.readexactly(int.from_bytes(head[1:], "big"))
         assert head[0] == kind, (head[0], payload)
@@ -331,7 +332,7 @@ class Attacker:
     async def closed(self) -> bool:
         """Whether the far side has ended the tunnel."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while await self.reader.read(65536):
                     pass
         except OSError:

@@ -14,6 +14,7 @@ from sidecar.dataplane.links.splice import MAX_READ, TunnelSplice
 from sidecar.dataplane.loop.poller import poller_of
 from sidecar.listening import LoopbackListeners
 from sidecar.wire.opening import CUT_AT_EXPIRY, CUT_BY_BAN, SHUTDOWN
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import WEB, Captured, Side, StartPair, connected
 
 Serve = Any
@@ -52,16 +53,16 @@ async def test_a_last_read_of_any_size_up_to_the_largest_arrives_whole(
     monkeypatch.setattr(TunnelSplice, "start", start)
     body = (bytes(range(256)) * (size // 256 + 1))[:size]
     client = socket.create_connection(pair.upstream)
-    near = await asyncio.wait_for(waiting, 3)
+    near = await asyncio.wait_for(waiting, PATIENCE_S)
     near._read_size = MAX_READ  # as after a long stream
     near.near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     await asyncio.get_running_loop().run_in_executor(None, client.sendall, body)
     client.shutdown(socket.SHUT_WR)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while len(near.near.recv(MAX_READ, socket.MSG_PEEK)) < size:
             await asyncio.sleep(0.01)
     begin(near)
-    await asyncio.wait_for(got.wait(), 3)
+    await asyncio.wait_for(got.wait(), PATIENCE_S)
     assert received == body
     assert (await pair.near.record()).close == "fin"
     client.close()
@@ -88,7 +89,7 @@ async def test_a_reset_is_passed_on_even_where_the_other_side_reads_nothing(
     pair = start_pair(listening.getsockname()[1])
     client = socket.create_connection(pair.upstream)
     client.setblocking(False)
-    app = await asyncio.wait_for(accepted, 3)
+    app = await asyncio.wait_for(accepted, PATIENCE_S)
     await accepting
     app.setblocking(False)
     resets, silent = (client, app) if whose == "client" else (app, client)
@@ -101,7 +102,7 @@ async def test_a_reset_is_passed_on_even_where_the_other_side_reads_nothing(
     await asyncio.sleep(0.1)
     abort(resets)
 
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(PATIENCE_S):
         while not sockets.connect_error(silent):
             await asyncio.sleep(0.02)
     near, far = await pair.near.record(), await pair.far.record()
@@ -127,7 +128,7 @@ async def test_a_reset_is_passed_on_through_a_plaintext_link_too(
     _reader, writer = await captured(near, "127.0.0.1", port)
     listening.setblocking(False)
     loop = asyncio.get_running_loop()
-    server, _ = await asyncio.wait_for(loop.sock_accept(listening), 3)
+    server, _ = await asyncio.wait_for(loop.sock_accept(listening), PATIENCE_S)
     server.setblocking(False)
     client = writer.get_extra_info("socket")
     writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -143,7 +144,7 @@ async def test_a_reset_is_passed_on_through_a_plaintext_link_too(
                 await loop.sock_sendall(server, bytes(30_000_000))
         abort(server)
         silent = client
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(PATIENCE_S):
         while not silent.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             await asyncio.sleep(0.02)
     assert (await near.record()).close == "reset"
@@ -197,7 +198,7 @@ async def test_a_full_accept_queue_is_waited_for_while_the_far_proxy_answers(
     listening, waiting = await full()
     pair = start_pair(listening.getsockname()[1])
     reader, writer = await connected(pair.upstream, first)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not pair.far.plane.live:
             await asyncio.sleep(0.01)
     (link,) = pair.near.plane.live
@@ -210,7 +211,7 @@ async def test_a_full_accept_queue_is_waited_for_while_the_far_proxy_answers(
         sock.close()
     listening.setblocking(False)
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(10):  # the kernel asks again in its own time
+    async with asyncio.timeout(PATIENCE_S):  # the kernel asks again in its own time
         while True:
             app, peer = await loop.sock_accept(listening)
             if peer not in ours:
@@ -218,9 +219,9 @@ async def test_a_full_accept_queue_is_waited_for_while_the_far_proxy_answers(
             app.close()
     app.setblocking(False)
     if first:
-        assert await asyncio.wait_for(loop.sock_recv(app, 100), 3) == first
+        assert await asyncio.wait_for(loop.sock_recv(app, 100), PATIENCE_S) == first
     await loop.sock_sendall(app, b"answer")
-    assert await asyncio.wait_for(reader.readexactly(6), 3) == b"answer"
+    assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"answer"
     writer.close()
     app.close()
     listening.close()
@@ -232,7 +233,7 @@ async def test_a_client_that_resets_while_the_app_takes_no_connection_is_not_wai
     listening, waiting = await full()
     pair = start_pair(listening.getsockname()[1])
     client = socket.create_connection(pair.upstream)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not pair.far.plane.live:
             await asyncio.sleep(0.01)
     (link,) = pair.near.plane.live
@@ -253,7 +254,7 @@ async def test_an_app_whose_queue_stays_full_is_named_as_that(
     pair = start_pair(listening.getsockname()[1])
     reader, writer = await pair.client()
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await asyncio.wait_for(reader.readexactly(1), 5)
+        await asyncio.wait_for(reader.readexactly(1), PATIENCE_S)
     far = await pair.far.record()
     assert far.reason == "app_unreachable"
     assert far.error.endswith("its queue is full")
@@ -282,10 +283,10 @@ async def test_what_an_app_binds_to_loopback_is_reached_only_where_the_pod_opens
     )
     reader, writer = await pair.client()
     if opened:
-        assert await asyncio.wait_for(reader.readexactly(5), 3) == b"hello"
+        assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
     else:
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(5), 3)
+            await asyncio.wait_for(reader.readexactly(5), PATIENCE_S)
         far = await pair.far.record()
         assert far.reason == "app_unreachable"
         assert far.error == (
@@ -311,7 +312,7 @@ async def test_an_urgent_byte_stays_in_the_stream(start_pair: StartPair, serve: 
     sock.send(b"b", socket.MSG_OOB)
     sock.sendall(b"c")
     reader, writer = await asyncio.open_connection(sock=sock)
-    assert await asyncio.wait_for(reader.read(), 3) == b"!abc"
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b"!abc"
     writer.close()
 
 
@@ -329,7 +330,7 @@ async def test_a_link_that_is_cut_before_its_app_has_answered_keeps_the_reason(
     listening, waiting = await full()
     pair = start_pair(listening.getsockname()[1])
     _reader, writer = await pair.client()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not pair.far.plane.live:
             await asyncio.sleep(0.01)
     (link,) = pair.far.plane.live

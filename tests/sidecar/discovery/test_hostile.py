@@ -23,6 +23,7 @@ from sidecar.directory import Found, Own, Service, Workload
 from sidecar.discovery.client import RegistryClient
 from sidecar.discovery.translate import policy_set
 from tests.hostile import PORTS, spoilt
+from tests.patience import PATIENCE_S
 from tests.registry.objects import endpoint, namespace_object, pod, service, slice_of
 from tests.registry.test_service import WEB_POD, registry
 from tests.sidecar.discovery.test_client import ready, running
@@ -32,7 +33,7 @@ API = pod("api", "10.0.0.7", account="api")
 
 
 async def eventually(holds: Any) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -184,7 +185,6 @@ class World:
 
 
 @pytest.mark.attack_row(50)
-@pytest.mark.timeout(60)
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(
