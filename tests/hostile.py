@@ -57,5 +57,6 @@ def spoilt(draw: st.DrawFn, honest: Any, most: int = 4) -> Any:
         if isinstance(holder, dict) and draw(st.integers(0, 5)) == 0:
             del holder[path[-1]]
         else:
-            holder[path[-1]] = draw(junk())
+            # A copy: what is drawn belongs to the strategy, and the next round may spoil it further.
+            holder[path[-1]] = copy.deepcopy(draw(junk()))
     return made
