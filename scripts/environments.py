@@ -13,6 +13,7 @@ import ast
 import fcntl
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import pty
@@ -24,10 +25,14 @@ import sys
 import tempfile
 import termios
 import threading
+import urllib.parse
+import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "requirements"
@@ -230,8 +235,12 @@ def _make(env: Environment, line: Line) -> None:
     if uv is not None:
         _run([uv, "venv", "--quiet", "--seed", "--python", sys.executable, env.path], line)
         return
-    _run([sys.executable, "-m", "venv", env.path], line)
     line.say("fetching uv")
+    if importlib.util.find_spec("ensurepip") is None:
+        _run([sys.executable, "-m", "venv", "--without-pip", env.path], line)
+        _fetch_uv(env)
+        return
+    _run([sys.executable, "-m", "venv", env.path], line)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
         wanted.write(_only("uv", (LOCKS / env.lock).read_text()))
         wanted.flush()
@@ -242,6 +251,52 @@ def _make(env: Environment, line: Line) -> None:
         except Failed as e:
             if "cannot be reached" in str(e):
                 raise
+
+
+def _fetch_uv(env: Environment) -> None:
+    """uv alone, without pip: for a Debian that lacks python3-venv and a user who may not install it.
+
+    The index is named as pip's environment names it. What it gives is taken if its hash is in the lock.
+    """
+    index = os.environ.get("PIP_INDEX_URL", "index").rstrip("/")
+    form = {"Accept": "application/vnd.pypi.simple.v1+json"}
+    try:
+        with _opened(urllib.request.Request(f"{index}/uv/", headers=form)) as answer:
+            files = json.load(answer)["files"]
+        known = set(
+            re.findall(r"sha256:([0-9a-f]{64})", _only("uv", (LOCKS / env.lock).read_text()))
+        )
+        url = wheel_for(os.uname().machine, known, files)
+        with _opened(urllib.request.Request(urllib.parse.urljoin(f"{index}/uv/", url))) as answer:
+            wheel = answer.read()
+    except (OSError, ValueError, KeyError, StopIteration) as e:
+        raise Failed(
+            f"cannot fetch uv from the Python package index ({e}): go online, or name a mirror by "
+            "PIP_INDEX_URL, or have python3-venv installed"
+        ) from e
+    if hashlib.sha256(wheel).hexdigest() not in known:
+        raise Failed("the Python package index gave a uv that is not the one of the lock file")
+    with zipfile.ZipFile(io.BytesIO(wheel)) as packed:
+        name = next(name for name in packed.namelist() if name.endswith(".data/scripts/uv"))
+        (env.path / "bin/uv").write_bytes(packed.read(name))
+    (env.path / "bin/uv").chmod(0o755)
+
+
+def wheel_for(machine: str, known: set[str], files: Sequence[dict[str, Any]]) -> str:
+    """Where the file for glibc on this machine is whose hash is known. Raises StopIteration."""
+    return next(
+        str(file["url"])
+        for file in files
+        if file["hashes"].get("sha256") in known
+        and "manylinux" in file["filename"]
+        and file["filename"].endswith(f"_{machine}.whl")
+    )
+
+
+def _opened(request: urllib.request.Request) -> Any:
+    if not request.full_url.startswith(("https://", "http://")):
+        raise ValueError(f"{request.full_url} is no address of an index")
+    return urllib.request.urlopen(request, timeout=60)
 
 
 def _only(name: str, lock: str) -> str:

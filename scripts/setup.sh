@@ -155,7 +155,8 @@ if [ -n "$needed$welcome" ]; then
         missing_python=$(lacking_python)
         needed=$(echo $missing_python $(sh scripts/needs.sh "$word" | sed 's/?.*//'))
     fi
-    if [ -n "$needed" ]; then
+    # Where only the venv module lacks, environments.py can do without it.
+    if [ -n "$needed" ] && { [ -z "$python" ] || [ "$needed" != "$missing_python" ]; }; then
         root="sudo "
         [ "$(id -u)" != 0 ] || root=
         die "needs packages that are not installed: ${root}apt-get install $needed"

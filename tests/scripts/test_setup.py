@@ -4,11 +4,17 @@ The scripts run as they are, in a tree of their own with a table of made-up pack
 stand-ins for apt-get and sudo that write down what they are asked.
 """
 
+import functools
+import hashlib
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -287,6 +293,72 @@ def test_a_half_made_environment_is_made_anew(env: Environment) -> None:
     assert environments.stamp(env) is None
     (env.path / ".ready").write_text('{"path": ')
     assert environments.stamp(env) is None
+
+
+@pytest.fixture
+def index(env: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package index that has a uv, and a lock file that knows it; the wheel is what is returned."""
+    served = tmp_path / "simple/uv"
+    served.mkdir(parents=True)
+    wheel = served / f"uv-1-py3-none-manylinux_2_17_{os.uname().machine}.whl"
+    with zipfile.ZipFile(wheel, "w") as packed:
+        packed.writestr("uv-1.data/scripts/uv", "#!/bin/sh\necho uv 1\n")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    hashes = {"hashes": {"sha256": digest}}
+    other = {"filename": "uv-1-py3-none-win32.whl", "url": "no", **hashes}
+    listed = {"files": [other, {"filename": wheel.name, "url": wheel.name, **hashes}]}
+    (served / "index.html").write_text(json.dumps(listed))
+    lock = tmp_path / "requirements/demo.lock"
+    lock.write_text(f"uv==1 \\\n    --hash=sha256:{digest}\n")
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple/")
+        yield wheel
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_without_the_venv_module_uv_is_fetched_by_its_hash(env: Environment, index: Path) -> None:
+    environments._fetch_uv(env)
+    assert subprocess.check_output([env.path / "bin/uv"], text=True) == "uv 1\n"
+
+
+def test_a_uv_that_is_another_than_the_lock_says_is_not_taken(
+    env: Environment, index: Path
+) -> None:
+    with zipfile.ZipFile(index, "a") as packed:
+        packed.writestr("more", "evil")
+    with pytest.raises(environments.Failed, match="not the one of the lock file"):
+        environments._fetch_uv(env)
+    assert not (env.path / "bin/uv").exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/simple", "file:///etc", "not an address"])
+def test_an_index_that_cannot_be_asked_is_one_line(
+    env: Environment, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", url)
+    with pytest.raises(environments.Failed, match="cannot fetch uv .* name a mirror"):
+        environments._fetch_uv(env)
+
+
+def test_only_the_venv_module_lacking_stops_nobody(tree: Tree) -> None:
+    (tree.path / "scripts/environments.py").write_text(
+        FAKE_ENVIRONMENTS.replace("sys.exit(0)", "sys.exit(1)")
+    )
+    tree.have("frob", "grault", "nice-one")
+    done = tree.setup(FAKE_UID="1000")
+    assert (done.returncode, done.stdout) == (0, "environments demo 0\n")
+    (tree.path / "bin/frob").unlink()
+    done = tree.setup(FAKE_UID="1000")
+    assert done.stderr.endswith("sudo apt-get install python3-venv frobnicate\n")
 
 
 def test_an_environment_that_was_moved_or_whose_python_has_gone_is_made_anew(
