@@ -1,6 +1,6 @@
 """JSON that others wrote. Pure.
 
-Python's reader recurses and gives up at about a thousand levels with RecursionError, which is no
+Python's reader recurses and gives up at some thousand levels with RecursionError, which is no
 ValueError: one object that is nested deeper would take every object of its list along, and the program
 too. Here what stands deeper than `MAX_DEPTH` reads as a text that says so, and the rest as it is.
 """

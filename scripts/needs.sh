@@ -32,4 +32,4 @@ while read -r package words shown _; do
     *",$word?,"*) found "$shown" || welcome="$welcome $package" ;;
     esac
 done <"$table"
-[ -z "$needed$welcome" ] || echo "${needed# }${welcome:+ ?$welcome}"
+[ -z "$needed$welcome" ] || echo "${needed# }${welcome:+ ?${welcome# }}"
