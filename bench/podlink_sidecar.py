@@ -93,7 +93,7 @@ class StaticDirectory:
     def known(self, key: str) -> Found | None:
         return self._far if key == "far.bench" else None
 
-    def ask(self, key: str, answer: Answer) -> None:
+    def ask(self, key: str, answer: Answer, *, for_record: bool = False) -> None:
         answer(None)
 
     def ask_anew(self, key: str, answer: Answer) -> None:

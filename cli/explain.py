@@ -24,7 +24,19 @@ from registry.facts import PodFacts
 from registry.keys import KeyMalformed
 from sidecar.dataplane.routing.choose import eligible
 from sidecar.dataplane.routing.route import Plaintext, Refused, Route, to_address
-from sidecar.directory import EXTERNAL, Endpoint, External, Found, Gone, Service, Workload
+from sidecar.directory import (
+    EXTERNAL,
+    ByPort,
+    Endpoint,
+    External,
+    Found,
+    Gone,
+    Service,
+    ToPod,
+    ToService,
+    Workload,
+    port_key,
+)
 
 _MARKS = {"ok": "ok  ", "note": "note", "stop": "STOP"}
 _CLUSTER_SUFFIXES = (".svc.cluster.local", ".svc")
@@ -111,6 +123,8 @@ async def _explain(
         if found is None:
             return path
         key, what, ip = found
+        if isinstance(what, ByPort):
+            key, what, ip, port = await _lead(kube, view, path, ip, what, port)
         allow_external = bool((policy_page or {}).get("allow_external", near.external != "deny"))
         route = _route(path, near, what, ip, port, allow_external, known(endpoints, key))
         if route is not None:
@@ -183,6 +197,25 @@ async def _resolve(
     return name, found, first
 
 
+async def _lead(
+    kube: Kube, view: MeshView, path: Path, ip: str, what: ByPort, port: int
+) -> tuple[str, Found, str, int]:
+    """Where the port leads of an address whose ports differ: key, what it is, address, port."""
+    if not port:
+        path.add("resolve", f"some ports of {ip} may lead to a Service: say which one", "note")
+        return ip, what.otherwise, ip, port
+    to = view.find(port_key(ip, port))
+    if isinstance(to, ToPod) and to.pod.ips:
+        path.add("resolve", f"{ip}:{port} is a host port of pod {to.pod.pod}: its port {to.port}")
+        return to.pod.ips[0], to.pod, to.pod.ips[0], to.port
+    if not isinstance(to, ToService):
+        return ip, what.otherwise, ip, port
+    await view.load(kube, to.key.rpartition(".")[2])
+    service = view.find(to.key)
+    path.add("resolve", f"{ip}:{port} leads to port {to.port} of {described(service)}")
+    return to.key, service, ip, to.port
+
+
 def service_name(text: str, namespace: str) -> tuple[str, bool]:
     """A host name as "name.namespace", seen from a pod of `namespace`, and whether it can only mean a
     Service: one word, two, or whatever ends as the cluster's names do. A final dot, as DNS has it,
@@ -223,6 +256,9 @@ def described(found: Found) -> str:
         )
     if isinstance(found, Gone):
         return "an address of the cluster that nobody holds now"
+    if isinstance(found, ByPort):
+        node = isinstance(found.otherwise, Workload)
+        return "an address of a node" if node else "an address of a load balancer or an external IP"
     return "neither a pod nor a Service: external to the mesh"
 
 
@@ -247,6 +283,8 @@ def _route(
     if isinstance(what, Gone):
         path.stop("endpoint", f"{ip} is held by nobody now: links to it are refused")
         return None
+    if isinstance(what, ByPort | ToService | ToPod):  # nothing that a destination resolves to
+        raise AssertionError(f"{ip} is not resolved")
     if not isinstance(what, Service):
         port = port or 80
         if port in OWN_PORTS:

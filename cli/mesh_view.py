@@ -20,6 +20,7 @@ from registry.answers import Answers
 from registry.facts import (
     PodFacts,
     read_namespace,
+    read_node,
     read_pod,
     read_policy,
     read_service,
@@ -47,6 +48,7 @@ class MeshView:
         self.policies: list[tuple[str, str]] = []
         """Namespace and name of each LinkPolicy, in order."""
         self._seen: set[str] = set()
+        self._nodes: set[str] = set()
 
     async def load(self, kube: Kube, *namespaces: str) -> None:
         """Read these namespaces whole. Raises ClusterUnavailable."""
@@ -65,12 +67,16 @@ class MeshView:
             slices = f"/apis/discovery.k8s.io/v1/namespaces/{name}/endpointslices"
             await self._load(kube, slices, self._slice)
             policies = f"/apis/{GROUP}/{VERSION}/namespaces/{name}/{PLURAL}"
-            await self._load(kube, policies, self._policy, may_be_absent=True)
+            await self._load(kube, policies, self._policy, passes_over=(404,))
 
     async def load_address(self, kube: Kube, ip: str) -> None:
         """Read whose address it is: a pod anywhere, or a Service. Raises ClusterUnavailable."""
         await self._load(kube, "/api/v1/pods", self._pod, fieldSelector=f"status.podIP={ip}")
         await self._load(kube, "/api/v1/services", self._service)
+        # Who may not read nodes is told the same as long as no port of a node is asked for.
+        await self._load(kube, "/api/v1/nodes", self._node, passes_over=(403,))
+        for node in self.model.nodes_at(ip):  # for the host ports of its pods
+            await self._load(kube, "/api/v1/pods", self._pod, fieldSelector=f"spec.nodeName={node}")
         found = self.model.at_ip(ip)
         where = getattr(found, "namespace", "") or getattr(
             getattr(found, "service", None), "namespace", ""
@@ -79,14 +85,20 @@ class MeshView:
             await self.load(kube, where)
 
     async def _load(
-        self, kube: Kube, path: str, take: Any, *, may_be_absent: bool = False, **query: str
+        self,
+        kube: Kube,
+        path: str,
+        take: Any,
+        *,
+        passes_over: tuple[int, ...] = (),
+        **query: str,
     ) -> None:
         asked = {"limit": _PAGE, **query}
         while True:
             try:
                 page = await kube.get(path, **asked)
             except KubeError as e:
-                if may_be_absent and e.status == 404:
+                if e.status in passes_over:
                     return
                 raise explained(e, "read the cluster", TAKES) from e
             for raw in page.get("items") or ():
@@ -110,6 +122,12 @@ class MeshView:
         new = read_service(raw)
         if self.model.service(f"{new.name}.{new.namespace}") is None:
             self.model.change_service(None, new)
+
+    def _node(self, raw: Object) -> None:
+        new = read_node(raw)
+        if new.name not in self._nodes:
+            self._nodes.add(new.name)
+            self.model.change_node(None, new)
 
     def _slice(self, raw: Object) -> None:
         metadata = raw["metadata"]

@@ -42,6 +42,7 @@ REASONS: Final = {
     "ports_malformed": "no list of ports and ranges",
     "number_out_of_range": "outside of what the field may be",
     "address_malformed": "no IP address",
+    "address_local": "an address of one machine or one link, or nobody's",
     "value_unknown": "none of the words that the field may be",
     "too_many": "more entries than are read",
     "nested_too_deep": "values in values beyond any use",

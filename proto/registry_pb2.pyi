@@ -250,7 +250,8 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 class Subscribe(_message.Message):
     """What is asked for: an IP as the app dialled it, in canonical text ("10.0.0.7", "fd00::7"), or a
     Service name as "name.namespace", or a pod behind a headless Service as "pod.name.namespace"
-    (upstreams only).
+    (upstreams only), or one port of an IP whose Entry says `forwards` ("192.0.2.1:30080",
+    "[2001:db8::1]:30080").
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -366,16 +367,31 @@ class Entry(_message.Message):
     WORKLOAD_FIELD_NUMBER: _builtins.int
     SERVICE_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
+    FORWARD_FIELD_NUMBER: _builtins.int
+    UNASSIGNED_FIELD_NUMBER: _builtins.int
+    FORWARDS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     external: _builtins.bool
     """The key is known to be neither a pod nor a Service: external to the mesh."""
+    unassigned: _builtins.bool
+    """An address of the pods' range that no pod is known to have: a new pod's, or nobody's. Nothing is
+    sent there.
+    """
+    forwards: _builtins.bool
+    """Ports of this address may lead to a Service or a pod: the port is asked for before a link is made.
+    What `found` says holds for the others.
+    """
     digest: _builtins.int
     """Of all the above; equal digests mean equal answers, whichever replica gave them."""
     @_builtins.property
     def workload(self) -> Global___Workload: ...
     @_builtins.property
     def service(self) -> Global___Service: ...
+    @_builtins.property
+    def forward(self) -> Global___Forward:
+        """Of a port alone: it leads elsewhere."""
+
     def __init__(
         self,
         *,
@@ -383,17 +399,56 @@ class Entry(_message.Message):
         workload: Global___Workload | None = ...,
         service: Global___Service | None = ...,
         external: _builtins.bool = ...,
+        forward: Global___Forward | None = ...,
+        unassigned: _builtins.bool = ...,
+        forwards: _builtins.bool = ...,
         digest: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "found", b"found", "service", b"service", "workload", b"workload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "forward", b"forward", "found", b"found", "service", b"service", "unassigned", b"unassigned", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "external", b"external", "found", b"found", "key", b"key", "service", b"service", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "external", b"external", "forward", b"forward", "forwards", b"forwards", "found", b"found", "key", b"key", "service", b"service", "unassigned", b"unassigned", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_found: _TypeAlias = _typing.Literal["workload", "service", "external"]  # noqa: Y015
+    _WhichOneofReturnType_found: _TypeAlias = _typing.Literal["workload", "service", "external", "forward", "unassigned"]  # noqa: Y015
     _WhichOneofArgType_found: _TypeAlias = _typing.Literal["found", b"found"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_found) -> _WhichOneofReturnType_found | None: ...
 
 Global___Entry: _TypeAlias = Entry  # noqa: Y015
+
+@_typing.final
+class Forward(_message.Message):
+    """Where a port leads that is a node port, a host port, or of a Service's load balancer or external IP."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    ONLY_NODE_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """"name.namespace"; to be asked for"""
+    port: _builtins.int
+    """Of the Service or the pod."""
+    only_node: _builtins.str
+    """A node port under externalTrafficPolicy: Local: only endpoints of this node may be chosen."""
+    @_builtins.property
+    def workload(self) -> Global___Workload: ...
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        workload: Global___Workload | None = ...,
+        port: _builtins.int = ...,
+        only_node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service", "to", b"to", "workload", b"workload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["only_node", b"only_node", "port", b"port", "service", b"service", "to", b"to", "workload", b"workload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_to: _TypeAlias = _typing.Literal["service", "workload"]  # noqa: Y015
+    _WhichOneofArgType_to: _TypeAlias = _typing.Literal["to", b"to"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_to) -> _WhichOneofReturnType_to | None: ...
+
+Global___Forward: _TypeAlias = Forward  # noqa: Y015
 
 @_typing.final
 class Workload(_message.Message):

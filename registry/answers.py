@@ -11,8 +11,9 @@ from typing import NamedTuple
 from proto import registry_pb2 as pb
 from registry.endpoints import EndpointView
 from registry.facts import PodFacts
+from registry.forwards import ToPod, ToService
 from registry.keys import Key
-from registry.model import Found, Model, NodeView, ServiceView
+from registry.model import Found, Model, NodeView, OutsideView, ServiceView, Unassigned
 from registry.settings import pod_settings
 
 MAX_ENTRY_BYTES = 1 << 20
@@ -83,10 +84,11 @@ class Answers:
         entry = of_topic.get(key.text)
         if entry is None:
             found = self._find(key)
-            entry = self._encode(key.text, found)
-            # What is external is not kept, nor an address that is not spelled as sidecars spell it:
-            # there may be any number of either, and whoever asks chooses them.
-            if found is not None and (not key.is_ip or key.text == key.topic):
+            entry = self._encode(key, found)
+            # What is external is not kept, nor an address that is not spelled as sidecars spell it,
+            # nor a port: there may be any number of each, and whoever asks chooses them.
+            several = found is None or isinstance(found, Unassigned)
+            if not several and (not key.is_ip or key.text == key.topic):
                 self._entries.setdefault(key.topic, of_topic)[key.text] = entry
         return entry
 
@@ -114,19 +116,21 @@ class Answers:
         for topic in topics:
             self._entries.pop(topic, None)
 
-    def _encode(self, text: str, found: Found) -> Encoded:
+    def _encode(self, key: Key, found: Found) -> Encoded:
         """A Service too large for a message has the endpoints that fit, the ready ones first."""
-        entry = encode(_entry(text, found))
+        entry = encode(_entry(key, found))
         while len(entry.framed) > MAX_ENTRY_BYTES and isinstance(found, ServiceView):
             fitting = len(found.endpoints) * MAX_ENTRY_BYTES // (2 * len(entry.framed))
             found = ServiceView(found.service, found.endpoints[:fitting])
-            entry = encode(_entry(text, found))
+            entry = encode(_entry(key, found))
             self.cut += 1
             if not fitting:
                 break
         return entry
 
     def _find(self, key: Key) -> Found:
+        if key.port:
+            return self._model.at_port(key.topic, key.port)
         if key.is_ip:
             return self._model.at_ip(key.topic)
         if key.pod:
@@ -134,14 +138,26 @@ class Answers:
         return self._model.service(key.topic)
 
 
-def _entry(key: str, found: Found) -> pb.Entry:
+def _entry(asked: Key, found: Found) -> pb.Entry:
+    key, forwards = asked.text, not asked.port  # of a port it is said where it leads
     match found:
         case PodFacts():
             return pb.Entry(key=key, workload=_workload(found, found.zone))
         case ServiceView():
             return pb.Entry(key=key, service=_service(found))
         case NodeView():
-            return pb.Entry(key=key, workload=pb.Workload(ips=[found.ip], host_network=True))
+            node = pb.Workload(ips=[found.ip], host_network=True)
+            return pb.Entry(key=key, workload=node, forwards=forwards)
+        case OutsideView():
+            return pb.Entry(key=key, external=True, forwards=forwards)
+        case Unassigned():
+            return pb.Entry(key=key, unassigned=True)
+        case ToService():
+            forward = pb.Forward(service=found.service, port=found.port, only_node=found.only_node)
+            return pb.Entry(key=key, forward=forward)
+        case ToPod():
+            to = _workload(found.pod, found.pod.zone)
+            return pb.Entry(key=key, forward=pb.Forward(workload=to, port=found.port))
         case None:
             return pb.Entry(key=key, external=True)
 

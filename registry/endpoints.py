@@ -29,6 +29,8 @@ class World(Protocol):
     def host_pod_at(self, ip: str, uid: str) -> PodFacts | None: ...
     def is_node(self, ip: str) -> bool: ...
     def is_cluster_ip(self, ip: str) -> bool: ...
+    def is_claimed(self, ip: str, ports: Iterable[int]) -> bool: ...
+    def is_unassigned(self, ip: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def _view(
         ip = judge_address(endpoint.claimed_ip)
     except ValueError as refused:
         raise _Drop(str(refused)) from None
-    pod = _pod(service, endpoint, ip, world)
+    pod = _pod(service, endpoint, ip, ports, world)
     return EndpointView(
         ip=ip,
         ports=ports,
@@ -123,7 +125,13 @@ def _view(
     )
 
 
-def _pod(service: ServiceFacts, endpoint: SliceEndpoint, ip: str, world: World) -> PodFacts | None:
+def _pod(
+    service: ServiceFacts,
+    endpoint: SliceEndpoint,
+    ip: str,
+    ports: tuple[tuple[int, int], ...],
+    world: World,
+) -> PodFacts | None:
     pod = world.pod_at(ip)
     if pod is None:
         pod = world.host_pod_at(ip, endpoint.target_uid)
@@ -135,15 +143,21 @@ def _pod(service: ServiceFacts, endpoint: SliceEndpoint, ip: str, world: World) 
         return pod
     if world.is_cluster_ip(ip):
         raise _Drop("cluster_ip")
-    if world.is_node(ip) and not _is_api_server(service):
-        raise _Drop("node_ip")
+    if not _is_api_server(service):
+        if world.is_node(ip):
+            raise _Drop("node_ip")
+        if world.is_claimed(ip, (to for _, to in ports)):
+            raise _Drop("external_ip")
+        if world.is_unassigned(ip):
+            raise _Drop("unassigned")
     if endpoint.target_uid or endpoint.target_name:
         raise _Drop("stale_target")
     return None
 
 
 def _is_api_server(service: ServiceFacts) -> bool:
-    """The API server writes its own slice, with addresses of nodes that no pod stands behind."""
+    """The API server writes its own slice, with addresses that no pod stands behind; nobody takes
+    them from it by a claim."""
     return (service.namespace, service.name) == ("default", "kubernetes")
 
 

@@ -10,6 +10,7 @@ Unreadable for an object without a name; the informer then treats it as absent.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from sys import intern
 from typing import Any
 
@@ -44,6 +45,8 @@ _MAX_HINTS = 8  # what the EndpointSlice API allows
 _MAX_SLICE_PORTS, _MAX_SLICE_ENDPOINTS = 100, 1000  # the same
 _MAX_SERVICE_PORTS = 1000
 _MAX_ADDRESSES = 8
+_MAX_OUTSIDE = 64
+"""External addresses that are read of one Service, and addresses of one node."""
 _MAX_CONTAINERS, _MAX_CONTAINER_PORTS, _MAX_ENV = 1000, 2000, 2000
 _MAX_UID, _MAX_TIME, _MAX_PORT_NAME = 128, 64, 63
 _MAX_APP_PROTOCOL = 320  # a prefix, a slash and a name
@@ -80,8 +83,19 @@ class PodFacts:
     """TCP ports that the pod's own containers name."""
     http_ports: tuple[str, ...] = ()
     """Ports and ranges that its annotation says speak HTTP."""
+    host_ports: tuple["HostPort", ...] = ()
     refused: tuple[Refused, ...] = ()
     """Fields that are left out because they did not fit; so in the kinds below."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """`hostPort`: a TCP port of the pod's node that leads to the pod's `port`."""
+
+    number: int
+    port: int
+    host_ip: str
+    """The only address of the node that has it; "" for each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,14 @@ class ServiceFacts:
     publish_not_ready: bool
     local_only: bool = False
     """`internalTrafficPolicy: Local`."""
+    balancer_ips: tuple[str, ...] = ()
+    """`status.loadBalancer.ingress`, as the cluster's load balancer controller says."""
+    external_ips: tuple[str, ...] = ()
+    """`spec.externalIPs`: whatever whoever wrote the Service claims."""
+    node_ports: tuple[tuple[int, int], ...] = ()
+    """Port of every node, and the port of the Service that it leads to."""
+    external_local: bool = False
+    """`externalTrafficPolicy: Local`."""
     refused: tuple[Refused, ...] = ()
 
 
@@ -137,6 +159,16 @@ class SliceFacts:
     service: str
     ports: tuple[tuple[str, int], ...]
     endpoints: tuple[SliceEndpoint, ...]
+    refused: tuple[Refused, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """One node: its own addresses, and the ranges that its pods' addresses may come from."""
+
+    name: str
+    ips: tuple[str, ...]
+    pod_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     refused: tuple[Refused, ...] = ()
 
 
@@ -204,6 +236,7 @@ def read_pod(raw: Raw) -> PodFacts:
         plaintext=plaintext,
         plaintext_ports=plaintext_ports,
         external=external,
+        host_ports=() if host_network else _host_ports(fields, containers),
         refused=fields.refused,
     )
 
@@ -278,6 +311,25 @@ def _container(containers: Sequence[Raw], name: str, command: Sequence[str]) -> 
     return None
 
 
+def _host_ports(fields: Fields, containers: Sequence[Raw]) -> tuple[HostPort, ...]:
+    found = [
+        _host_port(fields, port)
+        for container in containers
+        for port in fields.mappings(container.get("ports"), "ports", _MAX_CONTAINER_PORTS)
+        if port.get("hostPort") and _is_tcp(fields, port)
+    ]
+    return tuple(one for one in found if one is not None)
+
+
+def _host_port(fields: Fields, raw: Raw) -> HostPort | None:
+    number = fields.port(raw.get("hostPort"), "ports.hostPort")
+    port = fields.port(raw.get("containerPort"), "ports.containerPort")
+    host_ip = fields.address(raw.get("hostIP"), "ports.hostIP")
+    if not number or not port or (raw.get("hostIP") and not host_ip):
+        return None
+    return HostPort(number, port, "" if host_ip and ip_address(host_ip).is_unspecified else host_ip)
+
+
 def _is_tcp(fields: Fields, port: Raw) -> bool:
     raw = port.get("protocol") or "TCP"
     return fields.choice(raw, "ports.protocol", _PROTOCOLS) == "TCP"
@@ -313,17 +365,26 @@ def read_service(raw: Raw) -> ServiceFacts:
     balance = annotations.get(contract.CONFIG_PREFIX + "balance")
     ports = fields.mappings(spec.get("ports"), "spec.ports", _MAX_SERVICE_PORTS)
     read = [_service_port(fields, port) for port in ports if _is_tcp(fields, port)]
+    cluster_ips = () if spec.get("type") == "ExternalName" else _cluster_ips(fields, spec)
+    # What has no ClusterIP is not reached from outside either (kube-proxy, ShouldSkipService).
+    from_outside = bool(cluster_ips)
     return ServiceFacts(
         namespace=_named(fields, metadata, "namespace"),
         name=_service_name(fields, metadata),
         created=fields.text(metadata.get("creationTimestamp"), _CREATED, _MAX_TIME),
-        cluster_ips=() if spec.get("type") == "ExternalName" else _cluster_ips(fields, spec),
+        cluster_ips=cluster_ips,
         ports=tuple(port for port in read if port is not None),
         affinity_timeout_s=_affinity_s(fields, spec),
         balance=fields.choice(balance, "annotation balance", _BALANCES),
         traffic_distribution=_distribution(spec.get("trafficDistribution")),
         publish_not_ready=bool(spec.get("publishNotReadyAddresses")),
         local_only=spec.get("internalTrafficPolicy") == "Local",
+        balancer_ips=_balancer_ips(fields, raw) if from_outside else (),
+        external_ips=_outside_ips(fields, spec.get("externalIPs"), "spec.externalIPs")
+        if from_outside
+        else (),
+        node_ports=_node_ports(fields, ports) if from_outside else (),
+        external_local=spec.get("externalTrafficPolicy") == "Local",
         refused=fields.refused,
     )
 
@@ -347,6 +408,80 @@ def _cluster_ips(fields: Fields, spec: Raw) -> tuple[str, ...]:
     raws = [raw for raw in listed or [spec.get("clusterIP")] if raw != "None"]
     found = [fields.address(raw, "spec.clusterIPs") for raw in raws]
     return tuple(ip for ip in found if ip)
+
+
+def _balancer_ips(fields: Fields, raw: Raw) -> tuple[str, ...]:
+    """Of entries with a name instead of an address nobody knows the addresses."""
+    at = "status.loadBalancer"
+    status = fields.mapping(fields.mapping(raw.get("status"), "status").get("loadBalancer"), at)
+    ingress = fields.mappings(status.get("ingress"), f"{at}.ingress", _MAX_OUTSIDE)
+    return _outside_ips(fields, [one.get("ip") for one in ingress], f"{at}.ingress")
+
+
+def _outside_ips(fields: Fields, raw: object, at: str) -> tuple[str, ...]:
+    """Addresses that may be reached from elsewhere, each once."""
+    found = dict[str, None]()
+    for one in fields.listed(raw, at, _MAX_OUTSIDE):
+        ip = fields.address(one, at)
+        if ip and is_local(ip):
+            fields.refuse(at, "address_local", one)
+        elif ip:
+            found[ip] = None
+    return tuple(found)
+
+
+def is_local(ip: str) -> bool:
+    """Whether a canonical address means something on one machine or one link only, or is no one's."""
+    address = ip_address(ip)
+    return (
+        address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+    )
+
+
+def _node_ports(fields: Fields, ports: Sequence[Raw]) -> tuple[tuple[int, int], ...]:
+    found = []
+    for raw in ports:
+        if raw.get("nodePort") and _is_tcp(fields, raw):
+            number = fields.port(raw.get("nodePort"), "spec.ports.nodePort")
+            port = fields.port(raw.get("port"), "spec.ports.port")
+            found += [(number, port)] if number and port else []
+    return tuple(found)
+
+
+def read_node(raw: Raw) -> NodeFacts:
+    """A node's host names are no addresses. Raises Unreadable."""
+    fields = Fields()
+    metadata = fields.mapping(raw.get("metadata"), "metadata")
+    spec = fields.mapping(raw.get("spec"), "spec")
+    status = fields.mapping(raw.get("status"), "status")
+    addresses = fields.mappings(status.get("addresses"), "status.addresses", _MAX_OUTSIDE)
+    ips = [one.get("address") for one in addresses if one.get("type") in _NODE_ADDRESSES]
+    cidrs = fields.listed(spec.get("podCIDRs"), "spec.podCIDRs", _MAX_ADDRESSES)
+    networks = (_network(fields, one) for one in cidrs or [spec.get("podCIDR")])
+    return NodeFacts(
+        name=_named(fields, metadata, "name"),
+        ips=_outside_ips(fields, ips, "status.addresses"),
+        pod_networks=tuple(one for one in networks if one is not None),
+        refused=fields.refused,
+    )
+
+
+_NODE_ADDRESSES = frozenset({"InternalIP", "ExternalIP"})
+
+
+def _network(fields: Fields, raw: object) -> IPv4Network | IPv6Network | None:
+    if not raw:
+        return None
+    try:
+        if isinstance(raw, str):
+            return ip_network(raw)
+    except ValueError:
+        pass
+    fields.refuse("spec.podCIDRs", "address_malformed", raw)
+    return None
 
 
 def _affinity_s(fields: Fields, spec: Raw) -> int:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from registry.answers import Answers, Encoded, message
-from registry.keys import Key
+from registry.keys import Key, is_within, topic_network
 from registry.model import Topics, settings_topic
 
 MAX_KEYS = 10_000
@@ -56,13 +56,14 @@ class Subscription:
                 left_out += 1
                 continue
             self._keys[key.text] = key
-            self._texts_on[key.topic].add(key.text)
+            for topic in key.topics:
+                self._texts_on[topic].add(key.text)
+                self._hub.listen(topic, self)
             self._told.pop(key.text, None)  # whoever asks again is answered again
             if number < len(held) and held[number]:
                 self._told[key.text] = held[number]
                 self._held.add(key.text)
             self._due[key.text] = None
-            self._hub.listen(key.topic, self)
         self.wake()
         return left_out
 
@@ -73,10 +74,11 @@ class Subscription:
                 self._due.pop(text, None)
                 self._told.pop(text, None)
                 self._held.discard(text)
-                self._texts_on[key.topic].discard(text)
-                if not self._texts_on[key.topic]:
-                    del self._texts_on[key.topic]
-                    self._hub.stop_listening(key.topic, self)
+                for topic in key.topics:
+                    self._texts_on[topic].discard(text)
+                    if not self._texts_on[topic]:
+                        del self._texts_on[topic]
+                        self._hub.stop_listening(topic, self)
 
     def changed(self, topic: str) -> None:
         """What is known of `topic` may differ now; `wake` follows."""
@@ -175,12 +177,21 @@ class Hub:
 
     def changed(self, topics: Topics) -> None:
         self.answers.forget(topics)
-        for topic in topics:
+        for topic in self._heard_of(topics):
             for subscription in self._listeners.get(topic, ()):
                 subscription.changed(topic)
                 self._to_wake.add(subscription)
         if self._to_wake and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(COALESCE_S, self._ring)
+
+    def _heard_of(self, topics: Topics) -> Topics:
+        """With every address that somebody listens to in place of the range that it lies in."""
+        networks = [network for topic in topics if (network := topic_network(topic)) is not None]
+        if not networks:
+            return topics
+        heard = (topic for topic in self._listeners if "/" not in topic)
+        within = {topic for topic in heard if any(is_within(topic, one) for one in networks)}
+        return topics | within
 
     def _ring(self) -> None:
         self._timer = None

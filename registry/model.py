@@ -1,16 +1,26 @@
 """The state of the cluster as the registry knows it: changed fact by fact, asked by key. Pure.
 
-Every change returns the topics whose answers may now differ. A topic is an IP, a Service
-("name.namespace"), or a pod's own settings ("pod/<uid>").
+Every change returns the topics whose answers may now differ. A topic is an IP, a port of whatever IP
+(":30080"), a Service ("name.namespace"), or a pod's own settings ("pod/<uid>").
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from registry.endpoints import Dropped, EndpointView, join, named
-from registry.facts import NamespaceFacts, PodFacts, PolicyObject, ServiceFacts, SliceFacts
+from registry.facts import (
+    NamespaceFacts,
+    NodeFacts,
+    PodFacts,
+    PolicyObject,
+    ServiceFacts,
+    SliceFacts,
+)
+from registry.forwards import Forward, Forwards
+from registry.keys import is_within, range_topic
 from registry.policies import Policies
+from registry.ranges import Network, PodRanges
 
 Topics = set[str]
 _NOBODY: frozenset[str] = frozenset()
@@ -31,8 +41,22 @@ class NodeView:
     ip: str
 
 
-Found = PodFacts | ServiceView | NodeView | None
-"""None: neither a pod nor a Service nor a node, so external."""
+@dataclass(frozen=True, slots=True)
+class OutsideView:
+    """An address of a Service's load balancer, or an external IP: some of its ports lead to Services,
+    the others out of the cluster.
+    """
+
+
+class Unassigned:
+    """An address of a range that pods' addresses come from, and no pod's that we know: a new pod's, of
+    which the kubelet has not told yet, or nobody's.
+    """
+
+
+OUTSIDE, UNASSIGNED = OutsideView(), Unassigned()
+Found = PodFacts | ServiceView | NodeView | OutsideView | Unassigned | Forward | None
+"""None: nothing of the cluster, so external."""
 
 
 HttpPorts = dict[str, frozenset[int]]
@@ -54,7 +78,10 @@ class Model:
         self._pods_at: defaultdict[str, set[str]] = defaultdict(set)
         self._host_pods_at: defaultdict[str, set[str]] = defaultdict(set)
         self._pods_in: defaultdict[str, set[str]] = defaultdict(set)
-        self._nodes: Counter[str] = Counter()
+        self._forwards = Forwards(self._pods.__getitem__)
+        self._ranges = PodRanges()
+        self._vouched: dict[str, tuple[str, ...]] = {}
+        """Addresses that pods have shown to be theirs before the API server says so."""
         self._pods_on: defaultdict[str, set[str]] = defaultdict(set)
         self._zones_of: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._services: dict[str, ServiceFacts] = {}
@@ -85,10 +112,21 @@ class Model:
         return self._pods[uid] if uid in self._host_pods_at.get(ip, _NOBODY) else None
 
     def is_node(self, ip: str) -> bool:
-        return self._nodes[ip] > 0
+        return self._forwards.is_node(ip)
+
+    def is_claimed(self, ip: str, ports: Iterable[int]) -> bool:
+        """Whether a Service calls one of these ports of the address its own."""
+        return any(self._forwards.claims(ip, port) for port in ports)
+
+    def nodes_at(self, ip: str) -> list[str]:
+        """The names of the nodes that have the address."""
+        return self._forwards.nodes_at(ip)
 
     def is_cluster_ip(self, ip: str) -> bool:
         return bool(self._services_at.get(ip))
+
+    def is_unassigned(self, ip: str) -> bool:
+        return self._ranges.covers(ip)
 
     def zone_of_node(self, node: str) -> str:
         """The zone that most slices say `node` is in; "" if none says.
@@ -114,7 +152,19 @@ class Model:
         if services := self._services_at.get(ip):
             newest = max(services, key=lambda name: (self._services[name].created, name))
             return self.service(newest)
-        return self.pod_at(ip) or (NodeView(ip) if self.is_node(ip) else None)
+        if (pod := self.pod_at(ip)) is not None:
+            return pod
+        if self._forwards.is_node(ip):
+            return NodeView(ip)
+        if self._forwards.is_claimed(ip):
+            return OUTSIDE
+        return UNASSIGNED if self._ranges.covers(ip) else None
+
+    def at_port(self, ip: str, port: int) -> Found:
+        """Where one port of `ip` leads: elsewhere, or to whoever is at `ip`."""
+        if self._services_at.get(ip) or self.pod_at(ip) is not None:
+            return self.at_ip(ip)
+        return self._forwards.at(ip, port) or self.at_ip(ip)
 
     def service(self, name: str) -> ServiceView | None:
         """The Service called "name.namespace", with its endpoints."""
@@ -159,11 +209,35 @@ class Model:
 
     def change_pod(self, old: PodFacts | None, new: PodFacts | None) -> Topics:
         changed: Topics = set()
+        used = self._ranges.in_use
         if old is not None:
-            self._forget_pod(old, changed)
+            self._forget_pod(self._pods[old.uid], changed)
+            if new is None or new.uid != old.uid:
+                self._vouched.pop(old.uid, None)
         if new is not None:
-            self._learn_pod(new, changed)
+            self._learn_pod(self._with_vouched(new), changed)
+        if used != self._ranges.in_use:
+            for network in self._ranges.networks:
+                self._touch_range(network, changed)
         return self._spread(changed)
+
+    def vouch(self, uid: str, ips: Iterable[str]) -> Topics:
+        """The pod has shown that it has these addresses, before the kubelet has told any of it: they
+        are its own until then, unless another pod has them that is there to stay."""
+        pod = self._pods.get(uid)
+        if pod is None or pod.ips or pod.host_network or pod.finished:
+            return set()
+        holders = {ip: self.pod_at(ip) for ip in ips if not self._services_at.get(ip)}
+        self._vouched[uid] = tuple(
+            ip for ip, holder in holders.items() if holder is None or holder.terminating
+        )
+        return self.change_pod(pod, pod)
+
+    def _with_vouched(self, pod: PodFacts) -> PodFacts:
+        if pod.ips:
+            self._vouched.pop(pod.uid, None)
+        vouched = self._vouched.get(pod.uid)
+        return replace(pod, ips=vouched) if vouched else pod
 
     def change_service(self, old: ServiceFacts | None, new: ServiceFacts | None) -> Topics:
         changed: Topics = set()
@@ -173,6 +247,7 @@ class Model:
             name = f"{facts.name}.{facts.namespace}"
             changed.add(name)
             changed.update(facts.cluster_ips)
+            changed.update(self._forwards.place_service(facts, present))
             for ip in facts.cluster_ips:
                 _keep(self._services_at, ip, name, present)
             if present:
@@ -219,6 +294,25 @@ class Model:
             if self.zone_of_node(node) != before:
                 on_it = self._pods_on.get(node, _NOBODY)
                 changed.update(settings_topic(uid) for uid in on_it)
+
+    def change_node(self, old: NodeFacts | None, new: NodeFacts | None) -> Topics:
+        changed: Topics = set()
+        used, ranges = self._ranges.in_use, set[Network]()
+        for facts, present in ((old, False), (new, True)):
+            if facts is not None:
+                changed.update(self._forwards.place_node(facts, present))
+                own = set(facts.pod_networks)
+                ranges.update(one for one in own if self._ranges.place_network(one, present))
+        if used != self._ranges.in_use:
+            ranges.update(self._ranges.networks)
+        for network in ranges:
+            self._touch_range(network, changed)
+        return self._spread(changed)
+
+    def _touch_range(self, network: Network, changed: Topics) -> None:
+        """Any address of it may be external where it was not, or the other way round."""
+        changed.add(range_topic(network))
+        changed.update(ip for ip in self._services_naming if is_within(ip, network))
 
     def change_namespace(self, old: NamespaceFacts | None, new: NamespaceFacts | None) -> Topics:
         facts = new or old
@@ -268,18 +362,15 @@ class Model:
         del self._pods[pod.uid]
 
     def _place(self, pod: PodFacts, present: bool, changed: Topics) -> None:
-        for ip in pod.node_ips:
-            self._nodes[ip] += 1 if present else -1
-            if self._nodes[ip] == (1 if present else 0):
-                changed.add(ip)
-            if not self._nodes[ip]:
-                del self._nodes[ip]
+        changed.update(self._forwards.place_pod(pod, present))
         if pod.finished:  # its address is free for the next pod
             return
         held = self._host_pods_at if pod.host_network else self._pods_at
         for ip in pod.ips:
             _keep(held, ip, pod.uid, present)
             changed.add(ip)
+            if not pod.host_network:
+                self._ranges.place_pod(ip, present)
 
     def _spread(self, changed: Topics) -> Topics:
         """Add the Services that name a changed address, and forget their joined endpoints."""

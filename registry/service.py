@@ -147,7 +147,10 @@ class RegistryService:
             hello = await _hello(requests)
             pod = await self._await_pod(hello.pod_uid)
             caller = caller_ip(context.peer())
-            return leaf, admit(hello, leaf, caller, pod, self._leaves_name_pods)
+            admitted = admit(hello, leaf, caller, pod, self._leaves_name_pods)
+            if self._leaves_name_pods:
+                self._hub.changed(self._model.vouch(admitted.uid, sorted(leaf.ips)))
+            return leaf, admitted
         except Exception as error:
             # A refusal carries its slug; anything else is refused too, and says no more outside.
             reason = str(getattr(error, "reason", "hello_malformed"))

@@ -14,11 +14,13 @@ from kit.kube import Kube
 from kit.tasks import spawn, stop
 from registry.facts import (
     NamespaceFacts,
+    NodeFacts,
     PodFacts,
     PolicyObject,
     ServiceFacts,
     SliceFacts,
     read_namespace,
+    read_node,
     read_pod,
     read_policy,
     read_service,
@@ -33,6 +35,7 @@ PODS = "/api/v1/pods"
 SERVICES = "/api/v1/services"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 NAMESPACES = "/api/v1/namespaces"
+NODES = "/api/v1/nodes"
 
 _LONGEST_WAIT_S = 5.0
 """Before a CRD that was just installed is seen; a policy must not wait longer for its registry."""
@@ -56,6 +59,7 @@ class ClusterWatch:
         self._by_kind: dict[str, Informer[Any]] = {
             "linkpolicies": policies,
             "namespaces": Informer(kube, NAMESPACES, self._namespace, read_namespace),
+            "nodes": Informer(kube, NODES, self._node, read_node),
             "pods": Informer(kube, PODS, self._pod, read_pod),
             "services": Informer(kube, SERVICES, self._service, read_service),
             "endpointslices": Informer(kube, SLICES, self._slice, read_slice),
@@ -104,6 +108,10 @@ class ClusterWatch:
         if new is not None:
             _log_unreadable(old, new, self._model)
         self._status.changed()
+
+    def _node(self, key: str, old: NodeFacts | None, new: NodeFacts | None) -> None:
+        self._refused.changed("nodes", key, old, new)
+        self._hub.changed(self._model.change_node(old, new))
 
     def _namespace(self, key: str, old: NamespaceFacts | None, new: NamespaceFacts | None) -> None:
         self._refused.changed("namespaces", key, old, new)

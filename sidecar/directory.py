@@ -1,7 +1,7 @@
 """What the sidecar knows of who is where: plain values, and the questions the data plane may ask.
 
 `sidecar.discovery` fills it from the registry; the data plane only reads. An address is a pod, a
-Service, or external; `None` means that nobody has said yet.
+Service, or external, or what it is depends on the port; `None` means that nobody has said yet.
 """
 
 from collections.abc import Callable, Mapping
@@ -89,24 +89,74 @@ class External:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """An address that was a meshed pod's a moment ago and is nobody's now: it may be the next pod's
-    before anybody tells us, so it is not external yet and nothing is sent there."""
+    """An address of pods that is nobody's now: it may be the next pod's before anybody tells us, so it
+    is not external and nothing is sent there."""
 
     pod: str
+    """The meshed pod whose it was a moment ago; "" if that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByPort:
+    """An address some of whose ports may lead elsewhere: a node's, a load balancer's, an external IP.
+    Ask for `port_key` before anything is sent there."""
+
+    otherwise: "Workload | External"
+    """What is at the other ports."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToService:
+    """One port of such an address leads to the port of a Service."""
+
+    key: str
+    """"name.namespace", to be asked for."""
+    port: int
+    only_node: str = ""
+    """Endpoints of this node alone may be chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToPod:
+    """One port of such an address leads to the port of a pod."""
+
+    pod: Workload
+    port: int
 
 
 EXTERNAL = External()
-Found = Workload | Service | External | Gone
+Found = Workload | Service | External | Gone | ByPort | ToService | ToPod
 Answer = Callable[[Found | None], None]
 """Called once with what was found, or None if nobody could say in time."""
+
+
+def port_key(ip: str, port: int) -> str:
+    """The key of one port of an address that is `ByPort`."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def is_port_key(key: str) -> bool:
+    return ":" in key and (key[0] == "[" or key.count(":") == 1)
+
+
+def is_no_pod(found: Found | None) -> bool:
+    """Whether an address is known to be no pod's own: a node's (what comes through a node port), one of
+    a load balancer, or one outside the cluster."""
+    return isinstance(found, External | ByPort) or (
+        isinstance(found, Workload) and found.host_network
+    )
 
 
 class Directory(Protocol):
     def known(self, key: str) -> Found | None:
         """What is known of an IP or name now, without asking; None if nothing is."""
 
-    def ask(self, key: str, answer: Answer) -> None:
-        """Ask the registry; `answer` is called from the event loop, in time or with None."""
+    def ask(self, key: str, answer: Answer, *, for_record: bool = False) -> None:
+        """Ask the registry; `answer` is called from the event loop, in time or with None.
+
+        `for_record`: no link waits for it. Whoever connects to us chooses such keys, so they take no
+        room from what the app asks for: with many on their way there is no answer, at once.
+        """
 
     def ask_anew(self, key: str, answer: Answer) -> None:
         """Ask the registry whatever is known already: what was found there is not what it had said."""

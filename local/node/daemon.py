@@ -34,7 +34,7 @@ from local.node import dns, tools
 from local.node.control import Control
 from local.node.environment import SOURCE_ROOT
 from local.node.kubelet import Kubelet
-from local.node.network import DNS_IP, NODE_IP, Network
+from local.node.network import DNS_IP, NODE_IP, NODE_IP6, POD_CIDR, POD_CIDR6, Network
 from local.node.podworker import Node
 from local.node.proxy import ServiceProxy
 from local.node.publish import publish
@@ -131,10 +131,10 @@ async def _seed(api: Api) -> None:
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
     node = {
         "metadata": {"name": NODE_NAME, "labels": {"kubernetes.io/hostname": NODE_NAME}},
-        "spec": {"podCIDR": "10.244.0.0/24"},
+        "spec": {"podCIDR": str(POD_CIDR), "podCIDRs": [str(POD_CIDR), str(POD_CIDR6)]},
     }
     made = await api.create(resources.NODES, "", node)
-    addresses = [{"type": "InternalIP", "address": NODE_IP}]
+    addresses = [{"type": "InternalIP", "address": ip} for ip in (NODE_IP, NODE_IP6)]
     api.set_status(resources.NODES, made, {"conditions": [ready], "addresses": addresses})
     https = {"name": "https", "port": API_PORT, "targetPort": API_INSIDE_PORT, "protocol": "TCP"}
     await _own_service(api, "default", "kubernetes", API_IP, [https])

@@ -1,5 +1,5 @@
-"""Addresses of Services, as kube-proxy does them: an nft table for each IP version, changed in one
-transaction at a time.
+"""Addresses of Services, as kube-proxy does them, and host ports of pods, as the CNI plugin portmap does
+them: an nft table for each IP version, changed in one transaction at a time.
 
 `frontends`, `contents` and `change` are pure: objects in, the text for `nft -f -` out.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kit.tasks import spawn, stop
 from local.apiserver import resources
 from local.apiserver.store import Event, Store
+from local.controllers.endpoints import pod_addresses
 from local.node import tools
 from local.node.network import DNS_IP, NODE_IP, NODE_IP6, SERVICE_CIDR, SERVICE_CIDR6
 from local.objects import Object, dig, labels_of, name_of, namespace_of
@@ -195,8 +196,28 @@ def change(table: str, old: Contents, new: Contents) -> str:
     return "\n".join(lines) + "\n"
 
 
+def host_ports(pods: Iterable[Object]) -> list[Frontend]:
+    """The `hostPort`s of the pods that have an address and have not ended, the oldest pod's first."""
+    found: dict[tuple[str, str, int], Frontend] = {}
+    for pod in sorted(pods, key=lambda one: str(one["metadata"].get("creationTimestamp", ""))):
+        if dig(pod, "status", "phase") in ("Succeeded", "Failed") or pod["spec"].get("hostNetwork"):
+            continue
+        listed = [p for one in pod["spec"]["containers"] for p in one.get("ports") or ()]
+        for port in (one for one in listed if "hostPort" in one):
+            protocol, number = port.get("protocol", "TCP").lower(), port["hostPort"]
+            for ip in (NODE_IP, NODE_IP6):
+                if port.get("hostIP") not in (None, "", "0.0.0.0", "::", ip):
+                    continue
+                own = [a for a in pod_addresses(pod) if (":" in a) == (":" in ip)]
+                ends = tuple((a, port["containerPort"]) for a in own[:1])
+                front = Frontend(ip, protocol, number, ends)
+                if ends:
+                    found.setdefault((ip, protocol, number), front)
+    return list(found.values())
+
+
 class ServiceProxy:
-    """Keeps the node's table in step with the Services and their endpoints."""
+    """Keeps the node's table in step with the Services and their endpoints, and with host ports."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -216,7 +237,7 @@ class ServiceProxy:
         await stop(self._task)
 
     def _hear(self, event: Event) -> None:
-        if event.key in (resources.SERVICES.key, resources.SLICES.key):
+        if event.key in (resources.SERVICES.key, resources.SLICES.key, resources.PODS.key):
             self._changed.set()
 
     async def _run(self) -> None:
@@ -228,6 +249,10 @@ class ServiceProxy:
     async def _load(self) -> None:
         services = self._store.select(resources.SERVICES.key)
         found = frontends(services, self._store.select(resources.SLICES.key))
+        taken = {(front.ip, front.protocol, front.port) for front in found}
+        for front in host_ports(self._store.select(resources.PODS.key)):
+            if (front.ip, front.protocol, front.port) not in taken:
+                found.append(front)
         if found == self._found:
             return
         self._generation += 1

@@ -11,7 +11,7 @@ from kit.ports import PortSet
 from sidecar.carrier import Carrier
 from sidecar.dataplane.links.arrival import Arrivals
 from sidecar.dataplane.plane import Plane
-from sidecar.directory import Found, Gone, Service, Workload
+from sidecar.directory import ByPort, Found, Gone, Service, ToPod, ToService, Workload
 from sidecar.lag import LoopLag
 from sidecar.report import LinkRecord
 
@@ -122,6 +122,7 @@ def counts(carrier: Carrier) -> Json:
 def endpoints(plane: Plane, known: Mapping[str, Found]) -> Json:
     """What was resolved: Services with their endpoints as the choice sees them, pods, the rest."""
     now, services, pods, external, gone = plane.now(), [], [], [], []
+    by_port, forwards = [], []
     for key, found in known.items():
         if isinstance(found, Service):
             services.append(_service(plane, found, now))
@@ -129,6 +130,13 @@ def endpoints(plane: Plane, known: Mapping[str, Found]) -> Json:
             pods.append({"key": key, **_workload(found)})
         elif isinstance(found, Gone):
             gone.append({"key": key, "pod": found.pod})
+        elif isinstance(found, ByPort):
+            by_port.append(key)
+        elif isinstance(found, ToService):
+            to: Json = {"service": found.key, "port": found.port, "only_node": found.only_node}
+            forwards.append({"key": key, **to})
+        elif isinstance(found, ToPod):
+            forwards.append({"key": key, "pod": found.pod.pod, "port": found.port})
         else:
             external.append(key)
     ejected = [
@@ -140,6 +148,8 @@ def endpoints(plane: Plane, known: Mapping[str, Found]) -> Json:
         "pods": pods,
         "external": sorted(external),
         "gone": gone,
+        "by_port": sorted(by_port),
+        "forwards": forwards,
         "ejected": ejected,
     }
 
@@ -249,6 +259,8 @@ def _merged_endpoints(parts: Sequence[Json]) -> Json:
     pods: dict[str, Any] = {}
     gone: dict[str, Any] = {}
     external: set[str] = set()
+    by_port: set[str] = set()
+    forwards: dict[str, Any] = {}
     for part in parts:
         for service in _list(part["services"]):
             first = services.setdefault(service["key"], service)
@@ -257,11 +269,15 @@ def _merged_endpoints(parts: Sequence[Json]) -> Json:
         pods.update((pod["key"], pod) for pod in _list(part["pods"]))
         gone.update((pod["key"], pod) for pod in _list(part["gone"]))
         external.update(_list(part["external"]))
+        by_port.update(_list(part["by_port"]))
+        forwards.update((one["key"], one) for one in _list(part["forwards"]))
     return {
         "services": list(services.values()),
         "pods": list(pods.values()),
         "external": sorted(external),
         "gone": list(gone.values()),
+        "by_port": sorted(by_port),
+        "forwards": list(forwards.values()),
         "ejected": [one for part in parts for one in _list(part["ejected"])],
     }
 

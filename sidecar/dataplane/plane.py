@@ -5,7 +5,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from random import Random, SystemRandom
 from typing import Final, Protocol
 
@@ -24,7 +24,7 @@ from sidecar.dataplane.sources import Sources
 from sidecar.dataplane.tunnels.handshake import Verify
 from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.dataplane.tunnels.tunnel import NO_RENEWALS, Renews, Tunnel
-from sidecar.directory import Directory, Own
+from sidecar.directory import Directory, Own, Workload
 from sidecar.errors import SidecarError
 from sidecar.listening import LoopbackListeners
 from sidecar.metrics.handshakes import HandshakeMeter
@@ -116,7 +116,8 @@ class Plane:
     policy: PolicySet = field(default_factory=PolicySet)
     allow_external: bool = True
     cluster_networks: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Addresses in here are asked of the registry; the rest is external without asking."""
+    """Where pods' addresses are expected. A hint, for what limits count a connection to: whether an
+    address is external is the registry's word alone."""
     loopback_ports: PortSet = NO_PORTS
     """Ports that the pod opens though the app listens for them on loopback only: what else listens there
     alone (an admin page, a profiler) is not for peers."""
@@ -199,14 +200,16 @@ class Plane:
             _log.warning("a limit is reached: connections are turned away", extra={"limit": limit})
         self.turned_away[limit] = self.turned_away.get(limit, 0) + 1
 
-    def in_cluster(self, ip: str) -> bool:
-        address: IPv4Address | IPv6Address = ip_address(ip)
-        return any(address in network for network in self.cluster_networks)
-
     def source_of(self, ip: str) -> str:
-        """Whom limits per source count a connection to: its address, but of IPv6 from outside the
-        cluster the /64, all of whose addresses one host may have (RFC 4291, section 2.5.4)."""
-        if ":" not in ip or not self.cluster_networks or self.in_cluster(ip):
+        """Whom limits per source count a connection to: its address, but of IPv6 from where no pods
+        are expected or known the /64, all of whose addresses one host may have (RFC 4291, section
+        2.5.4)."""
+        if ":" not in ip or not self.cluster_networks:
+            return ip
+        if isinstance(self.directory.known(ip), Workload):
+            return ip
+        address = ip_address(ip)
+        if any(address in network for network in self.cluster_networks):
             return ip
         return str(ip_network((ip, 64), strict=False))
 

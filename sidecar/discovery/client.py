@@ -3,11 +3,15 @@
 The sidecar asks for what its app dials and for nothing else, so its memory does not grow with the
 cluster. While the registry is away the last answers stay in force; what was never asked is asked
 again and again for a while, over the next stream too, and then refused rather than guessed.
+
+Whatever the app dials is asked for once, addresses outside of the cluster too, and the answer stays
+until the registry says otherwise. So many at once must not flood the registry: what is asked within one
+turn of the loop goes as one message, and only so many questions are on their way at a time.
 """
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
@@ -20,7 +24,16 @@ from kit.contract import VERSION
 from kit.limited_log import LimitedLog
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryStub
-from sidecar.directory import EXTERNAL, Answer, Found, Gone, Own, Workload
+from sidecar.directory import (
+    EXTERNAL,
+    Answer,
+    External,
+    Found,
+    Gone,
+    Own,
+    Workload,
+    is_port_key,
+)
 from sidecar.discovery.translate import (
     NotUnderstood,
     checked_settings,
@@ -43,8 +56,12 @@ FIRST_ANSWER_WITHIN_S: Final = 10.0
 """Before the registry has spoken at all: we have just started, and links are held until then."""
 MAX_KEYS: Final = 8192
 """Addresses kept; the one that was of use longest ago is given up first."""
-MAX_WAITING: Final = 8192
-"""Keys that are asked for and not answered yet: an app that dials ever more addresses is refused."""
+MAX_ASKED: Final = 256
+"""Questions on their way; the next ones wait their turn, and their time runs meanwhile."""
+MAX_WAITING: Final = 4096
+"""Questions in all. What is more has no answer at once."""
+MAX_FOR_RECORD: Final = 64
+"""Questions at which one that no link waits for has no answer at once."""
 _SUBSCRIBED_AT_ONCE: Final = 500
 """Keys of one message: the registry takes 256 KiB."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
@@ -57,12 +74,15 @@ GetChannel = Callable[[], grpc.aio.Channel]
 class _Question:
     """A key that nobody has answered yet, and who waits for it."""
 
-    __slots__ = ("answers", "deadline", "timer", "wait_s")
+    __slots__ = ("answers", "asked", "deadline", "for_record", "timer", "wait_s")
 
     def __init__(self, deadline: float) -> None:
         self.answers: list[Answer] = []
         self.deadline, self.wait_s = deadline, ASK_AGAIN_S
         self.timer: asyncio.TimerHandle | None = None
+        self.asked = False
+        self.for_record = True
+        """No link waits for it."""
 
 
 class RegistryClient:
@@ -85,6 +105,12 @@ class RegistryClient:
         self._digests: dict[str, int] = {}
         """Of what is kept of each key, by the registry: a new stream need not say it again."""
         self._waiting: dict[str, _Question] = {}
+        self._asked = 0
+        """How many of `_waiting` are on their way."""
+        self._in_turn: deque[str] = deque()
+        """Those that are not, in the order in which they came; some are given up by now."""
+        self._next_keys: list[str] = []
+        """What the next message asks for."""
         self._first_of_stream: set[str] = set()
         """Keys of which the present stream has said nothing yet."""
         self._to_send: asyncio.Queue[pb.DiscoverRequest | None] = asyncio.Queue()
@@ -112,41 +138,74 @@ class RegistryClient:
         """Everything that was asked and answered, by key; for the admin socket."""
         return self._found
 
-    def ask(self, key: str, answer: Answer) -> None:
+    def ask(self, key: str, answer: Answer, *, for_record: bool = False) -> None:
         if (already := self._found.get(key)) is not None:
             return answer(already)
-        return self.ask_anew(key, answer)
+        return self._wait(key, answer, for_record)
 
     def ask_anew(self, key: str, answer: Answer) -> None:
+        self._wait(key, answer, for_record=False)
+
+    def _wait(self, key: str, answer: Answer, for_record: bool) -> None:
         question = self._waiting.get(key)
         if question is None:
-            if len(self._waiting) >= MAX_WAITING:
-                self.refused["too_many_questions"] += 1
+            if len(self._waiting) >= (MAX_FOR_RECORD if for_record else MAX_WAITING):
+                self.refused["too_many_questions"] += not for_record
                 return answer(self._found.get(key))
             loop = asyncio.get_running_loop()
             within_s = ANSWER_WITHIN_S if self.ready.is_set() else FIRST_ANSWER_WITHIN_S
             self._waiting[key] = question = _Question(loop.time() + within_s)
-            self._put(key, question)
+            if self._asked < MAX_ASKED:
+                self._put(key, question)
+            else:
+                self._in_turn.append(key)
+                question.timer = loop.call_later(within_s, self._not_answered, key)
+        question.for_record &= for_record
         question.answers.append(answer)
         return None
 
     def _put(self, key: str, question: _Question) -> None:
         """Ask, and look again later. Without a stream the next one brings the question along."""
         loop = asyncio.get_running_loop()
-        self._to_send.put_nowait(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=[key])))
+        if not question.asked:
+            question.asked = True
+            self._asked += 1
+        if not self._next_keys:
+            loop.call_soon(self._send_keys)
+        self._next_keys.append(key)
         wait_s = max(0.0, min(question.wait_s, question.deadline - loop.time()))
         question.wait_s *= 1.5
         question.timer = loop.call_later(wait_s, self._not_answered, key)
 
+    def _send_keys(self) -> None:
+        keys, self._next_keys = self._next_keys, []
+        self._to_send.put_nowait(pb.DiscoverRequest(subscribe=pb.Subscribe(keys=keys)))
+
     def _not_answered(self, key: str) -> None:
         question = self._waiting[key]
-        if asyncio.get_running_loop().time() < question.deadline:
+        if question.asked and asyncio.get_running_loop().time() < question.deadline:
             return self._put(key, question)
-        del self._waiting[key]
+        self._over(key)
         known = self._found.get(key)  # asked anew: then the old word is better than none
         for answer in question.answers:
             answer(known)
         return None
+
+    def _over(self, key: str) -> _Question | None:
+        """Nobody waits for the key any more; the next in turn are asked."""
+        question = self._waiting.pop(key, None)
+        if question is None:
+            return None
+        assert question.timer is not None
+        question.timer.cancel()
+        self._asked -= question.asked
+        while self._in_turn and self._asked < MAX_ASKED:
+            next_key = self._in_turn.popleft()
+            if (waiting := self._waiting.get(next_key)) is not None and not waiting.asked:
+                assert waiting.timer is not None
+                waiting.timer.cancel()
+                self._put(next_key, waiting)
+        return question
 
     # --- the stream -------------------------------------------------------------------------
 
@@ -162,6 +221,8 @@ class RegistryClient:
                     "registry stream broke",
                     extra={"code": e.code().name, "detail": e.details()},
                 )
+                if e.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    self._forget_ports()
             except Exception:  # whatever came: a proxy without a registry's word is no proxy
                 self.refused["bug"] += 1
                 _log.exception("registry stream given up, a new one follows")
@@ -169,9 +230,21 @@ class RegistryClient:
                 self.connected = False
             await asyncio.sleep(backoff.next_s())
 
+    def _forget_ports(self) -> None:
+        """A registry of an older version ends the stream of whoever asks for one port of an address. It
+        says anew what the address is, and of none that it has such ports."""
+        for key in [key for key in (*self._found, *self._waiting) if is_port_key(key)]:
+            if self._found.pop(key, None) is not None:
+                self.changed(key, None)
+            self._digests.pop(key, None)
+            question = self._over(key)
+            for answer in question.answers if question is not None else ():
+                answer(None)
+
     async def _converse(self, channel: grpc.aio.Channel, backoff: Backoff) -> None:
         self._to_send = asyncio.Queue()
-        keys = [*self._found, *(key for key in self._waiting if key not in self._found)]
+        asked = (key for key, question in self._waiting.items() if question.asked)
+        keys = [*self._found, *(key for key in asked if key not in self._found)]
         own = self._own
         self._to_send.put_nowait(
             pb.DiscoverRequest(
@@ -212,7 +285,8 @@ class RegistryClient:
             try:
                 value = found(entry, self._trust_domain, fields)
                 self._keep(entry.key, value)
-                self._digests[entry.key] = entry.digest
+                if entry.key in self._found:
+                    self._digests[entry.key] = entry.digest
             except NotUnderstood as e:
                 self._left_out(e.reason, "registry entry not understood", str(e))
             except Exception as e:  # one key must not cost the others their answers
@@ -248,19 +322,31 @@ class RegistryClient:
 
     def _keep(self, key: str, value: Found) -> None:
         value = self._held(key, value)
-        self.changed(key, value)
-        self._found[key] = value
-        if (question := self._waiting.pop(key, None)) is not None:
-            assert question.timer is not None
-            question.timer.cancel()
+        question = self._waiting.get(key)
+        if question is None or not self._is_for_nothing(key, question, value):
+            self.changed(key, value)
+            self._found[key] = value
+        if question is not None and value != Gone(""):  # else it may be a new pod's in a moment
+            self._over(key)
             # Soon, not now: what goes wrong in a link must not end the stream.
             for answer in question.answers:
                 asyncio.get_running_loop().call_soon(answer, value)
         if len(self._found) > MAX_KEYS:
             oldest, _ = self._found.popitem(last=False)
             self.changed(oldest, None)
-            self._digests.pop(oldest, None)
-            self._to_send.put_nowait(pb.DiscoverRequest(unsubscribe=pb.Unsubscribe(keys=[oldest])))
+            self._stop_hearing(oldest)
+
+    def _is_for_nothing(self, key: str, question: _Question, value: Found) -> bool:
+        """A stranger's address that was asked for a record alone is not kept: whoever dials us from many
+        would drive out what the app uses."""
+        if not question.for_record or key in self._found or not isinstance(value, External):
+            return False
+        self._stop_hearing(key)
+        return True
+
+    def _stop_hearing(self, key: str) -> None:
+        self._digests.pop(key, None)
+        self._to_send.put_nowait(pb.DiscoverRequest(unsubscribe=pb.Unsubscribe(keys=[key])))
 
     def _held(self, key: str, value: Found) -> Found:
         """What is in force for the key now that the registry has said `value`.
@@ -273,8 +359,10 @@ class RegistryClient:
             gone = Gone(old.pod)
             asyncio.get_running_loop().call_later(GONE_S, self._hold_no_longer, key, gone, value)
             return gone
-        if value is EXTERNAL and isinstance(old, Gone):
+        if value is EXTERNAL and isinstance(old, Gone) and old.pod:
             return old
+        if value == Gone("") and isinstance(old, Workload | Gone):
+            return Gone(old.pod)
         if key not in self._first_of_stream:
             return value
         self._first_of_stream.discard(key)

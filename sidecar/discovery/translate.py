@@ -10,12 +10,23 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from certs.trust.identity import WorkloadIdentity
-from kit.checked import Fields
+from kit.checked import MAX_PORT, Fields
 from kit.contract import HTTP_APP_PROTOCOLS
 from kit.ports import PortSet
 from policy.rules import MESH_DEFAULTS, Policy, PolicySet, Rule, Source
 from proto import registry_pb2 as pb
-from sidecar.directory import EXTERNAL, Endpoint, Found, Service, Workload
+from sidecar.directory import (
+    EXTERNAL,
+    ByPort,
+    Endpoint,
+    External,
+    Found,
+    Gone,
+    Service,
+    ToPod,
+    ToService,
+    Workload,
+)
 
 POLICY_FORMAT = 1
 """The newest form of policies that this version knows whole."""
@@ -29,18 +40,40 @@ class NotUnderstood(ValueError):
 
 def found(entry: pb.Entry, trust_domain: str, fields: Fields | None = None) -> Found:
     """Raises NotUnderstood. What is left out is noted in `fields`."""
-    fields = fields or Fields()
-    kind = entry.WhichOneof("found")
     try:
-        if kind == "workload":
-            return workload(entry.workload, trust_domain, fields)
-        if kind == "service":
-            return service(entry.service, trust_domain, fields)
+        value = _found(entry, trust_domain, fields or Fields())
     except ValueError as e:
         raise NotUnderstood(f"{entry.key}: {e}") from e
-    if kind == "external":
-        return EXTERNAL
-    raise NotUnderstood(f"{entry.key}: neither a pod, a Service nor external")
+    if not entry.forwards:
+        return value
+    if isinstance(value, Workload | External):
+        return ByPort(value)
+    raise NotUnderstood(f"{entry.key}: no address that can lead elsewhere")
+
+
+def _found(entry: pb.Entry, trust_domain: str, fields: Fields) -> Found:
+    match entry.WhichOneof("found"):
+        case "workload":
+            return workload(entry.workload, trust_domain, fields)
+        case "service":
+            return service(entry.service, trust_domain, fields)
+        case "external":
+            return EXTERNAL
+        case "unassigned":
+            return Gone("")
+        case "forward":
+            return _forward(entry.forward, trust_domain, fields)
+    raise ValueError("nothing that this version knows")
+
+
+def _forward(said: pb.Forward, trust_domain: str, fields: Fields) -> ToService | ToPod:
+    if not 0 < said.port <= MAX_PORT:
+        raise ValueError(f"leads to port {said.port}")
+    if said.WhichOneof("to") == "workload":
+        return ToPod(workload(said.workload, trust_domain, fields), said.port)
+    if not said.service:
+        raise ValueError("leads to no Service and no pod")
+    return ToService(said.service, said.port, said.only_node)
 
 
 def held_endpoints(old: Found | None, new: Found) -> Service | None:

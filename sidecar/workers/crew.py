@@ -155,6 +155,9 @@ class Crew:
             key = body.decode()
             ask = self._directory.ask if kind == w.LOOKUP else self._directory.ask_anew
             ask(key, lambda found: self._answer(mate, key, found))
+        elif kind == w.LOOKUP_FOR_RECORD:
+            key = body.decode()
+            self._directory.ask(key, lambda found: self._answer(mate, key, found), for_record=True)
         elif kind == w.SAID:
             number, said = json.loads(body)
             waiting = self._asked.pop(number, None)
@@ -167,6 +170,8 @@ class Crew:
         if found is not None:
             mate.wire.send_value(w.FOUND, (key, found))
         mate.wire.send(w.ANSWER, key.encode())
+        if found is not None and self._directory.known(key) is None:  # not worth keeping
+            mate.wire.send_value(w.FOUND, (key, None))
 
     # --- how they are -----------------------------------------------------------------------
 

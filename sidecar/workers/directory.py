@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Final
 
 from sidecar.directory import Answer, Found
@@ -10,10 +11,18 @@ GIVE_UP_S: Final = 15.0
 """The parent always answers before this; it covers one that is gone."""
 
 
-class WorkerDirectory:
-    """A `sidecar.directory.Directory`. `ask_parent(key, anew)` sends the question."""
+class How(Enum):
+    """How a question is meant: as `Directory.ask`, the same for a record alone, or as `ask_anew`."""
 
-    def __init__(self, ask_parent: Callable[[str, bool], None]) -> None:
+    ASK = auto()
+    FOR_RECORD = auto()
+    ANEW = auto()
+
+
+class WorkerDirectory:
+    """A `sidecar.directory.Directory`. `ask_parent(how, key)` sends the question."""
+
+    def __init__(self, ask_parent: Callable[[How, str], None]) -> None:
         self._ask_parent = ask_parent
         self._found: dict[str, Found] = {}
         self._waiting: dict[str, list[Answer]] = {}
@@ -24,19 +33,19 @@ class WorkerDirectory:
     def all(self) -> dict[str, Found]:
         return self._found
 
-    def ask(self, key: str, answer: Answer) -> None:
+    def ask(self, key: str, answer: Answer, *, for_record: bool = False) -> None:
         if (already := self._found.get(key)) is not None:
             return answer(already)
-        return self._wait(key, answer, anew=False)
+        return self._wait(key, answer, How.FOR_RECORD if for_record else How.ASK)
 
     def ask_anew(self, key: str, answer: Answer) -> None:
-        self._wait(key, answer, anew=True)
+        self._wait(key, answer, How.ANEW)
 
-    def _wait(self, key: str, answer: Answer, *, anew: bool) -> None:
+    def _wait(self, key: str, answer: Answer, how: How) -> None:
         waiting = self._waiting.get(key)
         if waiting is None:
             self._waiting[key] = [answer]
-            self._ask_parent(key, anew)
+            self._ask_parent(how, key)
             loop = asyncio.get_running_loop()
             loop.call_later(GIVE_UP_S, self.answered, key, self._waiting[key])
         else:

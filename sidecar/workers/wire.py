@@ -18,7 +18,7 @@ from sidecar.report import LinkRecord, RequestRecord
 # parent to worker
 SVID, BANS, SETTINGS, FOUND, ANSWER, ASK, DRAIN, HURRY = range(1, 9)
 # worker to parent
-LISTENING, LOOKUP, LOOKUP_ANEW, RECORD, SAID, REQUEST = range(65, 71)
+LISTENING, LOOKUP, LOOKUP_ANEW, RECORD, SAID, REQUEST, LOOKUP_FOR_RECORD = range(65, 72)
 
 _HEAD: Final = struct.Struct("!IB")
 _FLUSH_S: Final = 2.0

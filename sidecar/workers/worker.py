@@ -25,8 +25,13 @@ from sidecar.discovery.translate import NotUnderstood
 from sidecar.metrics.collect import of_carrier
 from sidecar.metrics.families import to_wire
 from sidecar.workers import wire as w
-from sidecar.workers.directory import WorkerDirectory
+from sidecar.workers.directory import How, WorkerDirectory
 
+_LOOKUPS = {
+    How.ASK: w.LOOKUP,
+    How.FOR_RECORD: w.LOOKUP_FOR_RECORD,
+    How.ANEW: w.LOOKUP_ANEW,
+}
 _log = logging.getLogger("podlink.worker")
 
 
@@ -82,8 +87,8 @@ class Worker:
             return to_wire(of_carrier(self._carrier))
         return views.PAGES[name](self._carrier, self._directory)
 
-    def _ask_parent(self, key: str, anew: bool) -> None:
-        self._wire.send(w.LOOKUP_ANEW if anew else w.LOOKUP, key.encode())
+    def _ask_parent(self, how: How, key: str) -> None:
+        self._wire.send(_LOOKUPS[how], key.encode())
 
     async def _drain(self) -> None:
         await self._carrier.drain(self._hurry)

@@ -184,16 +184,23 @@ def test_a_pod_that_is_dialled_from_outside_by_its_own_ip_judges_it_the_same(
 # --- outward --------------------------------------------------------------------------------------
 
 
-@pytest.mark.attack_row(39)
-def test_an_external_ip_of_a_service_is_external_and_its_receiver_still_refuses(mesh: Mesh) -> None:
-    """Whoever may write a Service may claim any address (CVE-2020-8554): it makes nobody a peer."""
-    since, before = now(), mesh.seen("mesh/shop-front")
-    done = mesh.attempt("mesh/client", EXTERNAL_IP, 7002, "hello")
-    assert done["got"] == ""
-    link = mesh.link(since, source="mesh/client", destination_address=EXTERNAL_IP)
-    assert (link["security"], link["reason"]) == ("plaintext", "external")
-    assert mesh.link(since, destination="mesh/shop-front")["reason"] == "plaintext_denied"
-    assert mesh.seen("mesh/shop-front") == before
+@pytest.mark.attack_row(59)
+def test_an_external_ip_leads_to_its_service_by_tunnel_and_a_claim_to_anothers_address_nowhere(
+    mesh: Mesh,
+) -> None:
+    """Whoever may write a Service may claim any address (CVE-2020-8554)."""
+    pod_ip, cluster_ip = mesh.ip("mesh/on-host"), mesh.cluster.get("Service", "mesh/front")
+    taken = [mesh.ip("mesh/shop-front"), cluster_ip["spec"]["clusterIP"], pod_ip]
+    trap = service("trap", CLOSED, app="townsman", where=TOWN, externalIPs=[*taken, EXTERNAL_IP])
+    mesh.apply(trap)
+    try:
+        for ip in (EXTERNAL_IP, *taken[:2]):
+            since = now()
+            mesh.talk("mesh/client", ip, 7002, "hello")
+            link = mesh.link(since, sides=2, source="mesh/client", asked_address=ip)
+            assert (link["security"], link["destination"]["pod"]) == ("mtls", "mesh/shop-front")
+    finally:
+        mesh.delete(trap)
 
 
 def test_a_pod_on_the_hosts_network_is_unmeshed_and_the_record_says_why(mesh: Mesh) -> None:

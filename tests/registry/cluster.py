@@ -3,7 +3,7 @@
 from typing import Any
 
 from registry.endpoints import Dropped
-from registry.facts import PodFacts, read_namespace, read_pod, read_service, read_slice
+from registry.facts import PodFacts, read_namespace, read_node, read_pod, read_service, read_slice
 from registry.model import Model, ServiceView, Topics
 
 Raw = dict[str, Any]
@@ -26,6 +26,9 @@ class Cluster:
 
     def namespaces(self, *raws: Raw) -> Topics:
         return set().union(*(self._put("namespace", raw, read_namespace) for raw in raws))
+
+    def nodes(self, *raws: Raw) -> Topics:
+        return set().union(*(self._put("node", raw, read_node) for raw in raws))
 
     def remove(self, kind: str, raw: Raw) -> Topics:
         return self._change(kind, _key(raw), None)
@@ -59,6 +62,8 @@ class Cluster:
                 return model.change_service(old, new)
             case "slice":
                 return model.change_slice(key, old, new)
+            case "node":
+                return model.change_node(old, new)
             case _:
                 return model.change_namespace(old, new)
 

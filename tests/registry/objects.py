@@ -84,10 +84,12 @@ def service(
     ports: tuple[Raw, ...] = ({"name": "db", "port": 5432, "targetPort": "pg"},),
     created: str = "2026-11-21T07:00:00Z",
     annotations: dict[str, str] | None = None,
+    balancer: Sequence[str] = (),
     **spec: Any,
 ) -> Raw:
     ips = list(cluster_ips) or ["None"]
     return {
+        "status": {"loadBalancer": {"ingress": [{"ip": ip} for ip in balancer]}},
         "metadata": {
             "uid": f"svc-{name}",
             "namespace": namespace,
@@ -97,6 +99,22 @@ def service(
         },
         "spec": {"clusterIP": ips[0], "clusterIPs": ips, "ports": list(ports), **spec},
     }
+
+
+def node(name: str, *ips: str, cidrs: Sequence[str] = ()) -> Raw:
+    return {
+        "metadata": {"name": name},
+        "spec": {"podCIDRs": list(cidrs)},
+        "status": {"addresses": [{"type": "InternalIP", "address": ip} for ip in ips]},
+    }
+
+
+def with_host_port(made: Raw, number: int, port: int, host_ip: str = "") -> Raw:
+    said: Raw = {"containerPort": port, "hostPort": number}
+    if host_ip:
+        said["hostIP"] = host_ip
+    made["spec"]["containers"][0]["ports"] = [said]
+    return made
 
 
 def endpoint(ip: str, target: Raw | None = None, **more: Any) -> Raw:

@@ -2,6 +2,7 @@
 for each question; and whoever forgets only what a change names never keeps an answer that is old.
 """
 
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -10,15 +11,26 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from registry.answers import Answers
-from registry.facts import PodFacts, ServiceFacts, SliceFacts, read_policy
-from registry.keys import Key
+from registry.facts import NodeFacts, PodFacts, ServiceFacts, SliceFacts, read_policy
+from registry.keys import Key, is_within, topic_network
 from registry.model import settings_topic
 from tests.registry.cluster import Cluster, Raw
-from tests.registry.objects import endpoint, namespace_object, pod, service, slice_of
+from tests.registry.objects import (
+    endpoint,
+    namespace_object,
+    node,
+    pod,
+    service,
+    slice_of,
+    with_host_port,
+)
 
 _NAMES = ("a", "b")
 _SPACES = ("shop", "prod")
 _IPS = ("10.0.0.1", "10.0.0.2", "fd00::1", "192.0.2.1", "10.96.0.1", "127.0.0.1")
+_CLAIMED = ("198.51.100.7", "10.0.0.1", "10.96.0.1", "192.0.2.1")
+_PORTS = (80, 81, 30080)
+_RANGES = ("10.0.0.0/24", "10.0.0.0/30", "fd00::/64")
 _CLUSTER_IPS = ("10.96.0.1", "10.96.0.2", "fd00:96::1")
 _KEYS = [
     Key.parse(text)
@@ -27,6 +39,9 @@ _KEYS = [
         *_CLUSTER_IPS,
         *(f"{name}.{space}" for name in _NAMES for space in _SPACES),
         *(f"{host}.{name}.shop" for host in ("a", "first") for name in _NAMES),
+        *(f"{ip}:{port}" for ip in _CLAIMED for port in _PORTS),
+        "198.51.100.7",
+        "10.0.0.9",
     )
 ]
 _names, _ips = map(st.sampled_from, (_NAMES, _IPS))
@@ -41,6 +56,8 @@ class History(RuleBasedStateMachine):
         self.answers = Answers(self.cluster.model, "allow-meshed")
         self.settings: dict[str, Any] = {}
         self.raws: dict[tuple[str, str, str], Raw] = {}
+        self.touched: set[str] = set()
+        self.told: dict[str, int] = {}
 
     @initialize()
     def something_is_there(self) -> None:
@@ -56,6 +73,7 @@ class History(RuleBasedStateMachine):
 
     def _forget(self, topics: set[str]) -> None:
         self.answers.forget(topics)
+        self.touched = topics
         for topic in topics:
             self.settings.pop(topic, None)
 
@@ -77,11 +95,23 @@ class History(RuleBasedStateMachine):
                 "labels": _labels,
             },
         ),
+        host_port=st.sampled_from([0, 0, *_PORTS]),
     )
-    def pod_told(self, name: str, namespace: str, ips: list[str], more: dict[str, Any]) -> None:
+    def pod_told(
+        self, name: str, namespace: str, ips: list[str], more: dict[str, Any], host_port: int
+    ) -> None:
         if "uid" in more:  # of one name at a time, in one namespace
             more["uid"] = f"{namespace}-{name}-{more['uid']}"
-        self._put("pod", pod(name, *ips, namespace=namespace, **more))
+        made = pod(name, *ips, namespace=namespace, **more)
+        self._put("pod", with_host_port(made, host_port, 8080) if host_port else made)
+
+    @rule(
+        name=st.sampled_from(["n1", "n2"]),
+        ips=st.lists(st.sampled_from(_CLAIMED), max_size=2, unique=True),
+        cidrs=st.lists(st.sampled_from(_RANGES), max_size=2, unique=True),
+    )
+    def node_told(self, name: str, ips: list[str], cidrs: list[str]) -> None:
+        self._put("node", node(name, *ips, cidrs=cidrs))
 
     @rule(
         name=_names,
@@ -89,12 +119,34 @@ class History(RuleBasedStateMachine):
         ips=st.lists(st.sampled_from(_CLUSTER_IPS), max_size=2, unique=True),
         ports=st.lists(st.sampled_from(["db", "web"]), max_size=2, unique=True),
         created=st.sampled_from(["2026-11-21T07:00:01Z", "2026-11-21T07:00:02Z"]),
+        claimed=st.lists(st.sampled_from(_CLAIMED), max_size=2, unique=True),
+        balanced=st.lists(st.sampled_from(_CLAIMED), max_size=2, unique=True),
+        node_port=st.booleans(),
     )
     def service_told(
-        self, name: str, namespace: str, ips: list[str], ports: list[str], created: str
+        self,
+        name: str,
+        namespace: str,
+        ips: list[str],
+        ports: list[str],
+        created: str,
+        claimed: list[str],
+        balanced: list[str],
+        node_port: bool,
     ) -> None:
-        raw_ports = tuple({"name": port, "port": number} for number, port in enumerate(ports, 80))
-        made = service(name, *ips, namespace=namespace, ports=raw_ports, created=created)
+        raw_ports = tuple(
+            {"name": port, "port": number, **({"nodePort": 30000 + number} if node_port else {})}
+            for number, port in enumerate(ports, 80)
+        )
+        made = service(
+            name,
+            *ips,
+            namespace=namespace,
+            ports=raw_ports,
+            created=created,
+            balancer=balanced,
+            externalIPs=claimed,
+        )
         self._put("service", made)
 
     @rule(
@@ -114,8 +166,8 @@ class History(RuleBasedStateMachine):
     )
     def slice_told(self, of: str, namespace: str, name: str, ends: list[Any]) -> None:
         made = []
-        for ip, target, ready, host, (node, zone) in ends:
-            one = endpoint(ip, conditions={"ready": ready}, hostname=host, nodeName=node, zone=zone)
+        for ip, target, ready, host, (near, zone) in ends:
+            one = endpoint(ip, conditions={"ready": ready}, hostname=host, nodeName=near, zone=zone)
             if target:
                 one["targetRef"] = {"kind": "Pod", "name": target[5:6], "uid": target}
             made.append(one)
@@ -160,6 +212,18 @@ class History(RuleBasedStateMachine):
             assert kept == anew.settings(uid), uid
 
     @invariant()
+    def whoever_asked_before_is_told(self) -> None:
+        """Of a key whose answer differs now the last change names a topic."""
+        topics = self.touched
+        within = [network for one in topics if (network := topic_network(one)) is not None]
+        for key in _KEYS:
+            now = self.answers.entry(key).digest
+            if self.told.get(key.text, now) != now:
+                named = topics & set(key.topics) or any(is_within(key.topic, n) for n in within)
+                assert named, key.text
+            self.told[key.text] = now
+
+    @invariant()
     def history_leaves_no_trace(self) -> None:
         """It answers like one that heard only of what is there. Policies apart: the last good form of
         one that cannot be read is history, and meant to be."""
@@ -180,17 +244,18 @@ class History(RuleBasedStateMachine):
     def the_naive_reader_agrees(self) -> None:
         pods = [f for (kind, _), f in self.cluster._known.items() if kind == "pod"]
         services = [f for (kind, _), f in self.cluster._known.items() if kind == "service"]
+        nodes = [f for (kind, _), f in self.cluster._known.items() if kind == "node"]
         slices = [f for (kind, _), f in self.cluster._known.items() if kind == "slice"]
         for ip in (*_IPS, *_CLUSTER_IPS):
             found = self.cluster.model.at_ip(ip)
-            wanted = naive_at(ip, pods, services)
+            wanted = naive_at(ip, pods, services, nodes)
             got = getattr(getattr(found, "service", found), "created", None) if found else None
             assert (type(found).__name__, got) == wanted, ip
         for one in services:
             view = self.cluster.model.service(f"{one.name}.{one.namespace}")
             assert view is not None
             got_ends = {(e.ip, e.pod.uid if e.pod else "", e.ready) for e in view.endpoints}
-            assert got_ends == naive_endpoints(one, pods, services, slices)
+            assert got_ends == naive_endpoints(one, pods, services, slices, nodes)
 
 
 def put(cluster: Cluster, kind: str, raw: Raw, *, gone: bool = False) -> set[str]:
@@ -207,6 +272,7 @@ def put(cluster: Cluster, kind: str, raw: Raw, *, gone: bool = False) -> set[str
         "pod": cluster.pods,
         "service": cluster.services,
         "slice": cluster.slices,
+        "node": cluster.nodes,
         "namespace": cluster.namespaces,
     }
     return told[kind](raw)
@@ -218,19 +284,47 @@ def naive_pod(ip: str, pods: list[PodFacts]) -> PodFacts | None:
     return max(living, key=lambda p: (p.created, p.uid)) if living else None
 
 
-def naive_at(ip: str, pods: list[PodFacts], services: list[ServiceFacts]) -> tuple[str, str | None]:
+def naive_node(ip: str, pods: list[PodFacts], nodes: list[NodeFacts]) -> bool:
+    return any(ip in one.node_ips for one in pods) or any(ip in one.ips for one in nodes)
+
+
+def naive_unassigned(ip: str, pods: list[PodFacts], nodes: list[NodeFacts]) -> bool:
+    ranges = [network for one in nodes for network in one.pod_networks]
+    living = [ip_address(i) for p in pods if not p.finished and not p.host_network for i in p.ips]
+    seen = any(one in network for one in living for network in ranges)
+    return seen and any(ip_address(ip) in network for network in ranges)
+
+
+def naive_claims(ip: str, services: list[ServiceFacts]) -> set[int]:
+    claiming = [s for s in services if ip in (*s.external_ips, *s.balancer_ips)]
+    return {port.port for one in claiming for port in one.ports}
+
+
+def naive_at(
+    ip: str, pods: list[PodFacts], services: list[ServiceFacts], nodes: list[NodeFacts]
+) -> tuple[str, str | None]:
     here = [s for s in services if ip in s.cluster_ips]
     if here:
         return "ServiceView", max(s.created for s in here)
     if (found := naive_pod(ip, pods)) is not None:
         return "PodFacts", found.created
-    if any(ip in p.node_ips for p in pods):
+    if naive_node(ip, pods, nodes):
         return "NodeView", None
-    return "NoneType", None
+    if any(ip in (*s.external_ips, *s.balancer_ips) for s in services):
+        return "OutsideView", None
+    return "Unassigned" if naive_unassigned(ip, pods, nodes) else "NoneType", None
+
+
+def naive_ports(of: ServiceFacts, one: SliceFacts) -> list[tuple[int, int]]:
+    return [(p.port, to) for p in of.ports for name, to in one.ports if name == p.name]
 
 
 def naive_endpoints(
-    of: ServiceFacts, pods: list[PodFacts], services: list[ServiceFacts], slices: list[SliceFacts]
+    of: ServiceFacts,
+    pods: list[PodFacts],
+    services: list[ServiceFacts],
+    slices: list[SliceFacts],
+    nodes: list[NodeFacts],
 ) -> set[tuple[str, str, bool]]:
     """Address, pod and readiness of every endpoint; "" where nothing meshed or not is known there."""
     found: dict[str, tuple[str, bool]] = {}
@@ -259,7 +353,9 @@ def naive_endpoints(
             elif (
                 end.target_uid
                 or any(ip in s.cluster_ips for s in services)
-                or any(ip in p.node_ips for p in pods)
+                or naive_node(ip, pods, nodes)
+                or naive_claims(ip, services) & {to for _, to in naive_ports(of, one)}
+                or naive_unassigned(ip, pods, nodes)
             ):
                 continue
             uid, was_ready = found.get(ip, ("", False))

@@ -13,14 +13,14 @@ from typing import Final
 from kit.contract import ALPNS
 from sidecar.authorise import authorise
 from sidecar.dataplane.links.inbound import open_link, refuse_over_limit
-from sidecar.dataplane.links.plaintext import PlaintextLink, is_no_pod
+from sidecar.dataplane.links.plaintext import PlaintextLink
 from sidecar.dataplane.loop.deadlines import Deadline
 from sidecar.dataplane.plane import Plane
 from sidecar.dataplane.records import explain, new_record
 from sidecar.dataplane.tunnels.handshake import TIMEOUT_S, Handshake
 from sidecar.dataplane.tunnels.inbound import InboundTunnel, InboundTunnels
 from sidecar.dataplane.tunnels.tunnel import RECORD, Tunnel
-from sidecar.directory import EXTERNAL, Found, Gone, Workload
+from sidecar.directory import Found, Gone, Workload, is_no_pod
 from sidecar.errors import (
     Bug,
     Denied,
@@ -110,6 +110,7 @@ class Arrival:
         "_plane",
         "_port",
         "_sock",
+        "_source",
         "_to",
         "source",
     )
@@ -123,6 +124,8 @@ class Arrival:
         """Whom the limits per source count it to."""
         self._to = original_dst(sock)
         self._head = b""
+        self._source: Found | None = None
+        """Who the registry says is at the source's address; None if it has not said."""
         self._handshake: Handshake | None = None
         self._deadline: Deadline | None = None
 
@@ -135,17 +138,16 @@ class Arrival:
         poller.add_reader(self._sock.fileno(), self._readable)
         if self._plane.policy.takes_plaintext(to_port):
             # A stranger that waits for the server to speak first must not be waited for.
-            known = self._plane.directory.known(self._ip)
-            if known is None and self._plane.in_cluster(self._ip):
-                self._plane.directory.ask(
-                    self._ip, lambda found: self._plane.poller.call(self._source_known, found)
-                )
-            else:
-                self._source_known(known if known is not None else EXTERNAL)
+            self._plane.directory.ask(
+                self._ip,
+                lambda found: self._plane.poller.call(self._source_known, found),
+                for_record=True,
+            )
         return None
 
     def _source_known(self, found: Found | None) -> None:
         """The registry's word about the source, while the first bytes have not come."""
+        self._source = found
         if self._head or self._deadline is None or self._handshake is not None or found is None:
             return
         tunnels = isinstance(found, Gone) or (
@@ -250,7 +252,9 @@ class Arrival:
         self._arrivals.no_stranger_any_more(self)
         if limit := plane.full_for_plaintext():
             return plane.turn_away(self._sock, limit)
-        return PlaintextLink(plane, self._sock, self._to, permit, record).start(self._head)
+        return PlaintextLink(plane, self._sock, self._to, permit, record).start(
+            self._head, self._source
+        )
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -287,11 +291,11 @@ class Arrival:
         record.end_ns, record.close = self._plane.unix_ns(), "refused"
         if record.source_pod:
             return self._plane.report(record)
-        if not self._plane.in_cluster(self._ip):
-            return self._name(record, EXTERNAL)
         # Whoever reviews this wants a name. It changes nothing for the link, which is over.
         return self._plane.directory.ask(
-            self._ip, lambda found: self._plane.poller.call(self._name, record, found)
+            self._ip,
+            lambda found: self._plane.poller.call(self._name, record, found),
+            for_record=True,
         )
 
     def _name(self, record: LinkRecord, found: Found | None) -> None:

@@ -8,18 +8,12 @@ from sidecar.dataplane.links.splice import RawSplice
 from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Answered, Connect
 from sidecar.dataplane.plane import Plane
 from sidecar.dataplane.records import explain, no_app, permitted
-from sidecar.directory import EXTERNAL, Found, Workload
+from sidecar.directory import Found, Workload, is_no_pod
 from sidecar.errors import Bug, SidecarError
 from sidecar.report import LinkRecord, PlaintextReason
 from sidecar.sockets import loopback_of, reset
 from sidecar.source_address import Source
 from sidecar.wire.opening import CUT_BY_POLICY
-
-
-def is_no_pod(found: Found | None) -> bool:
-    """Whether a source is known to be no pod: a node's address (what comes through a NodePort), or one
-    outside the cluster."""
-    return found is EXTERNAL or (isinstance(found, Workload) and found.host_network)
 
 
 class PlaintextLink:
@@ -56,17 +50,19 @@ class PlaintextLink:
         plane.live.add(self)
         plane.plaintext += 1
 
-    def start(self, head: bytes) -> None:
+    def start(self, head: bytes, source: Found | None) -> None:
+        """`source` is who is at the other end's address, if that is known already."""
         self._head = head
-        ip, directory = self.record.source_ip, self._plane.directory
-        known = directory.known(ip)
-        if known is None and self._plane.in_cluster(ip):
-            # For the record alone: nothing waits for it.
-            directory.ask(ip, lambda found: self._plane.poller.call(self._source_known, found))
+        if source is not None:
+            self._source_known(source)
         else:
-            self._source_known(known or EXTERNAL)
-        source = self._plane.sources.seen(ip, self.record.source_port)
-        self._try(self._to[0], self._first_answer, source)
+            self._plane.directory.ask(
+                self.record.source_ip,
+                lambda found: self._plane.poller.call(self._source_known, found),
+                for_record=True,
+            )
+        seen = self._plane.sources.seen(self.record.source_ip, self.record.source_port)
+        self._try(self._to[0], self._first_answer, seen)
 
     def _source_known(self, found: Found | None) -> None:
         if self not in self._plane.live:

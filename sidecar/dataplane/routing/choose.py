@@ -2,7 +2,7 @@
 
 A pod IP that the app dialled never comes here: it is never rebalanced. The order of the questions:
 
-    who may take a link   ready; else serving while they terminate (KEP-1669); of the family dialled
+    who may take a link   ready; else serving while they terminate (KEP-1669); the version dialled first
     who is kept           `sessionAffinity: ClientIP`
     who is near           `internalTrafficPolicy`, hints of the slices, `trafficDistribution`
     who of these          least open links of two, in turn, or by the hash of our own address
@@ -100,17 +100,21 @@ def eligible(service: Service, port: int, version: int = 0) -> list[Endpoint]:
     """The endpoints that may take a new link, in the Service's order.
 
     Ready ones; else ones that still serve while they terminate. A Service that publishes addresses
-    which are not ready counts each as ready. `version` is the IP version that was dialled: a Service
-    has endpoints of both, and an app may listen on one. 0: a name was asked for, and the version of
-    its first address is preferred.
+    which are not ready counts each as ready. `version` is the IP version that was dialled; 0: a name
+    was asked for, and the version of the Service's first address counts. Where there is none of that
+    version, those of the other.
     """
     with_port = [e for e in service.endpoints if port in e.ports]
     publish = service.publish_not_ready
     usable = [e for e in with_port if (e.ready or publish) and not e.terminating]
     usable = usable or [e for e in with_port if (e.serving or publish) and e.terminating]
-    wanted_v6 = version == 6 if version else ":" in (service.cluster_ips or ("",))[0]
-    of_version = [e for e in usable if (":" in e.ip) == wanted_v6]
-    return of_version if of_version or version else usable
+    wanted_v6 = _version(service, version) == 6
+    return [e for e in usable if (":" in e.ip) == wanted_v6] or usable
+
+
+def _version(service: Service, version: int) -> int:
+    """The IP version to begin with: that which was dialled, else that of the first ClusterIP."""
+    return version or (6 if ":" in (service.cluster_ips or ("",))[0] else 4)
 
 
 def choose(
@@ -125,15 +129,28 @@ def choose(
     random: Random,
     tried: Collection[str] = (),
     version: int = 0,
+    only_node: str | None = None,
+    other_version: bool = False,
 ) -> Choice | None:
     """Choose an endpoint for one link; None if the Service has none left.
 
-    `tried` are the IPs that refused this very link; they are not tried twice.
+    `tried` are the IPs that refused this very link; they are not tried twice. `only_node` is not None
+    where the Service was reached by a node port, a load balancer's address or an external IP. Then
+    `internalTrafficPolicy` has no say, and endpoints of that node alone may be chosen, of any node if
+    it is "" or our own: kube-proxy spares pods the policy for traffic from outside as well, but another
+    node's port is that node's to translate.
+
+    An app may listen on one IP version alone. So when all endpoints of the one dialled have refused
+    there follow those of the other, and `other_version` asks for these first: it is the last try.
     """
-    usable = memory.usable(service, port, version)
-    if service.local_only:
-        usable = [e for e in usable if _node(e) == own.node or e.ip in own.ips]
-    candidates = [e for e in usable if e.ip not in tried] if tried else usable
+    first = _version(service, version)
+    versions = (10 - first, first) if other_version else (first, 10 - first)
+    usable, candidates = list[Endpoint](), list[Endpoint]()
+    for one in versions if tried else versions[:1]:
+        usable = _allowed(memory.usable(service, port, one), service, own, only_node)
+        candidates = [e for e in usable if e.ip not in tried] if tried else usable
+        if candidates:
+            break
     if not candidates:
         return None
     if ejections:  # all ejected: better to try than to refuse
@@ -153,6 +170,19 @@ def choose(
         memory.keep(service, port, chosen.ip, now)
     ejections.tried(chosen.ip, chosen.ports[port], now)
     return Choice(chosen, chosen.ports[port], f"{near}{why}")
+
+
+def _allowed(
+    usable: list[Endpoint], service: Service, own: Own, only_node: str | None
+) -> list[Endpoint]:
+    """Without endpoints on nodes that the Service's policies leave out."""
+    if only_node is None:
+        if not service.local_only:
+            return usable
+        return [e for e in usable if _node(e) == own.node or e.ip in own.ips]
+    if not only_node or only_node == own.node:
+        return usable
+    return [e for e in usable if _node(e) == only_node]
 
 
 def _pick(

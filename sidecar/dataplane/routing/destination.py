@@ -2,6 +2,10 @@
 
     what was dialled -> known, or asked of the registry -> an endpoint chosen -> a route
 
+An address of a node, a load balancer or an external IP takes up to two questions more: where this port
+of it leads, and who is behind the Service that it leads to. Nothing is external before the registry
+has said so: no configured range has a say in it.
+
 A Destination answers with a `Step`: a route to take, a question for the registry, or an error. The
 link does what the step says and comes back with what happened. What a route is, is decided in
 `route`; which endpoint, in `choose`.
@@ -14,7 +18,17 @@ from typing import Final, NamedTuple, Protocol
 from sidecar.dataplane.routing.choose import Memory, choose
 from sidecar.dataplane.routing.ejections import Ejections
 from sidecar.dataplane.routing.route import Route, to_address, to_endpoint, to_self
-from sidecar.directory import EXTERNAL, Found, Gone, Own, Service, Workload
+from sidecar.directory import (
+    ByPort,
+    Found,
+    Gone,
+    Own,
+    Service,
+    ToPod,
+    ToService,
+    Workload,
+    port_key,
+)
 from sidecar.errors import (
     AlpnMismatch,
     EndpointUnreachable,
@@ -71,7 +85,6 @@ class View(Protocol):
     def allow_external(self) -> bool: ...
     @property
     def open_links(self) -> Mapping[tuple[str, int], int]: ...
-    def in_cluster(self, ip: str) -> bool: ...
 
 
 def somebody_else(error: SidecarError) -> bool:
@@ -82,20 +95,36 @@ def somebody_else(error: SidecarError) -> bool:
 class Destination:
     """What one link remembers of where it goes."""
 
-    __slots__ = ("_asked_anew", "_before", "_ip", "_tried", "attempts", "key", "port", "service")
+    __slots__ = (
+        "_asked_anew",
+        "_before",
+        "_ip",
+        "_only_node",
+        "_pod",
+        "_tried",
+        "attempts",
+        "key",
+        "port",
+        "service",
+    )
 
     def __init__(self, key: str, port: int, *, captured: bool) -> None:
         """`key` is the IP that the app dialled if the connection was `captured`, else the Service or
         pod name that stands behind a local port."""
         self.key = key
-        """What the registry is asked."""
+        """What the registry is asked: for what was dialled, then for what that leads to."""
         self._ip = key if captured else ""
         self.port = port
-        """The port that the app asked for: of a pod, of a Service, or outside."""
+        """The port that is asked for: of a pod, of a Service, or outside."""
         self.service: Service | None = None
         """The Service asked for; None for a pod, or an address outside."""
         self.attempts = 0
         """Routes taken so far."""
+        self._only_node: str | None = None
+        """Of a Service that was not reached by its ClusterIP: the node whose endpoints may be chosen, ""
+        for any; None leaves it to the Service."""
+        self._pod: Workload | None = None
+        """A pod without a sidecar that was dialled by its own address: nobody there tries its others."""
         self._tried: list[str] = []
         self._asked_anew = False
         self._before: Found | None = None
@@ -106,12 +135,12 @@ class Destination:
         key = self.key
         if key in view.own.ips:
             return to_self(key, self.port, view.own)
+        return self._look_up(view, key)
+
+    def _look_up(self, view: View, key: str) -> Step:
+        self.key = key
         found = view.directory.known(key)
-        if found is not None:
-            return self._found(view, found)
-        if self._ip and not view.in_cluster(key):
-            return self._found(view, EXTERNAL)
-        return Ask(key)
+        return Ask(key) if found is None else self._found(view, found)
 
     def answered(self, view: View, found: Found | None, error: SidecarError | None) -> Step:
         """The registry has answered what `Ask` asked, or has not in time (`found` is None). `error`
@@ -127,11 +156,18 @@ class Destination:
         return self._found(view, found)
 
     def elsewhere(self, view: View, error: SidecarError, ip: str) -> Step:
-        """The endpoint at `ip` failed before ACCEPT: another one of the Service that was not tried."""
-        if self.service is None or self.attempts >= MAX_ATTEMPTS:
-            return Failed(error)
+        """The endpoint at `ip` failed before ACCEPT: another one of the Service that was not tried, or
+        of the other IP version. The app's connect has succeeded, so it cannot fall back itself."""
         self._tried.append(ip)
-        return self._next_endpoint(view, self.service, error)
+        if self.attempts >= MAX_ATTEMPTS:
+            return Failed(error)
+        if self.service is not None:
+            return self._next_endpoint(view, self.service, error)
+        others = self._pod.ips if self._pod is not None else ()
+        other = next((one for one in others if (":" in one) != (":" in ip)), "")
+        if self._pod is None or not other or other in self._tried:
+            return Failed(error)
+        return to_address(self._pod, other, self.port, allow_external=view.allow_external)
 
     def dial_failed(self, view: View, error: SidecarError, ip: str) -> Step:
         """Nobody took the connection at `ip`, or not the one who must be there. In the latter case what
@@ -155,14 +191,38 @@ class Destination:
         if isinstance(found, Service):
             self.service = found
             return self._next_endpoint(view, found)
+        if self._only_node is not None:  # it led to a Service, and what was dialled is not external
+            return Failed(NoEndpoints(f"there is no Service {self.key} any more"))
+        if isinstance(found, ByPort):
+            if self._ip and self.key == self._ip:
+                return self._look_up(view, port_key(self._ip, self.port))
+            found = found.otherwise
+        if isinstance(found, ToService):
+            self.port, self._only_node = found.port, found.only_node
+            return self._look_up(view, found.key)
+        if isinstance(found, ToPod):
+            return self._to_host_port(view, found)
         if isinstance(found, Gone):
-            return Failed(EndpointUnreachable(f"{found.pod}, whose address this was, is gone"))
+            return Failed(_nobody(found))
         ip = self._ip
         if not ip and isinstance(found, Workload) and found.ips:
             ip = found.ips[0]
         if not ip:  # an upstream: to connect to "" would be to connect to ourselves
             return Failed(NoEndpoints(f"the registry knows no {self.key}, or no address of it"))
+        if isinstance(found, Workload) and not found.host_network:
+            self._pod = None if found.takes_tunnel(self.port) else found
         return to_address(found, ip, self.port, allow_external=view.allow_external)
+
+    def _to_host_port(self, view: View, found: ToPod) -> Step:
+        """The pod's own address of the version that was dialled, if it has one."""
+        pod, v6 = found.pod, ":" in self._ip
+        ip = next((one for one in pod.ips if (":" in one) == v6), "") or next(iter(pod.ips), "")
+        if not ip:
+            return Failed(NoEndpoints(f"{pod.pod} has no address"))
+        if ip in view.own.ips:
+            return to_self(ip, found.port, view.own)
+        choice = "host-port"
+        return to_address(pod, ip, found.port, allow_external=view.allow_external, choice=choice)
 
     @property
     def _version(self) -> int:
@@ -184,6 +244,8 @@ class Destination:
             random=view.random,
             tried=self._tried,
             version=self._version,
+            only_node=self._only_node,
+            other_version=self.attempts == MAX_ATTEMPTS - 1,
         )
         if chosen is not None:
             return to_endpoint(chosen, view.own, allow_external=view.allow_external)
@@ -191,3 +253,9 @@ class Destination:
             return Failed(last_error)
         lacks = "no endpoint to dial at" if self.port in service.ports else "no"
         return Failed(NoEndpoints(f"{service.key} has {lacks} port {self.port}"))
+
+
+def _nobody(found: Gone) -> EndpointUnreachable:
+    if found.pod:
+        return EndpointUnreachable(f"{found.pod}, whose address this was, is gone")
+    return EndpointUnreachable("an address of pods, and the registry knows of no pod that has it")

@@ -51,7 +51,7 @@ class FakeDirectory:
         self.anew.append(key)
         asyncio.get_running_loop().call_soon(answer, self.truth.get(key, self.entries.get(key)))
 
-    def ask(self, key: str, answer: Answer) -> None:
+    def ask(self, key: str, answer: Answer, *, for_record: bool = False) -> None:
         asyncio.get_running_loop().call_soon(answer, self.entries.get(key))
 
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from sidecar.dataplane.limits import Limits
 from sidecar.dataplane.links.arrival import Arrivals
 from sidecar.dataplane.loop.listener import Listener
 from sidecar.dataplane.tunnels.handshake import Handshake
-from sidecar.directory import Gone, Workload
+from sidecar.directory import EXTERNAL, Gone, Workload
 from tests.certs.forge import Forge
 from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, MakeSide, Side, StartPair, connected
@@ -43,7 +42,6 @@ async def gate(make_side: MakeSide, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     side = make_side(API, LOOPBACK)
     side.plane.tunnel_only = False
     side.plane.policy = PolicySet(allow_plaintext=True)
-    side.plane.cluster_networks = (ipaddress.ip_network("127.0.0.0/8"),)
     arrivals = Arrivals(side.plane)
     listening = sockets.listen(LOOPBACK, 0)
     listener = Listener(side.plane.poller, listening, arrivals.accepted)
@@ -142,7 +140,7 @@ async def test_what_comes_from_no_pod_is_external_whether_it_is_let_in_or_not(
     plane.policy = PolicySet(allow_plaintext=allowed)
     goes_to(await serve(echo), monkeypatch)
     if source == "outside":
-        plane.cluster_networks = ()
+        directory.entries[LOOPBACK] = EXTERNAL
     else:
         directory.entries[LOOPBACK] = NODE
     if source == "asked":

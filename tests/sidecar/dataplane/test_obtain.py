@@ -172,7 +172,7 @@ async def test_no_idle_tunnel_is_kept_to_a_pod_that_the_registry_says_has_gone(
 async def test_a_plaintext_link_outward_notices_a_server_that_vanished(
     near: Side, captured: Captured, serve: Serve
 ) -> None:
-    near.plane.cluster_networks = ()
+    near.directory.entries["127.0.0.1"] = EXTERNAL
     _, writer = await captured(near, "127.0.0.1", await serve(_patient))
     async with asyncio.timeout(PATIENCE_S):
         while not any(one._splice for one in near.plane.live):  # type: ignore[attr-defined]

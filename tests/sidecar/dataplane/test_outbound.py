@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -52,9 +51,7 @@ def unmeshed(ip: str = LOOPBACK) -> Workload:
 
 @pytest.fixture
 async def near(make_side: MakeSide) -> Side:
-    side = make_side(WEB, LOOPBACK)
-    side.plane.cluster_networks = (ipaddress.ip_network("127.0.0.0/8"),)
-    return side
+    return make_side(WEB, LOOPBACK)
 
 
 def service(*endpoints: Endpoint, port: int) -> Service:
@@ -64,10 +61,10 @@ def service(*endpoints: Endpoint, port: int) -> Service:
 # --- plaintext, where it is right -----------------------------------------------------------------
 
 
-async def test_an_address_outside_the_cluster_is_external_without_asking(
+async def test_an_address_is_external_when_the_registry_has_said_so(
     near: Side, captured: Captured, serve: Serve
 ) -> None:
-    near.plane.cluster_networks = ()
+    near.directory.entries[LOOPBACK] = EXTERNAL
     port = await serve(hello)
     assert await echoes(*await captured(near, LOOPBACK, port))
     record = await near.record()
@@ -78,7 +75,7 @@ async def test_an_address_outside_the_cluster_is_external_without_asking(
 async def test_an_external_address_is_refused_where_the_pod_may_not_leave_the_mesh(
     near: Side, captured: Captured, serve: Serve
 ) -> None:
-    near.plane.cluster_networks, near.plane.allow_external = (), False
+    near.directory.entries[LOOPBACK], near.plane.allow_external = EXTERNAL, False
     reader, _ = await captured(near, LOOPBACK, await serve(_never_reached))
     assert await is_reset(reader)
     record = await near.record()
@@ -141,7 +138,7 @@ class SilentDirectory:
     def known(self, key: str) -> Found | None:
         return None
 
-    def ask(self, key: str, answer: Answer) -> None:
+    def ask(self, key: str, answer: Answer, *, for_record: bool = False) -> None:
         asyncio.get_running_loop().call_later(0.05, answer, None)
 
     ask_anew = ask

@@ -21,6 +21,7 @@ from sidecar.dataplane.tunnels.handshake import Handshake
 from sidecar.dataplane.tunnels.inbound import InboundTunnel
 from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.dataplane.tunnels.tunnel import Tunnel
+from sidecar.directory import EXTERNAL
 from sidecar.errors import Bug, PeerLost
 from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import Captured, Pair, Side, StartPair
@@ -149,7 +150,7 @@ async def test_a_plaintext_link_ends_alone_too(
     serve: Serve,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    near.plane.cluster_networks = ()
+    near.directory.entries["127.0.0.1"] = EXTERNAL
     breaks = Breaks(monkeypatch, kind, "_readable" if kind is _Half else "start")
     port = await serve(echo)
     breaks.armed = True

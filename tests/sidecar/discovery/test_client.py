@@ -12,13 +12,23 @@ import pytest
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import RegistryServicer, add_RegistryServicer_to_server
-from registry.watch import PODS, SERVICES, SLICES
-from sidecar.directory import EXTERNAL, Found, Gone, Own, Service, Workload
+from registry.watch import NODES, PODS, SERVICES, SLICES
+from sidecar.directory import (
+    EXTERNAL,
+    ByPort,
+    Found,
+    Gone,
+    Own,
+    Service,
+    ToService,
+    Workload,
+    port_key,
+)
 from sidecar.discovery import client as module
 from sidecar.discovery.client import RegistryClient
 from sidecar.discovery.translate import policy_set
 from tests.patience import PATIENCE_S
-from tests.registry.objects import endpoint, pod, service, slice_of
+from tests.registry.objects import endpoint, node, pod, service, slice_of
 from tests.registry.test_service import WEB_POD, Registry, registry
 
 OWN = Own("shop", "web", "shop-web", frozenset({"127.0.0.1"}))
@@ -477,3 +487,168 @@ async def test_the_address_asked_longest_ago_is_given_up_first(
     async with scripted(pb.DiscoverResponse(version=1, entries=entries)) as sidecar:
         await sidecar.until("10.0.0.2", type(EXTERNAL))
         assert sidecar.client.known("10.0.0.0") is None
+
+
+# --- addresses whose ports differ ---------------------------------------------------------------------
+
+
+async def test_a_port_of_an_external_ip_is_asked_for_and_leads_to_the_service_of_now() -> None:
+    port = {"name": "db", "port": 80}
+    owned = service("db", "10.96.0.9", ports=(port,), externalIPs=["198.51.100.7"])
+    async with registry(WEB_POD) as it, running(it.channel) as sidecar:
+        await ready(sidecar)
+        assert await sidecar.ask("198.51.100.7") is EXTERNAL
+        it.api.put(SERVICES, owned)
+        assert (await sidecar.until("198.51.100.7", ByPort)).otherwise is EXTERNAL
+        key = port_key("198.51.100.7", 80)
+        assert await sidecar.ask(key) == ToService("db.shop", 80)
+        assert await sidecar.ask(port_key("198.51.100.7", 81)) is EXTERNAL
+        it.api.remove(SERVICES, owned)
+        await sidecar.until(key, type(EXTERNAL))
+        await sidecar.until("198.51.100.7", type(EXTERNAL))
+
+
+class Older(RegistryServicer):
+    """A registry that knows no ports: it ends the stream of whoever asks for one."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+
+    async def Discover(self, requests: Any, context: Any) -> AsyncIterator[pb.DiscoverResponse]:
+        self.streams += 1
+        async for request in requests:
+            if any(key.endswith(":80") for key in request.subscribe.keys):
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "key_malformed")
+            entries = [pb.Entry(key=key, external=True) for key in request.subscribe.keys]
+            yield pb.DiscoverResponse(version=1, entries=entries)
+
+
+async def test_a_registry_that_knows_no_ports_loses_no_stream_over_one_twice() -> None:
+    servicer = Older()
+    async with scripted_by(servicer) as sidecar:
+        assert await sidecar.ask("198.51.100.7") is EXTERNAL
+        assert await sidecar.ask(port_key("198.51.100.7", 80)) is None
+        async with asyncio.timeout(PATIENCE_S):
+            while servicer.streams < 2 or not sidecar.client.connected:
+                await asyncio.sleep(0.01)
+        assert await sidecar.ask("198.51.100.8") is EXTERNAL
+        assert servicer.streams == 2
+
+
+@pytest.mark.attack_row(60)
+async def test_an_address_of_the_pods_range_is_waited_for_and_then_nobodys() -> None:
+    new = pod("new", "10.0.9.9", account="api")
+    async with registry(WEB_POD, pod("old", "10.0.9.2")) as it, running(it.channel) as sidecar:
+        it.api.put(NODES, node("n1", "192.0.2.1", cidrs=["10.0.9.0/24"]))
+        await ready(sidecar)
+        async with asyncio.timeout(PATIENCE_S):
+            while it.server.model.at_ip("10.0.9.8") is None:
+                await asyncio.sleep(0.01)
+        assert await sidecar.ask("10.0.9.8") == Gone("")
+        answers: list[Found | None] = []
+        sidecar.client.ask("10.0.9.9", answers.append)
+        await sidecar.until("10.0.9.9", Gone)
+        assert answers == [], "it waits"
+        it.api.put(PODS, new)
+        await sidecar.until("10.0.9.9", Workload)
+        assert [type(one) for one in answers] == [Workload]
+
+
+# --- many questions at once ---------------------------------------------------------------------------
+
+
+class Counting(RegistryServicer):
+    """Answers each question when it is told to, and counts what comes."""
+
+    def __init__(self) -> None:
+        self.messages: list[list[str]] = []
+        self.dropped: list[str] = []
+        self.answers = asyncio.Event()
+
+    async def Discover(self, requests: Any, context: Any) -> AsyncIterator[pb.DiscoverResponse]:
+        yield says("deny")
+        async for request in requests:
+            self.dropped.extend(request.unsubscribe.keys)
+            if not request.subscribe.keys:
+                continue
+            self.messages.append(list(request.subscribe.keys))
+            await self.answers.wait()
+            entries = [pb.Entry(key=key, external=True) for key in request.subscribe.keys]
+            yield pb.DiscoverResponse(version=1, entries=entries)
+
+
+@pytest.mark.attack_row(60)
+async def test_an_app_that_dials_many_addresses_at_once_does_not_flood_the_registry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("MAX_ASKED", 10), ("MAX_WAITING", 40), ("ASK_AGAIN_S", 10.0)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 3.0)
+    servicer = Counting()
+    async with scripted_by(servicer) as sidecar:
+        await ready(sidecar)
+        answers: dict[str, Found | None] = {}
+        for number in range(50):
+            key = f"198.51.100.{number}"
+            sidecar.client.ask(key, lambda found, key=key: answers.__setitem__(key, found))  # type: ignore[misc]
+        async with asyncio.timeout(PATIENCE_S):
+            while not servicer.messages:
+                await asyncio.sleep(0.01)
+        assert [len(keys) for keys in servicer.messages] == [10], "one message, and no more asked"
+        refused = [key for key, found in answers.items() if found is None]
+        assert refused == [f"198.51.100.{number}" for number in range(40, 50)]
+        servicer.answers.set()
+        async with asyncio.timeout(PATIENCE_S):
+            while len(answers) < 50:
+                await asyncio.sleep(0.01)
+        assert sum(found is EXTERNAL for found in answers.values()) == 40
+        assert max(map(len, servicer.messages)) <= 10
+        asked = [key for keys in servicer.messages for key in keys]
+        assert len(asked) == len(set(asked)) == 40, "each once"
+        sidecar.client.ask("198.51.100.0", lambda _: None)
+        assert len([key for keys in servicer.messages for key in keys]) == 40, "it is kept"
+
+
+async def test_questions_that_are_never_answered_end_in_time_in_whatever_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_ASKED", 2)
+    async with scripted(says("deny")) as sidecar:
+        await ready(sidecar)
+        answers: list[Found | None] = []
+        for number in range(9):
+            sidecar.client.ask(f"198.51.100.{number}", answers.append)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(answers) < 9:
+                await asyncio.sleep(0.01)
+        assert answers == [None] * 9
+        assert (sidecar.client._asked, sidecar.client._waiting) == (0, {})
+
+
+@pytest.mark.attack_row(39)
+async def test_strangers_addresses_take_no_room_from_what_the_app_dials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever connects to us from many addresses makes us ask who that is, for the record alone."""
+    monkeypatch.setattr(module, "MAX_FOR_RECORD", 5)
+    servicer = Counting()
+    async with scripted_by(servicer) as sidecar:
+        await ready(sidecar)
+        named: list[Found | None] = []
+        for number in range(20):
+            key = f"2001:db8::{number:x}"
+            sidecar.client.ask(key, named.append, for_record=True)
+        assert named == [None] * 15
+        dialled: list[Found | None] = []
+        sidecar.client.ask("198.51.100.1", dialled.append)
+        sidecar.client.ask("2001:db8::0", dialled.append)  # one of them is dialled as well
+        servicer.answers.set()
+        async with asyncio.timeout(PATIENCE_S):
+            while len(dialled) < 2 or len(named) < 20:
+                await asyncio.sleep(0.01)
+        assert dialled == [EXTERNAL, EXTERNAL]
+        assert named[15:] == [EXTERNAL] * 5
+        assert set(sidecar.client.all()) == {"198.51.100.1", "2001:db8::0"}, "the rest is forgotten"
+        async with asyncio.timeout(PATIENCE_S):
+            while len(servicer.dropped) < 4:
+                await asyncio.sleep(0.01)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.admin.views import merge
+from sidecar.directory import EXTERNAL
 from sidecar.report import LinkRecord, RequestRecord
 from sidecar.workers import wire as w
-from sidecar.workers.directory import WorkerDirectory
+from sidecar.workers.directory import How, WorkerDirectory
 from sidecar.workers.wire import Wire, pack_record, unpack_record
 from tests.patience import PATIENCE_S
 
@@ -108,20 +109,18 @@ async def test_records_for_a_parent_that_does_not_read_are_dropped_and_counted()
 
 
 async def test_a_question_is_passed_on_once_and_answered_to_all_who_ask() -> None:
-    asked: list[tuple[str, bool]] = []
-    directory = WorkerDirectory(lambda key, anew: asked.append((key, anew)))
+    asked: list[tuple[How, str]] = []
+    directory = WorkerDirectory(lambda how, key: asked.append((how, key)))
     answers: list[object] = []
     directory.ask("10.0.0.7", answers.append)
     directory.ask("10.0.0.7", answers.append)
-    assert asked == [("10.0.0.7", False)]
-    from sidecar.directory import EXTERNAL
-
+    assert asked == [(How.ASK, "10.0.0.7")]
     directory.came("10.0.0.7", EXTERNAL)
     directory.answered("10.0.0.7")
     assert answers == [EXTERNAL, EXTERNAL]
     assert directory.known("10.0.0.7") is EXTERNAL
     directory.ask_anew("10.0.0.7", answers.append)
-    assert asked[-1] == ("10.0.0.7", True)
+    assert asked[-1] == (How.ANEW, "10.0.0.7")
     directory.came("10.0.0.7", None)
     directory.answered("10.0.0.7")
     assert answers[-1] is None
@@ -149,6 +148,8 @@ def test_pages_of_workers_become_one() -> None:
             "pods": [],
             "external": ["1.1.1.1"],
             "gone": [],
+            "by_port": ["10.0.0.1"],
+            "forwards": [{"key": "10.0.0.1:30080", "service": "api.shop"}],
             "ejected": ejected,
         }
         for each, ejected in ((endpoint, []), (twin, [{"ip": "10.0.0.7", "port": 80}]))
@@ -157,6 +158,8 @@ def test_pages_of_workers_become_one() -> None:
     assert merged.keys() == parts[0].keys(), "no part of the page is lost"
     assert merged["ejected"] == [{"ip": "10.0.0.7", "port": 80}]
     assert merged["external"] == ["1.1.1.1"]
+    assert merged["by_port"] == ["10.0.0.1"]
+    assert merged["forwards"] == [{"key": "10.0.0.1:30080", "service": "api.shop"}]
     assert merged["services"] == [
         {
             "key": "db.prod",
