@@ -29,7 +29,7 @@ from sidecar.errors import SidecarError
 from sidecar.listening import LoopbackListeners
 from sidecar.metrics.handshakes import HandshakeMeter
 from sidecar.report import LinkRecord, Report, Watcher
-from sidecar.sockets import reset
+from sidecar.sockets import loopback_of, reset
 
 Prove = Callable[[Claim], bytes]
 """Makes the signature of a proof by our newest leaf's key."""
@@ -212,6 +212,14 @@ class Plane:
         if any(address in network for network in self.cluster_networks):
             return ip
         return str(ip_network((ip, 64), strict=False))
+
+    def app_ips(self, ip: str, port: int) -> list[str]:
+        """Where the app may listen that was dialled at `ip`, in the order in which to try: there; at the
+        pod's address of the other IP version, which a dual-stack name or Service stands for as well; on
+        loopback, if the pod opens that port of it."""
+        other = [one for one in sorted(self.own.ips) if (":" in one) != (":" in ip)][:1]
+        loopback = [loopback_of(ip)] if port in self.loopback_ports else []
+        return [ip, *other, *loopback]
 
     def new_ids(self, record: LinkRecord) -> None:
         """Give a record a trace and a span of its own: never ones that the app or a peer claimed."""

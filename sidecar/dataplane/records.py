@@ -58,7 +58,7 @@ def error_of_cut(code: int) -> SidecarError:
 def no_app(port: int, error: SidecarError | None, *, on_loopback: bool) -> AppUnreachable:
     """Why the app did not take a connection that was let in; `error` is what its address answered, and
     `on_loopback` whether it listens there."""
-    if isinstance(error, EndpointUnreachable) and error.silent:
+    if is_silent(error):
         return AppUnreachable(
             f"the app took no connection on port {port} for {APP_TIMEOUT_S:.0f} s: its queue is full"
         )
@@ -68,6 +68,11 @@ def no_app(port: int, error: SidecarError | None, *, on_loopback: bool) -> AppUn
             f"or annotate the pod with {CONFIG_PREFIX}expose-loopback-ports: '{port}'"
         )
     return AppUnreachable(f"nothing listens on port {port}")
+
+
+def is_silent(error: SidecarError | None) -> bool:
+    """Whether nobody answered at all: somebody listens there, or packets are dropped."""
+    return isinstance(error, EndpointUnreachable) and error.silent
 
 
 def explain(record: LinkRecord, error: SidecarError) -> None:

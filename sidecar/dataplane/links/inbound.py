@@ -22,6 +22,7 @@ from sidecar.dataplane.records import (
     describe_peer,
     error_of_cut,
     explain,
+    is_silent,
     new_record,
     no_app,
     permitted,
@@ -38,7 +39,7 @@ from sidecar.errors import (
     PeerLost,
     SidecarError,
 )
-from sidecar.sockets import loopback_of
+from sidecar.source_address import Source
 from sidecar.wire.frames import ACCEPT, REFUSE, RESET
 from sidecar.wire.opening import (
     BAD_PORT,
@@ -67,7 +68,20 @@ class InboundLink:
     frames are held. OPEN: `_splice` moves bytes.
     """
 
-    __slots__ = ("_connect", "_keeper", "_permit", "_plane", "_splice", "phase", "record", "tunnel")
+    __slots__ = (
+        "_connect",
+        "_keeper",
+        "_permit",
+        "_places",
+        "_plane",
+        "_splice",
+        "phase",
+        "record",
+        "tunnel",
+    )
+
+    _places: list[str]
+    """Where the app may listen and was not tried yet."""
 
     def __init__(self, keeper: InboundTunnel, tunnel: Tunnel) -> None:
         self._keeper, self._plane, self.tunnel = keeper, keeper.plane, tunnel
@@ -148,31 +162,23 @@ class InboundLink:
         return self._plane.tunnel_only or port == self.record.original_port
 
     def _connect_app(self, permit: Permit) -> None:
-        """To the address that was dialled, then to loopback if the pod opens that port of it."""
+        """To the address that was dialled, then to others where it may listen alone. Of the peer's
+        addresses one is known and checked, so at the others the app sees our own."""
         self.phase = advance(self.phase, Phase.CONNECTING)
-        ip = self._keeper.to[0]
-        source = source_of_tunnel(self._plane, self.tunnel)
-        connect = Connect(self._plane, ip, permit.port, APP_TIMEOUT_S, self._app_answered, source)
-        self._await(connect)
+        self._places = self._plane.app_ips(self._keeper.to[0], permit.port)
+        self._try_app(self._places.pop(0), source_of_tunnel(self._plane, self.tunnel))
+
+    def _try_app(self, ip: str, source: Source | None = None) -> None:
+        assert self._permit is not None
+        port = self._permit.port
+        self._await(Connect(self._plane, ip, port, APP_TIMEOUT_S, self._app_answered, source))
 
     def _app_answered(self, sock: socket.socket | None, error: SidecarError | None) -> None:
         self._connect = None
         if sock is not None:
             return self._accept(sock)
-        assert self._permit is not None
-        if self._permit.port not in self._plane.loopback_ports:
-            return self._loopback_answered(None, error)
-        ip = loopback_of(self._keeper.to[0])
-        connect = Connect(
-            self._plane, ip, self._permit.port, APP_TIMEOUT_S, self._loopback_answered
-        )
-        self._await(connect)
-        return None
-
-    def _loopback_answered(self, sock: socket.socket | None, error: SidecarError | None) -> None:
-        self._connect = None
-        if sock is not None:
-            return self._accept(sock)
+        if self._places and not is_silent(error):
+            return self._try_app(self._places.pop(0))
         port = self.record.destination_port
         unreachable = no_app(port, error, on_loopback=port in self._plane.loopback_listeners())
         return self._refuse(UNREACHABLE, unreachable, "failed")

@@ -5,13 +5,13 @@ import socket
 from certs.trust.facts import LeafFacts
 from policy.judge import Permit
 from sidecar.dataplane.links.splice import RawSplice
-from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Answered, Connect
+from sidecar.dataplane.loop.connect import APP_TIMEOUT_S, Connect
 from sidecar.dataplane.plane import Plane
-from sidecar.dataplane.records import explain, no_app, permitted
+from sidecar.dataplane.records import explain, is_silent, no_app, permitted
 from sidecar.directory import Found, Workload, is_no_pod
 from sidecar.errors import Bug, SidecarError
 from sidecar.report import LinkRecord, PlaintextReason
-from sidecar.sockets import loopback_of, reset
+from sidecar.sockets import reset
 from sidecar.source_address import Source
 from sidecar.wire.opening import CUT_BY_POLICY
 
@@ -24,6 +24,7 @@ class PlaintextLink:
         "_failed",
         "_head",
         "_permit",
+        "_places",
         "_plane",
         "_sock",
         "_splice",
@@ -39,6 +40,8 @@ class PlaintextLink:
         permit: Permit,
         record: LinkRecord,
     ) -> None:
+        self._places: list[str] = []
+        """Where the app may listen and was not tried yet."""
         self._plane, self._sock, self._to, self.record = plane, sock, to, record
         self._splice: RawSplice | None = None
         self._connect: Connect | None = None
@@ -62,7 +65,8 @@ class PlaintextLink:
                 for_record=True,
             )
         seen = self._plane.sources.seen(self.record.source_ip, self.record.source_port)
-        self._try(self._to[0], self._first_answer, seen)
+        self._places = self._plane.app_ips(*self._to)
+        self._try(self._places.pop(0), seen)
 
     def _source_known(self, found: Found | None) -> None:
         if self not in self._plane.live:
@@ -72,22 +76,17 @@ class PlaintextLink:
         if isinstance(found, Workload):
             self.record.source_pod = found.pod
 
-    def _try(self, ip: str, answered: Answered, source: Source | None = None) -> None:
+    def _try(self, ip: str, source: Source | None = None) -> None:
         to_port = self._to[1]
-        connect = Connect(self._plane, ip, to_port, APP_TIMEOUT_S, answered, source)
+        connect = Connect(self._plane, ip, to_port, APP_TIMEOUT_S, self._answered, source)
         self._connect = connect
         connect.start()
 
-    def _first_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:
+    def _answered(self, app: socket.socket | None, error: SidecarError | None) -> None:
         if app is not None:
             return self._begin(app)
-        if self._to[1] not in self._plane.loopback_ports:
-            return self._last_answer(None, error)
-        return self._try(loopback_of(self._to[0]), self._last_answer)
-
-    def _last_answer(self, app: socket.socket | None, error: SidecarError | None) -> None:
-        if app is not None:
-            return self._begin(app)
+        if self._places and not is_silent(error):
+            return self._try(self._places.pop(0))
         self._failed = True
         port = self._to[1]
         unreachable = no_app(port, error, on_loopback=port in self._plane.loopback_listeners())

@@ -12,6 +12,7 @@ from kit.ports import NO_PORTS, PortSet
 from sidecar import sockets
 from sidecar.dataplane.links.splice import MAX_READ, TunnelSplice
 from sidecar.dataplane.loop.poller import poller_of
+from sidecar.directory import EXTERNAL
 from sidecar.listening import LoopbackListeners
 from sidecar.wire.opening import CUT_AT_EXPIRY, CUT_BY_BAN, SHUTDOWN
 from tests.patience import PATIENCE_S
@@ -122,7 +123,7 @@ async def near(make_side: Any) -> Side:
 async def test_a_reset_is_passed_on_through_a_plaintext_link_too(
     whose: str, near: Side, captured: Captured
 ) -> None:
-    near.plane.cluster_networks = ()
+    near.directory.entries["127.0.0.1"] = EXTERNAL
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     _reader, writer = await captured(near, "127.0.0.1", port)
