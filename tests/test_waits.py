@@ -5,6 +5,7 @@ import pytest
 from tests.waits import findings
 
 WRONG = [
+    "x = urllib.request.urlopen(url, timeout=10)",
     "async def f():\n    async with asyncio.timeout(3):\n        pass\n",
     "x = asyncio.wait_for(it.read(), 2.5)",
     "x = asyncio.wait_for(it.read(), timeout=5)",
@@ -17,7 +18,7 @@ RIGHT = [
     "x = asyncio.wait_for(it.read(), 0.2)  # it must not come",
     "x = asyncio.wait_for(it.read(), 90)",
     "@pytest.mark.timeout(1500)\ndef test_it(): pass\n",
-    "x = call(timeout=3)",
+    "x = call(timeout=0.3)",
 ]
 
 

@@ -1,8 +1,9 @@
 """Finds waits in tests that a slow machine would not keep: `python -m tests.waits` (in `make check`).
 
-A literal number of seconds in `asyncio.timeout` or `asyncio.wait_for`, or as the limit of a whole test,
-is somebody's guess of how fast a machine is. What must come is waited for with `PATIENCE_S`
-(tests/patience.py). Less than a second is taken for a wait that is meant to end: what must not come.
+A literal number of seconds in `asyncio.timeout` or `asyncio.wait_for`, as `timeout=` of any call, or as
+the limit of a whole test, is somebody's guess of how fast a machine is. What must come is waited for
+with `PATIENCE_S` (tests/patience.py). Less than a second is taken for a wait that is meant to end: what
+must not come.
 """
 
 import ast
@@ -15,8 +16,9 @@ from tests.patience import PATIENCE_S
 _TESTS = Path(__file__).parent
 _WHOLE_TEST_S = 300.0
 """pyproject's limit: a mark with less would end a test that is only slow."""
-_NODE = _TESTS / "kubernetes" / "node"
-"""A real node brings its own times: kubectl's and the kubelet's."""
+_EXEMPT = frozenset({_TESTS / "kubernetes", _TESTS / "e2e" / "apps.py", _TESTS / "mutants"})
+"""A real cluster brings its own times, kubectl's and the kubelet's; an app of the mesh may lose
+patience."""
 
 
 def findings(source: str) -> Iterator[tuple[int, str]]:
@@ -36,7 +38,8 @@ def findings(source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"a mark of less than {_WHOLE_TEST_S:g} s: leave it out"
             continue
         else:
-            continue
+            given = [keyword.value for keyword in node.keywords if keyword.arg == "timeout"]
+            limit = _number(given[0]) if given else None
         if limit is not None and 1 <= limit < PATIENCE_S:
             yield node.lineno, f"{name} with {limit:g} s: PATIENCE_S of tests/patience.py"
 
@@ -52,7 +55,7 @@ def main() -> int:
     found = [
         f"{path.relative_to(_TESTS.parent)}:{line}: {what}"
         for path in sorted(_TESTS.rglob("*.py"))
-        if _NODE not in path.parents
+        if not _EXEMPT & {path, *path.parents}
         for line, what in findings(path.read_text())
     ]
     print("\n".join(found), file=sys.stderr)

@@ -13,6 +13,7 @@ import pytest
 from bench import load
 from bench.app import RESPONSE
 from bench.proxies import Site, free_address, text
+from tests.patience import PATIENCE_S
 
 
 def run(site: Site, *options: str) -> dict[str, float]:
@@ -23,7 +24,7 @@ def run(site: Site, *options: str) -> dict[str, float]:
         input="go\n",
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

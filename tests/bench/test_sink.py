@@ -16,6 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from bench.processes import Child
 from bench.proxies import free_address, text
 from bench.sink import exported_spans
+from tests.patience import PATIENCE_S
 
 
 def export(address: str, spans: int) -> None:
@@ -27,7 +28,7 @@ def export(address: str, spans: int) -> None:
             request_serializer=ExportTraceServiceRequest.SerializeToString,
             response_deserializer=ExportTraceServiceResponse.FromString,
         )
-        call(request, timeout=10, wait_for_ready=True)
+        call(request, timeout=PATIENCE_S, wait_for_ready=True)
 
 
 def test_every_span_of_every_export_is_counted(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from kit.kube import Kube
 from proto import ca_pb2
 from proto.ca_pb2_grpc import CertificateAuthorityStub
 from tests.certs.fake_kube import FakeKube
+from tests.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from proto.ca_pb2_grpc import CertificateAuthorityAsyncStub
@@ -76,7 +77,7 @@ class RunningCa:
             csr_der=make_request()[1] if csr_der is None else csr_der, ttl_s=ttl_s
         )
         async with self.stub() as stub:
-            return await stub.Sign(request, metadata=tuple(metadata), timeout=10)
+            return await stub.Sign(request, metadata=tuple(metadata), timeout=PATIENCE_S)
 
     async def refusal(
         self, token: str | None, csr_der: bytes | None = None

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE_S
 from tests.traces.process import TOKEN, StoreProcess
 
 NAMESPACE = "/api/v1/namespaces/podlink-system"
@@ -82,7 +83,7 @@ class FakeApiServer:
         if token is not None:
             request.add_header("X-Podlink-Token", token)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as e:
             with e:

@@ -15,6 +15,7 @@ from cni.config import Call
 from cni.install import NAME, chain, chained, claim, owned, put_plugin, take_away, unchain
 from cni.plugin import CAPABILITY, Refused, answer, plan_of, read_conf
 from kit.contract import CAPTURE_ANNOTATION
+from tests.patience import PATIENCE_S
 from tests.sidecar.capture.test_apply import ROOT, Pod
 
 PREVIOUS = {"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.2/24"}]}
@@ -210,7 +211,7 @@ def netns_pod() -> Iterator[Pod]:
 
 def run(program: list[str], command: str, whole: dict[str, Any], netns: str, **env: str) -> Any:
     return subprocess.run(
-        program, input=json.dumps(whole), capture_output=True, text=True, timeout=40,
+        program, input=json.dumps(whole), capture_output=True, text=True, timeout=PATIENCE_S,
         env={
             "CNI_COMMAND": command, "CNI_NETNS": netns, "CNI_IFNAME": "eth0",
             "CNI_CONTAINERID": "c1", "CNI_PATH": "/opt/cni/bin",

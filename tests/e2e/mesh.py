@@ -40,7 +40,9 @@ class Mesh:
     def apply(self, *objects: Object) -> None:
         """Apply the objects and wait until the pods among them are ready."""
         self.cluster.apply(yaml.safe_dump_all(objects))
-        self.cluster.wait_ready(*(_path(o) for o in objects if o["kind"] == "Pod"), timeout_s=60.0)
+        self.cluster.wait_ready(
+            *(_path(o) for o in objects if o["kind"] == "Pod"), timeout_s=2 * DEADLINE_S
+        )
 
     def delete(self, *objects: Object) -> None:
         self.cluster.delete(yaml.safe_dump_all(objects))

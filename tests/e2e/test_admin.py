@@ -12,6 +12,7 @@ from cli.exec import ExecFailed, exec_json, exec_lines
 from kit.kube import Kube
 from tests.e2e.mesh import Mesh
 from tests.e2e.objects import MESH, PLAIN
+from tests.patience import PATIENCE_S
 
 PATHS = ["/state", "/pool", "/endpoints", "/certificates", "/capture", "/policy", "/links", "/loop"]
 
@@ -57,7 +58,7 @@ async def test_the_tap_shows_a_link_as_it_ends(mesh: Mesh, kube: Kube) -> None:
 def test_kubectl_exec_gives_the_same(mesh: Mesh) -> None:
     argv = ["kubectl", "--kubeconfig", str(mesh.cluster.kubeconfig), "-n", MESH, "exec", "client"]
     argv += ["-c", "podlink-proxy", "--", "python", "-m", "sidecar.admin", "/state"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pod"] == f"{MESH}/client"
 

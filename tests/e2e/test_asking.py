@@ -19,6 +19,7 @@ import pytest
 
 from tests.e2e.mesh import Mesh
 from tests.e2e.objects import MESH, PLAIN, account, container, pod, service
+from tests.patience import PATIENCE_S
 
 PODLINK = [sys.executable, "-m", "cli"]
 
@@ -114,7 +115,7 @@ def test_tap_tells_of_a_link_as_it_ends(asked: Mesh) -> None:
     words = [*PODLINK, "tap", f"{MESH}/asked", "--count", "1", "-o", "json"]
     words += ["--kubeconfig", str(asked.cluster.kubeconfig)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as tap:
-        reader = threading.Thread(target=lambda: got.append(tap.communicate(timeout=40)[0]))
+        reader = threading.Thread(target=lambda: got.append(tap.communicate(timeout=PATIENCE_S)[0]))
         reader.start()
         while reader.is_alive():  # the tap is not open at once
             asked.run(f"{MESH}/client", "curl", "-s", "-m", "5", "http://asked.mesh/")
@@ -184,7 +185,7 @@ def dashboard(mesh: Mesh) -> Iterator[str]:
 def get(opener: urllib.request.OpenerDirector, url: str, **headers: str) -> tuple[int, str, str]:
     request = urllib.request.Request(url, headers=headers)
     try:
-        with opener.open(request, timeout=20) as answer:
+        with opener.open(request, timeout=PATIENCE_S) as answer:
             return answer.status, answer.read().decode(), answer.headers["Content-Security-Policy"]
     except urllib.error.HTTPError as e:
         with e:

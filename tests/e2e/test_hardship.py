@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.e2e.mesh import Mesh, Running, now, until
+from tests.e2e.mesh import DEADLINE_S, Mesh, Running, now, until
 from tests.e2e.objects import MESH, pod, serving
 
 CLIENT = f"{MESH}/client"
@@ -49,7 +49,7 @@ def test_a_peer_that_vanishes_is_noticed_idle_and_with_data_under_way(mesh: Mesh
         mesh.node(*inside, "nft", CUT)
         try:
             for each in (idle, busy):
-                ended = json.loads(each.line(60.0))["ended"]
+                ended = json.loads(each.line(2 * DEADLINE_S))["ended"]
                 assert ended in ("ConnectionResetError", "BrokenPipeError")
         finally:
             mesh.node(*inside, "nft", "delete", "table", "inet", "cut")

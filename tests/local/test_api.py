@@ -64,7 +64,7 @@ def _kubectl(cluster: Cluster, *argv: str, feed: str = "") -> "subprocess.Comple
         input=feed,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S + 30,
         check=False,
     )
 
@@ -75,7 +75,7 @@ def test_kubectl_applies_shows_changes_reads_logs_and_deletes(cluster: Cluster) 
     applied = _kubectl(cluster, "apply", "-f", "-", feed=text)
     assert applied.stdout.splitlines() == ["namespace/ctl created", "pod/one created"]
     ready = _kubectl(
-        cluster, "-n", "ctl", "wait", "--for=condition=Ready", "pod/one", "--timeout=9s"
+        cluster, "-n", "ctl", "wait", "--for=condition=Ready", "pod/one", "--timeout=60s"
     )
     assert ready.returncode == 0, ready.stderr
     shown = _kubectl(cluster, "-n", "ctl", "get", "pods", "-l", "a=b").stdout.splitlines()
@@ -101,7 +101,7 @@ def test_a_deployment_replaces_its_pods_when_its_template_changes(cluster: Clust
         return yaml.safe_dump({**head, "spec": spec})
 
     assert _kubectl(cluster, "apply", "-f", "-", feed=deployment("red")).returncode == 0
-    rollout = ("rollout", "status", "deploy/d", "--timeout=15s")
+    rollout = ("rollout", "status", "deploy/d", "--timeout=60s")
     assert _kubectl(cluster, *rollout).returncode == 0
     assert _kubectl(cluster, "apply", "-f", "-", feed=deployment("blue")).returncode == 0
     assert _kubectl(cluster, *rollout).returncode == 0

@@ -9,6 +9,7 @@ import pytest
 
 from local.permission import Machine, observe, remedy
 from local.supervisor import SOURCE_ROOT
+from tests.patience import PATIENCE_S
 
 ALL = (1 << 41) - 1
 USER = Machine(root=False)
@@ -96,7 +97,7 @@ def test_where_user_namespaces_are_forbidden_one_line_says_so(program: str, tmp_
         },
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
@@ -111,7 +112,7 @@ def test_root_without_capabilities_is_told_what_lacks() -> None:
         ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *argv],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1
     [line] = done.stderr.splitlines()

@@ -310,6 +310,6 @@ def _podlink_local(*argv: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         cwd=SOURCE_ROOT,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )

@@ -10,6 +10,7 @@ from proto import registry_pb2 as pb
 from proto.registry_pb2_grpc import ReviewStub
 from registry.facts import read_policy
 from registry.overview import MAX_LABEL_SETS, overview
+from tests.patience import PATIENCE_S
 from tests.registry.cluster import Cluster, Raw
 from tests.registry.objects import pod
 from tests.registry.test_service import FORGE, registry
@@ -60,7 +61,7 @@ def test_labels_are_told_once_for_all_pods_that_carry_them_and_bounded() -> None
 async def test_nobody_but_the_trace_store_hears_of_policies(identity: str, refused: bool) -> None:
     leaf = functools.partial(FORGE.leaf, identity, ips=["127.0.0.1"])
     async with registry() as it, it.channel(leaf) as channel:
-        call = ReviewStub(channel).Policies(pb.PoliciesRequest(), timeout=3)
+        call = ReviewStub(channel).Policies(pb.PoliciesRequest(), timeout=PATIENCE_S)
         if not refused:
             assert (await call).mesh_default == "allow-meshed"
             return

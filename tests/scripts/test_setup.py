@@ -22,6 +22,7 @@ import pytest
 
 from scripts import environments
 from scripts.environments import Environment, as_uv, how_far
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = """
@@ -82,7 +83,7 @@ class Tree:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=30,
+            timeout=PATIENCE_S,
         )
 
     @property

@@ -8,6 +8,7 @@ import pytest
 from kit.contract import canary_answer
 from sidecar import canary
 from sidecar.canary import Canary, CaptureWatch, dial
+from tests.patience import PATIENCE_S
 
 ANSWER = canary_answer("uid")
 
@@ -60,12 +61,12 @@ async def test_a_proxy_that_stands_still_is_late_and_never_says_that_the_rules_a
     monkeypatch.setattr(canary.dial, "__defaults__", (0.05,))
     watch = CaptureWatch("uid")
     running = asyncio.ensure_future(watch.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while watch.late < 3:
             await asyncio.sleep(0.01)
     assert watch.in_place is None
     listening.close()  # now nobody is there: that is the kernel's own word
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while watch.in_place is not False:
             await asyncio.sleep(0.01)
     running.cancel()

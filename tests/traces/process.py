@@ -56,7 +56,7 @@ class StoreProcess:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(self.url("/healthz"), timeout=1).close()
+                urllib.request.urlopen(self.url("/healthz"), timeout=PATIENCE_S).close()
                 socket.create_connection(("127.0.0.1", self.grpc_port), 1).close()
                 return
             assert process.poll() is None and time.monotonic() < deadline, self.log()
@@ -106,7 +106,7 @@ class StoreProcess:
         if token is not None:
             request.add_header("X-Podlink-Token", token)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as e:
             with e:

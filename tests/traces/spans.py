@@ -12,6 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from sidecar.report import LinkRecord
 from sidecar.telemetry.encode import SpanEncoder, export_request, framed
 from sidecar.telemetry.resource import PodResource
+from tests.patience import PATIENCE_S
 from tests.traces.process import StoreProcess
 
 RESOURCE = PodResource(pod="api-1", namespace="shop", node="node-1", service_account="api").encode()
@@ -30,7 +31,7 @@ def request_of(*records: LinkRecord) -> ExportTraceServiceRequest:
 def send(store: StoreProcess, payload: bytes) -> ExportTraceServiceResponse:
     with grpc.insecure_channel(f"127.0.0.1:{store.grpc_port}") as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
-        return ExportTraceServiceResponse.FromString(call(payload, timeout=10))
+        return ExportTraceServiceResponse.FromString(call(payload, timeout=PATIENCE_S))
 
 
 def post(store: StoreProcess, body: bytes, kind: str, **headers: str) -> tuple[int, bytes]:
@@ -40,7 +41,7 @@ def post(store: StoreProcess, body: bytes, kind: str, **headers: str) -> tuple[i
         headers={"Content-Type": kind, **headers},
     )
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as e:
         with e:

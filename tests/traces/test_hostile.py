@@ -11,6 +11,7 @@ import pytest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 
 from sidecar.telemetry import attributes as names
+from tests.patience import PATIENCE_S
 from tests.sidecar.telemetry.records import denied, outbound
 from tests.traces.process import TOKEN, StoreProcess
 from tests.traces.spans import post, request_of, send
@@ -44,7 +45,7 @@ def fetch(
     request = urllib.request.Request(store.url(path), data=body, headers=headers)
     opener = urllib.request.build_opener(Stay)
     try:
-        with opener.open(request, timeout=20) as response:
+        with opener.open(request, timeout=PATIENCE_S) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as e:
         with e:
@@ -132,7 +133,7 @@ def test_whatever_is_asked_of_the_page_is_answered_or_refused(store: StoreProces
                     store.log()[-3000:],
                 )
     for raw in (b"\xff", "tök".encode()):
-        asked = http.client.HTTPConnection("127.0.0.1", store.review_port, timeout=10)
+        asked = http.client.HTTPConnection("127.0.0.1", store.review_port, timeout=PATIENCE_S)
         asked.putrequest("GET", "/graph")
         asked.putheader("X-Podlink-Token", raw)
         asked.putheader("Cookie", b"podlink_session=" + raw)

@@ -99,7 +99,7 @@ async def send(
     where = f"127.0.0.1:{store.receivers.grpc_port}"
     async with grpc.aio.secure_channel(where, credentials, options) as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
-        answer = ExportTraceServiceResponse.FromString(await call(payload, timeout=5))
+        answer = ExportTraceServiceResponse.FromString(await call(payload, timeout=PATIENCE_S))
     return int(answer.partial_success.rejected_spans)
 
 
@@ -221,7 +221,7 @@ async def test_plaintext_is_not_heard_on_either_port(tmp_path: Path) -> None:
         async with grpc.aio.insecure_channel(where) as channel:
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
             with pytest.raises(grpc.aio.AioRpcError):
-                await call(payload_of(outbound()), timeout=5)
+                await call(payload_of(outbound()), timeout=PATIENCE_S)
         async with aiohttp.ClientSession() as session:
             url = f"http://127.0.0.1:{store.receivers.http_port}/v1/traces"
             with pytest.raises(aiohttp.ClientError):

@@ -11,6 +11,7 @@ from certs.client.rpc import NoCertificate, RenewingChannel, peer_facts, server_
 from certs.trust.svid import SvidChecker, SvidRefused
 from tests.certs.fake_source import FakeSource
 from tests.certs.forge import BadLeaf, Forge, Pair
+from tests.patience import PATIENCE_S
 
 NAME = "podlink-registry.podlink-system.svc"
 WHO = "/test.Echo/Who"
@@ -46,7 +47,7 @@ async def serving(source: FakeSource, *, require_client: bool = True) -> AsyncIt
 
 async def ask(channel: grpc.aio.Channel) -> str:
     call: Any = channel.unary_unary(WHO)
-    return str(await call(b"", timeout=3), "ascii")
+    return str(await call(b"", timeout=PATIENCE_S), "ascii")
 
 
 def registry_leaf(forge: Forge) -> Pair:

@@ -271,7 +271,7 @@ async def test_only_the_two_rpcs_of_the_access_table_exist(ca: RunningCa) -> Non
         ):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 call: Any = raw_channel.unary_unary(path)
-                await call(b"", timeout=5)
+                await call(b"", timeout=PATIENCE_S)
             assert refused.value.code() is Code.UNIMPLEMENTED
 
 
@@ -295,10 +295,10 @@ async def test_the_ca_shows_its_own_name_and_no_other(ca: RunningCa) -> None:
     metadata = (("authorization", f"Bearer {token}"),)
     request = ca_pb2.SignRequest(csr_der=make_request()[1])
     async with ca.stub("podlink-ca.podlink-system.svc.cluster.local") as stub:
-        assert (await stub.Sign(request, metadata=metadata, timeout=5)).chain_der
+        assert (await stub.Sign(request, metadata=metadata, timeout=PATIENCE_S)).chain_der
     async with ca.stub("podlink-registry.podlink-system.svc") as stub:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.Sign(request, metadata=metadata, timeout=2)
+            await stub.Sign(request, metadata=metadata, timeout=PATIENCE_S)
     assert refused.value.code() is Code.UNAVAILABLE
     assert len(ca.issued) == 1
 

@@ -7,6 +7,7 @@ import ssl
 import pytest
 
 from tests.certs.running_ca import CA_NAME, RunningCa
+from tests.patience import PATIENCE_S
 
 
 def version_spoken(ca: RunningCa, version: ssl.TLSVersion) -> str | None:
@@ -14,7 +15,7 @@ def version_spoken(ca: RunningCa, version: ssl.TLSVersion) -> str | None:
     context.minimum_version = context.maximum_version = version
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection(("127.0.0.1", ca.server.port), timeout=3) as raw,
+        socket.create_connection(("127.0.0.1", ca.server.port), timeout=PATIENCE_S) as raw,
         context.wrap_socket(raw, server_hostname=CA_NAME) as tls,
     ):
         return tls.version()

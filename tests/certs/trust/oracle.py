@@ -10,6 +10,8 @@ import re
 import subprocess
 from typing import NamedTuple
 
+from tests.patience import PATIENCE_S
+
 _EXTENSION = re.compile(r"^ {12}(?P<name>[^ ].*?): ?(?P<critical>critical)?\s*$")
 _ID = re.compile(
     r"spiffe://(?P<td>[a-z0-9-]+(\.[a-z0-9-]+)*)/ns/(?P<ns>[a-z0-9-]{1,63})"
@@ -45,7 +47,7 @@ def opinion(der: bytes, trust_domain: str, now: dt.datetime) -> Opinion:
         input=der,
         capture_output=True,
         check=False,
-        timeout=10,
+        timeout=PATIENCE_S,
     )
     if printed.returncode != 0:
         raise Unlawful("OpenSSL cannot read it")

@@ -13,6 +13,7 @@ import pytest
 from certs.trust.contexts import MAX_CHAIN, MaterialRefused, TlsMaterial
 from tests.certs.forge import Forge, Pair
 from tests.certs.handshakes import material, shake
+from tests.patience import PATIENCE_S
 
 ALPN = ["podlink/1"]
 
@@ -147,7 +148,7 @@ def test_the_data_plane_modules_load_no_cryptography() -> None:
         "import sys, certs.trust.contexts, certs.trust.facts, certs.trust.identity;"
         "sys.exit(any(m.split('.')[0] in ('cryptography', 'grpc') for m in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=PATIENCE_S)
     assert done.returncode == 0
 
 

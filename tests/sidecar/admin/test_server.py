@@ -65,7 +65,7 @@ async def client(path: Path, *argv: str) -> "subprocess.CompletedProcess[str]":
         env={"PODLINK_ADMIN_SOCKET": str(path), "PYTHONPATH": os.getcwd(), "PATH": os.defpath},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
     )
 
 
@@ -122,7 +122,7 @@ async def test_the_kernel_keeps_another_user_from_connecting(
         f"try: s.connect({str(tmp_path / 'admin.sock')!r})\n"
         "except PermissionError: sys.exit(7)"
     )
-    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], timeout=20)
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], timeout=PATIENCE_S)
     assert done.returncode == 7
 
 

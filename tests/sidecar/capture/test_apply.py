@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit.contract import OUTBOUND_PORT, PROXY_GID, PROXY_MARK, PROXY_UID
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [
@@ -22,7 +23,7 @@ pytestmark = [
 
 
 def sh(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=20)
+    return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 class Pod:
@@ -67,7 +68,7 @@ class Pod:
             ["ip", "netns", "exec", where, *words],
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=PATIENCE_S,
             cwd=ROOT,
             env={"PATH": os.environ["PATH"], **env},
         )

@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from tests.patience import PATIENCE_S
+
 APPLICATION_DATA, HANDSHAKE = 23, 22
 KEY_UPDATE_REQUESTED = bytes((24, 0, 0, 1, 1))
 
@@ -22,7 +24,7 @@ class HostilePeer:
     def __init__(self, address: tuple[str, int], context: ssl.SSLContext, tmp_path: Path) -> None:
         log = tmp_path / f"secrets-{id(self)}"
         context.keylog_filename = str(log)
-        self.sock = socket.create_connection(address, timeout=5)
+        self.sock = socket.create_connection(address, timeout=PATIENCE_S)
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = context.wrap_bio(incoming, outgoing)
         while True:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
+from tests.patience import PATIENCE_S
 from tests.sidecar.telemetry.records import denied, outbound
 from tests.traces.page import shop
 from tests.traces.page.conftest import Reader, reader_of
@@ -173,7 +174,7 @@ def test_every_view_exports(shop_store: StoreProcess, view: str, form: str) -> N
     request = urllib.request.Request(
         shop_store.url(f"/{view}.{form}"), headers={"X-Podlink-Token": "a-token-for-tests"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         assert answer.status == 200
         assert "attachment" in answer.headers["Content-Disposition"]
         assert answer.read()
@@ -308,7 +309,7 @@ def test_an_exported_cell_is_no_formula(evil_store: StoreProcess) -> None:
     request = urllib.request.Request(
         evil_store.url("/denied.csv"), headers={"X-Podlink-Token": "a-token-for-tests"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         rows = list(csv.DictReader(io.StringIO(answer.read().decode("utf-8-sig"))))
     assert rows[0]["source"].startswith("'=cmd")
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from policy.linkpolicy import PolicyInvalid
 from sidecar.telemetry.attributes import OF_LINKS
+from tests.patience import PATIENCE_S
 from tests.traces.process import TOKEN, StoreProcess
 from traces.edges import Edge, End, Way, coverage, percent
 from traces.page import session
@@ -287,7 +288,7 @@ def ask(
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(store.url(path), body, named)
     try:
-        answer = urllib.request.build_opener(_NoRedirect).open(request, timeout=10)
+        answer = urllib.request.build_opener(_NoRedirect).open(request, timeout=PATIENCE_S)
     except urllib.error.HTTPError as e:
         answer = e
     with answer:
