@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from sidecar.errors import ProtocolViolation
 
 OPEN, ACCEPT, REFUSE, DATA, END, RESET, PING, PONG, GOAWAY = range(1, 10)
-RENEW, CHALLENGE, PROOF, RENEWED = range(10, 14)
+RENEW, CHALLENGE, PROOF, RENEWED, CONTINUE, CONTINUED = range(10, 16)
 """Of `podlink/2` alone."""
 
 KIND_NAMES = {
@@ -32,6 +32,8 @@ KIND_NAMES = {
     CHALLENGE: "CHALLENGE",
     PROOF: "PROOF",
     RENEWED: "RENEWED",
+    CONTINUE: "CONTINUE",
+    CONTINUED: "CONTINUED",
 }
 
 HEADER = 4
@@ -54,6 +56,8 @@ MAX_PAYLOAD: Final = {
     CHALLENGE: 32,
     PROOF: MAX_PROOF,
     RENEWED: 1,
+    CONTINUE: 34,
+    CONTINUED: 1,
 }
 LIMITS_1: Final[Mapping[int, int]] = {kind: MAX_PAYLOAD[kind] for kind in range(OPEN, RENEW)}
 """What a reader of `podlink/1` takes."""

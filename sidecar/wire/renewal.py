@@ -1,12 +1,17 @@
-"""A new leaf inside a running tunnel: the four frames, and which may come when. `podlink/2` alone.
+"""A new leaf for a running tunnel: the frames, and which may come when. `podlink/2` alone.
 
     RENEW      32 bytes    a nonce: the sender has a new leaf
     CHALLENGE  32 bytes    the nonce of whoever is to believe it
     PROOF      u16 length, then a signature; then once or more: u16 length, then a certificate (DER)
     RENEWED     1 byte     a code: believed from now on, or why not
 
-Either side may begin, and both at once: the two run beside each other. Of one side's only one is under
-way at a time. Nothing here judges a proof: certs.trust.possession does.
+And over a new tunnel, for an old one in which no proof is heard:
+
+    CONTINUE   u16 the dialler's port of the old one, 32 bytes that only its two ends know
+    CONTINUED   1 byte     a code
+
+Either side may begin a renewal, and both at once: the two run beside each other. Of one side's only one
+is under way at a time. Nothing here judges a proof: certs.trust.possession does.
 """
 
 import enum
@@ -16,6 +21,7 @@ from sidecar.errors import ProtocolViolation
 from sidecar.wire.frames import CHALLENGE, KIND_NAMES, MAX_PROOF, PROOF, RENEW, RENEWED
 
 NONCE_BYTES = 32
+CHANNEL_BYTES = 32
 MAX_CERTIFICATES = 4
 _MAX_SIGNATURE = 72
 """ECDSA on P-256, DER."""
@@ -96,13 +102,25 @@ def decode_proof(payload: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     return fields[0], tuple(fields[1:])
 
 
+def encode_continue(port: int, channel: bytes) -> bytes:
+    """The payload of CONTINUE: the dialler's port of the tunnel meant, and what its two ends know."""
+    return port.to_bytes(2, "big") + channel
+
+
+def decode_continue(payload: bytes) -> tuple[int, bytes]:
+    """Raises ProtocolViolation."""
+    if len(payload) != 2 + CHANNEL_BYTES:
+        raise ProtocolViolation(f"CONTINUE of {len(payload)} bytes")
+    return int.from_bytes(payload[:2], "big"), payload[2:]
+
+
 def encode_outcome(code: int) -> bytes:
-    """The payload of RENEWED."""
+    """The payload of RENEWED and CONTINUED."""
     return bytes((code,))
 
 
 def decode_outcome(payload: bytes) -> int:
     """Raises ProtocolViolation. A code unknown to this version is passed on as it is."""
     if len(payload) != 1:
-        raise ProtocolViolation(f"RENEWED of {len(payload)} bytes")
+        raise ProtocolViolation(f"an outcome of {len(payload)} bytes")
     return payload[0]

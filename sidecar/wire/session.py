@@ -12,6 +12,8 @@ from sidecar.errors import ProtocolViolation
 from sidecar.wire.frames import (
     ACCEPT,
     CHALLENGE,
+    CONTINUE,
+    CONTINUED,
     DATA,
     END,
     GOAWAY,
@@ -42,10 +44,10 @@ class Phase(enum.Enum):
 _ALWAYS = frozenset({PING, PONG, GOAWAY, RENEW, CHALLENGE, PROOF, RENEWED})
 """Those of a renewal have an order of their own (sidecar.wire.renewal), beside any link."""
 RECEIVABLE = {
-    (Role.DIALLER, Phase.IDLE): _ALWAYS,
+    (Role.DIALLER, Phase.IDLE): _ALWAYS | {CONTINUED},
     (Role.DIALLER, Phase.OPENING): _ALWAYS | {ACCEPT, REFUSE, RESET},
     (Role.DIALLER, Phase.OPEN): _ALWAYS | {DATA, END, RESET},
-    (Role.ACCEPTOR, Phase.IDLE): _ALWAYS | {OPEN},
+    (Role.ACCEPTOR, Phase.IDLE): _ALWAYS | {OPEN, CONTINUE},
     (Role.ACCEPTOR, Phase.OPENING): _ALWAYS | {DATA, END, RESET},
     (Role.ACCEPTOR, Phase.OPEN): _ALWAYS | {DATA, END, RESET},
     (Role.ACCEPTOR, Phase.REFUSED): _ALWAYS | {DATA, END, RESET, OPEN},

@@ -42,6 +42,7 @@ class Two:
     far: Carrier
     clients: list[CaClient]
     upstream: tuple[str, int]
+    app_port: int
     records: list[LinkRecord] = field(default_factory=list)
     far_records: list[LinkRecord] = field(default_factory=list)
 
@@ -101,7 +102,7 @@ async def two_sidecars(ca: RunningCa, serve: Serve | None = None) -> AsyncIterat
 
         listeners.append(Listener(near.plane.poller, outbound, accepted))
         try:
-            yield Two(near, far, clients, outbound.getsockname(), records, far_records)
+            yield Two(near, far, clients, outbound.getsockname(), app_port, records, far_records)
         finally:
             for listener in listeners:
                 listener.close()

@@ -20,10 +20,14 @@ from tests.sidecar.mesh_of_two import Two, two_sidecars
 from tests.sidecar.test_rotation_under_load import rotate
 
 LINKS = 200
-KINDS = ("chat", "quiet", "down", "up", "slow")
+KINDS = ("chat", "quiet", "down", "up", "slow", "stall", "deaf", "chat")
 PATTERN = bytes(range(251)) * 300
 PIECE = 251 * 20
 """A whole number of patterns: each piece is known without a counter."""
+
+
+DEAF_UNTIL: dict[int, asyncio.Event] = {}
+"""By the app's port: when the deaf connections hear again."""
 
 
 def pattern(size: int) -> bytes:
@@ -34,15 +38,19 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     """The app: what it does with a connection stands in its first four bytes."""
     with suppress(ConnectionError, asyncio.IncompleteReadError):
         kind = (await reader.readexactly(5)).strip().decode()
-        if kind in ("down", "slow"):
+        if kind in ("down", "slow", "stall"):
             while not reader.at_eof():
-                writer.write(pattern(PIECE) * (1 if kind == "down" else 20))
-                await writer.drain()
-                await asyncio.sleep(0.1)
+                writer.write(pattern(PIECE))
+                await writer.drain()  # what is read slowly, or not at all, fills all there is
+                await asyncio.sleep(0.1 if kind == "down" else 0.0)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(0.001):
                         await reader.read(1)
-        elif kind == "up":
+        elif kind in ("up", "deaf"):
+            if kind == "deaf":
+                await reader.readexactly(1)
+                over = DEAF_UNTIL[writer.get_extra_info("sockname")[1]]
+                await over.wait()
             right = 0
             while got := await reader.read(PIECE):
                 at = right % 251
@@ -60,9 +68,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class Mix:
     """`LINKS` links that are opened once and live until `over` is set; what went wrong is counted."""
 
-    def __init__(self, address: tuple[str, int], pause_s: float) -> None:
-        self._address, self._pause_s = address, pause_s
-        self.over = asyncio.Event()
+    def __init__(self, two: Two, pause_s: float) -> None:
+        self._address, self._pause_s = two.upstream, pause_s
+        self.over = DEAF_UNTIL[two.app_port] = asyncio.Event()
         self.wrong: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
         self.open = 0
@@ -110,12 +118,33 @@ class Mix:
         self.moved += at
 
     async def _slow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The far app writes a lot at once and we read it in pieces: the tunnel is often paused."""
+        """The far app writes as fast as it may and we read slowly: the tunnel is full all the time."""
         while not self.over.is_set():
-            for _ in range(400):
-                assert await reader.readexactly(251 * 5) == pattern(251 * 5)
-            self.moved += 400 * 251 * 5
-            await asyncio.sleep(0.1)
+            for _ in range(200):
+                assert await reader.readexactly(251) == pattern(251)
+            self.moved += 200 * 251
+            await asyncio.sleep(0.2)
+
+    async def _stall(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """We read nothing until it is over: no frame of the far side reaches our proxy."""
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await self.over.wait()
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(40):
+            assert await reader.readexactly(PIECE) == pattern(PIECE)
+
+    async def _deaf(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The far app reads nothing until it is over: no frame of ours reaches its proxy."""
+        writer.write(b"!")
+        sent = 0
+        while not self.over.is_set():
+            writer.write(pattern(PIECE))
+            sent += PIECE
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await writer.drain()
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 20) == b"%d" % sent
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sent = 0
@@ -158,7 +187,7 @@ async def test_links_live_through_leaves_of_five_seconds_and_a_root_rotation(
 ) -> None:
     short: Any = {"leaf_ttl_s": 5.0, "stale_s": 1.0, "reread_s": 0.2}
     async with running_ca(tmp_path, **short) as ca, two_sidecars(ca, serve) as two:
-        mix = Mix(two.upstream, pause_s=0.2)
+        mix = Mix(two, pause_s=0.2)
 
         async def during() -> None:
             began = monotonic()
@@ -179,7 +208,7 @@ async def test_links_live_for_an_hour_with_leaves_of_a_minute_and_a_root_rotatio
 ) -> None:
     long: Any = {"leaf_ttl_s": 60.0, "stale_s": 5.0, "reread_s": 1.0}
     async with running_ca(tmp_path, **long) as ca, two_sidecars(ca, serve) as two:
-        mix = Mix(two.upstream, pause_s=1.0)
+        mix = Mix(two, pause_s=1.0)
 
         async def during() -> None:
             began = monotonic()

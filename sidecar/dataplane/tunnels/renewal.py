@@ -7,7 +7,8 @@
                                   <-     RENEWED    and only now the tunnel's end moves, on both sides
 
 Nothing is kept for a tunnel at rest, and only tunnels that carry a link are renewed: an idle one is
-replaced. Whoever proves nothing in time is cut at the end of its leaf (`sweep`), as under `podlink/1`.
+replaced. Where a proof would not be heard in time a new handshake does the same (`continuation`).
+Whoever proves nothing in time is cut at the end of its leaf (`sweep`), as under `podlink/1`.
 """
 
 import random
@@ -21,10 +22,11 @@ from certs.trust.facts import LeafFacts
 from certs.trust.renewal import Claim, ProofRefused, check_same_workload
 from sidecar.dataplane.plane import LiveLink, Plane, Trust
 from sidecar.dataplane.revocation import objection
+from sidecar.dataplane.tunnels.continuation import Continuations
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import ProtocolViolation, SidecarError
 from sidecar.report import LinkRecord, utc_text
-from sidecar.wire.frames import CHALLENGE, PROOF, RENEW, RENEWED, encode
+from sidecar.wire.frames import CHALLENGE, CONTINUE, CONTINUED, PROOF, RENEW, RENEWED, encode
 from sidecar.wire.opening import CUT_BY_BAN
 from sidecar.wire.renewal import (
     BELIEVED,
@@ -86,6 +88,9 @@ class Renewals:
         """Whose turn to be renewed will come."""
         self._resting: dict[Tunnel, bytes] = {}
         """Tunnels whose peer would not believe the leaf of this digest, now or at all."""
+        self._continuations = Continuations(plane, self._continued)
+        self._was_continued: dict[Tunnel, None] = {}
+        """A proof that was under way meanwhile names leaves of before: it is no forgery."""
         self._per_tick = 0
         self._ticking = False
         self.ours: Counter[str] = Counter()
@@ -98,6 +103,10 @@ class Renewals:
     def look(self) -> None:
         """Called when we have a new leaf, and every few seconds: give a turn to each link's tunnel whose
         peer has not heard of our newest leaf."""
+        self._renew()
+        self._continuations.look()
+
+    def _renew(self) -> None:
         plane, queue = self._plane, self._queue
         trust = plane.trust
         if trust is None or trust.prove is None:
@@ -225,7 +234,7 @@ class Renewals:
             self.theirs["banned"] += 1
             return self._cut_banned(tunnel)
         except ProofRefused as e:
-            if e.forged:
+            if e.forged and tunnel not in self._was_continued:
                 self.theirs["forged"] += 1
                 raise ProtocolViolation(f"a forged proof of a new leaf: {e}") from e
             return self._say(tunnel, _CODES.get(e.reason, UNTRUSTED))
@@ -248,6 +257,20 @@ class Renewals:
         self.theirs[OUTCOMES[code]] += 1
         tunnel.write(encode(RENEWED, encode_outcome(code)))
 
+    def _continued(self, tunnel: Tunnel, fresh: Tunnel) -> None:
+        """Both sides of `fresh` have proved in its handshake that they are those of `tunnel`."""
+        link: LiveLink | None = tunnel.link  # type: ignore[assignment]
+        if tunnel.peer.sha256 != fresh.peer.sha256:
+            if link is not None:
+                _note(link.record, fresh.peer, self._plane.unix_ns())
+            tunnel.peer, tunnel.direct = fresh.peer, tunnel.peer_ip in fresh.peer.ips
+        if fresh.own.expires_at > tunnel.own.expires_at:
+            tunnel.own = fresh.own
+        self._was_continued[tunnel] = None
+        whose = self.ours if tunnel.session.role is Role.DIALLER else self.theirs
+        whose["continued"] += 1
+        self._move_end(tunnel)
+
     def _cut_banned(self, tunnel: Tunnel) -> None:
         link: LiveLink | None = tunnel.link  # type: ignore[assignment]
         if link is not None:
@@ -265,6 +288,10 @@ class Renewals:
 
     def frame(self, tunnel: Tunnel, kind: int, payload: bytes) -> None:
         """A frame of a renewal came. Raises ProtocolViolation."""
+        if kind == CONTINUE:
+            return self._continuations.asked(tunnel, payload)
+        if kind == CONTINUED:
+            return self._continuations.answered(tunnel, payload)
         state = self._under_way.get(tunnel) or _UnderWay()
         check_order(kind, state.proving, state.judging)
         if kind == RENEW:
@@ -280,12 +307,14 @@ class Renewals:
             self._under_way.pop(tunnel, None)
         else:
             self._under_way[tunnel] = state
+        return None
 
     def forget(self, tunnel: Tunnel) -> None:
         """The tunnel is closed."""
         self._under_way.pop(tunnel, None)
         self._queue.pop(tunnel, None)
         self._resting.pop(tunnel, None)
+        self._was_continued.pop(tunnel, None)
 
     @property
     def under_way(self) -> int:

@@ -9,6 +9,7 @@ between two events.
 """
 
 import contextlib
+import hashlib
 import socket
 import ssl
 import struct
@@ -307,6 +308,22 @@ class Tunnel:
     def alpn(self) -> str:
         """The protocol that both sides agreed on."""
         return ALPNS[-1] if self._reader.limits is LIMITS_1 else ALPN
+
+    @property
+    def channel(self) -> bytes | None:
+        """What only the two ends of this TLS connection know of it; None where TLS does not say.
+
+        A digest of the dialler's Finished message. RFC 9266 gives TLS 1.3 no `tls-unique` to
+        authenticate by; here it names a tunnel to a peer that is authenticated already.
+        """
+        finished = self._ssl.get_channel_binding("tls-unique")
+        return hashlib.sha256(b"podlink tunnel" + finished).digest() if finished else None
+
+    @property
+    def near_port(self) -> int:
+        """The TCP port of our own end."""
+        port: int = self._sock.getsockname()[1]
+        return port
 
     def await_proof(self, awaited: bool) -> None:
         """Whether a PROOF may come now: only then are its kilobytes taken."""

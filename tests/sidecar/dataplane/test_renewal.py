@@ -23,6 +23,7 @@ from policy.rules import Policy, PolicySet, Rule, Source
 from sidecar.carrier import trust_of
 from sidecar.dataplane.plane import Trust
 from sidecar.dataplane.sweep import Sweep
+from sidecar.dataplane.tunnels import renewal
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.wire.frames import (
     ACCEPT,
@@ -258,13 +259,13 @@ async def test_a_root_is_replaced_in_the_middle_of_a_link(pair: Pair, forge: For
     assert (await pair.far.record()).renewed == 2
 
 
-async def test_whoever_was_not_believed_yet_tries_again_by_itself(pair: Pair, forge: Forge) -> None:
+async def test_whoever_was_not_believed_yet_tries_again_by_itself(
+    pair: Pair, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "AGAIN_AFTER_S", 0.5)
     _, writer = await linked(pair)
     pair.far.plane.renewal_rate = Buckets(10.0, 1.0)
     pair.far.plane.renewal_rate.take("127.0.0.1", monotonic())
-    (link,) = pair.near.plane.live
-    assert link.tunnel is not None
-    link.tunnel.expires_at = monotonic() + 3  # so that it tries again soon
     give_leaf(pair.near, forge, WEB, 500)
     await until(lambda: pair.near.plane.renewals.ours["not_now"])
     await until(lambda: pair.near.plane.renewals.ours["believed"])

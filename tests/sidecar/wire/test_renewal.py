@@ -15,8 +15,10 @@ from sidecar.wire.renewal import (
     Proving,
     check_nonce,
     check_order,
+    decode_continue,
     decode_outcome,
     decode_proof,
+    encode_continue,
     encode_outcome,
     encode_proof,
     fits,
@@ -69,6 +71,15 @@ def test_a_nonce_of_another_size_is_refused(size: int) -> None:
     assert check_nonce(b"n" * 32) == b"n" * 32
     with pytest.raises(ProtocolViolation):
         check_nonce(b"n" * size)
+
+
+@given(st.integers(0, 65535), st.binary(min_size=32, max_size=32))
+def test_what_is_to_be_continued_is_read_as_it_was_written(port: int, channel: bytes) -> None:
+    payload = encode_continue(port, channel)
+    assert decode_continue(payload) == (port, channel)
+    for wrong in (payload[:-1], payload + b"x", b""):
+        with pytest.raises(ProtocolViolation):
+            decode_continue(wrong)
 
 
 @given(st.integers(0, 255))
