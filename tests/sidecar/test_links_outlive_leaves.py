@@ -141,10 +141,10 @@ class Mix:
             writer.write(pattern(PIECE))
             sent += PIECE
             with suppress(TimeoutError):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(0.9):
                     await writer.drain()
         writer.write_eof()
-        assert await asyncio.wait_for(reader.read(), 20) == b"%d" % sent
+        assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b"%d" % sent
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sent = 0

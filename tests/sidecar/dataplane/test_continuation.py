@@ -16,6 +16,7 @@ from sidecar.dataplane.tunnels import continuation
 from sidecar.wire.frames import CONTINUE, CONTINUED, encode
 from sidecar.wire.renewal import BELIEVED, NOT_NOW, OTHER_WORKLOAD, encode_continue
 from tests.certs.forge import Forge
+from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, WEB, Pair, Side, StartPair
 from tests.sidecar.dataplane.test_attacks import inbound_address
 from tests.sidecar.dataplane.test_renewal import ends, give_leaf, leaf_of, until
@@ -64,7 +65,7 @@ async def read_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     """Everything that was on its way is still right."""
     writer.transport.resume_reading()  # type: ignore[attr-defined]
     for _ in range(64):
-        assert await asyncio.wait_for(reader.readexactly(len(CHUNK)), 10) == CHUNK
+        assert await asyncio.wait_for(reader.readexactly(len(CHUNK)), PATIENCE_S) == CHUNK
 
 
 def next_leaves(pair: Pair, forge: Forge) -> None:
@@ -130,7 +131,7 @@ class Asker:
         )
         writer.write(encode(CONTINUE, encode_continue(port, channel)))
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 head = await reader.readexactly(4)
                 assert head[0] == CONTINUED
                 return (await reader.readexactly(1))[0]

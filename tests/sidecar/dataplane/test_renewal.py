@@ -264,7 +264,7 @@ async def test_whoever_was_not_believed_yet_tries_again_by_itself(
 ) -> None:
     monkeypatch.setattr(renewal, "AGAIN_AFTER_S", 0.5)
     _, writer = await linked(pair)
-    pair.far.plane.renewal_rate = Buckets(10.0, 1.0)
+    pair.far.plane.renewal_rate = Buckets(2.0, 1.0)
     pair.far.plane.renewal_rate.take("127.0.0.1", monotonic())
     give_leaf(pair.near, forge, WEB, 500)
     await until(lambda: pair.near.plane.renewals.ours["not_now"])
