@@ -29,7 +29,7 @@ from kit.contract import ALPN
 from sidecar.dataplane.limits import Limits
 
 _ROUNDS = 10
-_A_MINUTE_S = 90.0
+_A_MINUTE_S = 65.0
 _TUNNELS = ["--tunnels", "20000"]
 """One peer holds them all here, which a pod does not let it."""
 

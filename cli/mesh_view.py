@@ -9,7 +9,7 @@ from typing import Any
 
 from cli.cluster import explained
 from cli.exec import ExecFailed, exec_json
-from kit.checked import canonical_ip
+from kit.addresses import canonical_ip
 from kit.contract import DEFAULT_TRUST_DOMAIN
 from kit.kube import Kube, KubeError, Object
 from kit.ports import PortSet

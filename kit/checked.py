@@ -8,9 +8,9 @@ be said (no name, say) raises `Unreadable`.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
 
+from kit.addresses import canonical_ip
 from kit.ports import NO_PORTS, PortSet
 
 Raw = Mapping[str, Any]
@@ -209,20 +209,6 @@ def must(found: str, field: str, raw: object) -> str:
     if raw is None or raw == "":
         raise Unreadable(field, "missing")
     raise Unreadable(field, "name_malformed", shown(raw))
-
-
-def canonical_ip(text: str) -> str:
-    """One spelling per address; an IPv4 address written as IPv6 is IPv4. Raises ValueError.
-
-    An address with a scope ("fe80::1%eth0") means something on one machine only and is refused.
-    """
-    address = ip_address(text)
-    if isinstance(address, IPv6Address):
-        if address.scope_id is not None:
-            raise ValueError(f"{shown(text)} has a scope")
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-    return str(address)
 
 
 def shown(raw: object) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from kit.exposition import CONTENT_TYPE
 from kit.web import BoundedServer, Bounds
 
 BOUNDS = Bounds(per_source=32, in_all=256, request_within_s=5.0)
-_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def serve_health(
@@ -38,7 +38,7 @@ async def serve_health(
 
     async def metrics_page(_: web.Request) -> web.Response:
         assert metrics is not None
-        return web.Response(text=metrics(), headers={"Content-Type": _PROMETHEUS})
+        return web.Response(text=metrics(), headers={"Content-Type": CONTENT_TYPE})
 
     app = web.Application()
     if metrics is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_address
 from typing import Protocol
 
-from kit.checked import canonical_ip
+from kit.addresses import canonical_ip
 from registry.facts import PodFacts, ServiceFacts, SliceEndpoint, SliceFacts
 
 MAX_ENDPOINTS = 2000

@@ -15,17 +15,8 @@ from sys import intern
 from typing import Any
 
 from kit import contract
-from kit.checked import (
-    LABEL,
-    LABEL_VALUE,
-    MAX_DEPTH,
-    Fields,
-    Refused,
-    canonical_ip,
-    is_deep,
-    must,
-    shown,
-)
+from kit.addresses import canonical_ip
+from kit.checked import LABEL, LABEL_VALUE, MAX_DEPTH, Fields, Refused, is_deep, must, shown
 from policy.linkpolicy import API_VERSION, KIND
 
 Raw = Mapping[str, Any]

@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from kit.checked import canonical_ip, shown
+from kit.addresses import canonical_ip
+from kit.checked import shown
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"((?P<pod>{_LABEL})\.)?(?P<service>{_LABEL}\.{_LABEL})", re.ASCII)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from kit.exposition import Metric, Samples, text
+from kit.exposition import Metric, Samples, family, text
 
 METRICS = (
     Metric(
@@ -47,4 +47,4 @@ _BY_NAME = {metric.name: metric for metric in METRICS}
 
 def render(values: Mapping[str, Samples]) -> str:
     """The page for `/metrics`, of names without `podlink_registry_`; KeyError for an unknown one."""
-    return "".join(text(_BY_NAME[f"podlink_registry_{name}"], v) for name, v in values.items())
+    return text(family(_BY_NAME[f"podlink_registry_{name}"], v) for name, v in values.items())

@@ -14,7 +14,7 @@ from certs.trust.bans import Bans
 from certs.trust.facts import LeafFacts
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidRefused
-from kit.checked import canonical_ip
+from kit.addresses import canonical_ip
 from kit.clock import Clock, utcnow
 from kit.limited_log import LimitedLog
 from kit.tasks import spawn, stop

@@ -15,6 +15,7 @@ from certs.client.rpc import RenewingChannel
 from certs.client.source import SvidSource
 from kit.clock import monotonic
 from kit.contract import HEALTH_PORT, PROBE_PATH
+from kit.exposition import CONTENT_TYPE, text
 from kit.tasks import spawn, stop, vital_task_died
 from proto import registry_pb2 as pb
 from sidecar.admin import pages
@@ -27,7 +28,6 @@ from sidecar.denials import Denials
 from sidecar.discovery.client import RegistryClient
 from sidecar.health import HealthServer, check
 from sidecar.metrics.collect import ControlFacts, of_control
-from sidecar.metrics.families import CONTENT_TYPE, text
 from sidecar.pages import Answer, Request
 from sidecar.probes.table import ProbeTable
 from sidecar.resident import let_go_of_the_start

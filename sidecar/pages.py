@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote
 
 from kit.tasks import spawn, stop
-from sidecar.sockets import canonical_ip
+from sidecar.sockets import peer_ip
 
 MAX_REQUEST: Final = 8192
 TIMEOUT_S: Final = 5.0
@@ -107,7 +107,7 @@ class Routes:
         self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         peer = writer.get_extra_info("peername")
-        source = canonical_ip(str(peer[0])) if isinstance(peer, tuple) else ""
+        source = peer_ip(str(peer[0])) if isinstance(peer, tuple) else ""
         answer = await self._answer(head, source)
         body = answer.body
         if isinstance(body, bytes):

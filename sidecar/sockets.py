@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import struct
 
+from kit.addresses import canonical_ip
 from sidecar.source_address import Source
 from sidecar.wire.original_dst import (
     SO_ORIGINAL_DST,
@@ -193,12 +194,9 @@ def reset_on_close(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
 
-def canonical_ip(raw: str) -> str:
+def peer_ip(raw: str) -> str:
     """An address from accept() or getpeername() as the registry writes it: no scope, no mapping."""
-    if ":" not in raw:
-        return raw
-    ip = ipaddress.IPv6Address(raw.partition("%")[0])
-    return str(ip.ipv4_mapped or ip)
+    return canonical_ip(raw, scoped=True)
 
 
 def loopback_of(ip: str) -> str:

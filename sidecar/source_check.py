@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from sidecar.dataplane.sources import Sources
-from sidecar.sockets import canonical_ip, reset, start_connect
+from sidecar.sockets import peer_ip, reset, start_connect
 from sidecar.source_address import EXAMPLES, stand_in
 
 EVERY_S: Final = 5.0
@@ -92,5 +92,5 @@ def _try(ip: str, mark: int) -> str:
         finally:
             reset(sock)  # leaves no TIME_WAIT behind
     app.close()
-    seen = canonical_ip(seen)
+    seen = peer_ip(seen)
     return "" if seen == shown else f"a connection in the name of {shown} is seen to be {seen}'s"

@@ -20,7 +20,8 @@ from certs.trust.bans import RANDOM_BITS, pod_serial
 from certs.trust.bundle import TrustBundle
 from certs.trust.facts import LeafFacts
 from certs.trust.identity import WorkloadIdentity
-from certs.trust.svid import SvidRefused, canonical_ip, check_leaf
+from certs.trust.svid import SvidRefused, check_leaf
+from kit.addresses import canonical_ip
 
 BACKDATE = dt.timedelta(seconds=60)
 """Peers whose clocks run behind ours by less than this believe a new leaf at once."""

@@ -1,26 +1,20 @@
 """How often one may call, and how many calls may be in work at once; per caller and in all."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from certs.server.refusals import TooMany
+from kit.buckets import Buckets
 from kit.clock import Monotonic
 
 
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    filled_at: float
-
-
 class TokenBuckets:
-    """One token bucket per key: `burst` calls at once, then `per_second`.
+    """A token bucket per key (`kit.buckets`), whose refusal has a reason and says when to come again.
 
-    `reason` is the slug of the refusal. At most `size` keys are remembered; the longest unused is
-    forgotten, which gives it a full bucket again. Keys are pod UIDs and identities out of token
-    reviews, or source addresses, so a caller cannot invent them at will.
+    `reason` is the slug of the refusal. Keys are pod UIDs and identities out of token reviews, or source
+    addresses, so a caller cannot invent them at will.
     """
 
     def __init__(
@@ -31,9 +25,8 @@ class TokenBuckets:
         size: int = 65536,
         reason: str = "rate_per_pod",
     ) -> None:
-        self._rate, self._burst, self._monotonic, self._size = per_second, burst, monotonic, size
-        self._reason = reason
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self._monotonic, self._reason = monotonic, reason
+        self._buckets = Buckets(per_second, float(burst), size)
 
     def take(self, key: str) -> None:
         """Take one token of `key`'s bucket; raises TooMany, with when the next is due, if it is
@@ -43,24 +36,12 @@ class TokenBuckets:
 
     def demand(self, key: str) -> None:
         """Raise as `take` does, but take nothing."""
-        bucket = self._filled(key)
-        if bucket.tokens < 1.0:
-            raise TooMany(self._reason, key, (1.0 - bucket.tokens) / self._rate)
+        if wait_s := self._buckets.wait_s(key, self._monotonic()):
+            raise TooMany(self._reason, key, wait_s)
 
     def spend(self, key: str) -> None:
         """Take one token, whether there is one or not."""
-        bucket = self._filled(key)
-        bucket.tokens = max(0.0, bucket.tokens - 1.0)
-
-    def _filled(self, key: str) -> _Bucket:
-        now = self._monotonic()
-        bucket = self._buckets.setdefault(key, _Bucket(float(self._burst), now))
-        self._buckets.move_to_end(key)
-        if len(self._buckets) > self._size:
-            self._buckets.popitem(last=False)
-        grown = bucket.tokens + (now - bucket.filled_at) * self._rate
-        bucket.tokens, bucket.filled_at = min(float(self._burst), grown), now
-        return bucket
+        self._buckets.charge(key, self._monotonic(), 1.0)
 
     def __len__(self) -> int:
         return len(self._buckets)

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 
-from kit.exposition import Metric, text
+from kit.exposition import Metric, family, text
 
 METRICS = (
     Metric("podlink_ca_certificates_issued_total", "counter", "Leaves signed."),
@@ -33,8 +33,8 @@ Values = Mapping[str, float | Mapping[str, float]]
 
 def render(values: Values) -> str:
     """The page for `/metrics`; raises KeyError for a metric that is not in METRICS."""
-    return "".join(
-        text(_BY_NAME[f"podlink_ca_{name}"], _samples(found)) for name, found in values.items()
+    return text(
+        family(_BY_NAME[f"podlink_ca_{name}"], _samples(found)) for name, found in values.items()
     )
 
 

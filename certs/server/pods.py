@@ -14,7 +14,7 @@ from certs.authority.issue import canonical_ips
 from certs.server.members import carries_proxy
 from certs.server.refusals import CallerForbidden, CannotAnswer
 from certs.server.review import Caller
-from certs.trust.svid import canonical_ip
+from kit.addresses import canonical_ip
 
 _FINISHED = ("Succeeded", "Failed")
 

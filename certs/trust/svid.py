@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from certs.trust.facts import LeafFacts
 from certs.trust.identity import IdentityMalformed, WorkloadIdentity
+from kit.addresses import canonical_ip
 from kit.clock import Clock, utcnow
 
 E = TypeVar("E", bound=x509.ExtensionType)
@@ -113,12 +114,6 @@ class SvidChecker:
 
     def __len__(self) -> int:
         return len(self._known)
-
-
-def canonical_ip(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """One text per address: an IPv4 address mapped into IPv6 is written as IPv4."""
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return str(mapped or ip)
 
 
 def _parse(der: bytes) -> tuple[x509.Certificate, x509.Extensions]:

@@ -7,7 +7,7 @@ counts under `overflow` (GHSA-42mr-jpwh-m9rv is a proxy that did not).
 
 from typing import Final
 
-from sidecar.metrics.families import Metric
+from kit.exposition import Metric
 
 MAX_SERIES: Final = 500
 OVERFLOW: Final = "overflow"

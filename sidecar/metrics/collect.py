@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from certs.client.source import Svid
 from kit.contract import VERSION
+from kit.exposition import Family, Labels, one
 from sidecar.carrier import Carrier
 from sidecar.metrics import catalogue as c
 from sidecar.metrics import process
-from sidecar.metrics.families import Family, Labels, one
 
 
 @dataclass(frozen=True, slots=True)

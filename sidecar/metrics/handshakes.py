@@ -3,8 +3,8 @@
 from bisect import bisect_left
 from typing import Final
 
+from kit.exposition import Family, Labels
 from sidecar.metrics import catalogue as c
-from sidecar.metrics.families import Family, Labels
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 

@@ -7,9 +7,9 @@ without any cost on the way.
 from collections.abc import Iterable
 from typing import Final, Protocol
 
+from kit.exposition import Family, Labels
 from sidecar.metrics import catalogue as c
 from sidecar.metrics.catalogue import MAX_SERIES, OVERFLOW
-from sidecar.metrics.families import Family, Labels
 from sidecar.report import LinkRecord, Report
 
 _REPORTERS: Final = {"outbound": "source", "inbound": "destination"}

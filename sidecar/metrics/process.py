@@ -4,8 +4,8 @@ import os
 import resource
 from pathlib import Path
 
+from kit.exposition import Family, one
 from sidecar.metrics import catalogue as c
-from sidecar.metrics.families import Family, one
 
 _PROC = Path("/proc/self")
 

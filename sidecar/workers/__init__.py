@@ -11,10 +11,10 @@ from typing import Protocol
 
 from certs.client.source import Svid
 from certs.trust.bans import Bans
+from kit.exposition import Family
 from proto import registry_pb2 as pb
 from sidecar.dataplane.sources import Sources
 from sidecar.directory import Found
-from sidecar.metrics.families import Family
 
 
 class Carriers(Protocol):

@@ -3,13 +3,13 @@
 import asyncio
 from typing import Protocol
 
+from kit.exposition import Family
 from sidecar.admin import views
 from sidecar.carrier import Carrier
 from sidecar.config import SidecarConfig
 from sidecar.dataplane.sources import Sources
 from sidecar.directory import Directory, Found
 from sidecar.metrics.collect import of_carrier
-from sidecar.metrics.families import Family
 from sidecar.report import Report
 
 

@@ -17,6 +17,7 @@ from certs.client.source import Svid
 from certs.trust.bans import Bans
 from kit.backoff import Backoff
 from kit.clock import monotonic
+from kit.exposition import Family
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
 from sidecar.admin import views
@@ -26,7 +27,7 @@ from sidecar.directory import Directory, Found
 from sidecar.discovery.translate import policy_set
 from sidecar.metrics import process
 from sidecar.metrics.catalogue import BY_NAME
-from sidecar.metrics.families import Family, from_wire, merged
+from sidecar.metrics.families import from_wire, merged
 from sidecar.report import Report, RequestRecord
 from sidecar.source_check import SourceCheck
 from sidecar.workers import wire as w

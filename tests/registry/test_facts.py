@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from kit.checked import Unreadable, canonical_ip
+from kit.addresses import canonical_ip
+from kit.checked import Unreadable
 from registry.facts import read_namespace, read_pod, read_service, read_slice
 from registry.settings import pod_settings
 from tests.registry.objects import IMAGE, endpoint, namespace_object, pod, service, slice_of

@@ -66,7 +66,7 @@ def test_reset_is_a_reset() -> None:
     ],
 )
 def test_addresses_are_written_as_the_registry_writes_them(raw: str, canonical: str) -> None:
-    assert sockets.canonical_ip(raw) == canonical
+    assert sockets.peer_ip(raw) == canonical
 
 
 def test_loopback_is_of_the_same_family() -> None:

@@ -31,7 +31,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.report import LinkRecord
-from sidecar.sockets import canonical_ip, original_dst, reset
+from sidecar.sockets import original_dst, peer_ip, reset
 from sidecar.wire.client_hello import FirstBytes, classify
 from sidecar.wire.session import Role
 
@@ -50,7 +50,7 @@ class Arrivals:
         """The same by source. Both in the order in which they came."""
 
     def accepted(self, sock: socket.socket, raw_ip: str, port: int) -> None:
-        ip = canonical_ip(raw_ip)
+        ip = peer_ip(raw_ip)
         plane = self.plane
         limits, source = plane.limits, plane.source_of(ip)
         waiting = len(self._strangers_of.get(source, ()))

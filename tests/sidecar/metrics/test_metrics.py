@@ -8,17 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from kit.exposition import Family, Metric, one, text
 from sidecar.metrics import catalogue as c
 from sidecar.metrics import process
-from sidecar.metrics.families import (
-    Family,
-    Metric,
-    from_wire,
-    merged,
-    one,
-    text,
-    to_wire,
-)
+from sidecar.metrics.families import from_wire, merged, to_wire
 from sidecar.metrics.handshakes import HandshakeMeter
 from sidecar.metrics.links import LinkMeter
 from sidecar.report import LinkRecord
