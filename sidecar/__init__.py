@@ -18,7 +18,7 @@ The process around them:
 
 Capture:
 
-- `capture/`: puts the redirect rules in place, once, with NET_ADMIN. `canary`: proves them while it runs.
-- `source_address`, `source_check`: how the app sees its peer's own address, and the proof that it does.
+- `capture/`: puts the redirect rules in place, once, with NET_ADMIN. `canary`: proves them meanwhile.
+- `source_address`, `source_check`: how the app sees its peer's own address, and the proof of it.
 - `wait`: the hook of a proxy that is no native sidecar.
 """
