@@ -13,13 +13,16 @@ from certs.names import TRACES_ACCOUNT
 from certs.trust.bans import Bans, Guard
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidChecker
+from kit.connections import Connections
 from kit.health import serve_health
 from kit.kube import Kube
+from kit.limited_log import LimitedLog
 from kit.tasks import spawn, stop
 from kit.tls13 import demand_tls13
 from registry.answers import Answers
 from registry.config import RegistryConfig
 from registry.hub import Hub
+from registry.limits import USUAL, StreamLimits
 from registry.metrics import render
 from registry.model import Model
 from registry.refused import RefusedFields
@@ -37,6 +40,8 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 3),
+    ("grpc.max_connection_idle_ms", 60_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),
 ]
 _log = logging.getLogger(__name__)
@@ -48,8 +53,14 @@ class RegistryServer:
     `source` must be ready: callers are judged against its bundle.
     """
 
-    def __init__(self, config: RegistryConfig, kube: Kube, source: SvidSource) -> None:
-        self._config, self._source = config, source
+    def __init__(
+        self,
+        config: RegistryConfig,
+        kube: Kube,
+        source: SvidSource,
+        limits: StreamLimits = USUAL,
+    ) -> None:
+        self._config, self._source, self._limits = config, source, limits
         self.refused = RefusedFields()
         self.model = Model(on_drop=self.refused.dropped)
         self.hub = Hub(Answers(self.model, config.mesh_default))
@@ -63,6 +74,7 @@ class RegistryServer:
             leaves_name_pods=by_pod,
             store=WorkloadIdentity(config.trust_domain, config.system_namespace, TRACES_ACCOUNT),
             mesh_default=config.mesh_default,
+            limits=limits,
         )
         guard.bans = source.bans
 
@@ -73,6 +85,7 @@ class RegistryServer:
         source.subscribe_bans(bans_came)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_STREAMS)
         self._watching: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self.port = 0
 
     @property
@@ -110,6 +123,8 @@ class RegistryServer:
         port = self._server.add_secure_port(self._config.listen, credentials)
         await self._server.start()
         self.port = port
+        connections = Connections(port, self._limits.connections_per_source, LimitedLog(_log))
+        self._sweeping = spawn(connections.run(), name="bound connections")
         _log.info("listening", extra={"port": port})
 
     async def watch_ended(self) -> None:
@@ -120,7 +135,7 @@ class RegistryServer:
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
         await self._server.stop(grace_s)
-        await stop(self._watching)
+        await stop(self._watching, self._sweeping)
 
 
 def settle() -> None:

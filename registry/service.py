@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from certs.client.rpc import Verify, peer_facts
@@ -15,7 +16,8 @@ from certs.trust.facts import LeafFacts
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import SvidRefused
 from kit.addresses import canonical_ip
-from kit.clock import Clock, utcnow
+from kit.buckets import Buckets
+from kit.clock import Clock, Monotonic, monotonic, utcnow
 from kit.limited_log import LimitedLog
 from kit.tasks import spawn, stop
 from proto import registry_pb2 as pb
@@ -23,10 +25,11 @@ from registry.admit import HelloRefused, admit
 from registry.facts import PodFacts
 from registry.hub import Hub, Subscription
 from registry.keys import Key, KeyMalformed
+from registry.limits import USUAL, StreamLimits
 from registry.model import Model
 from registry.overview import overview
 
-Context = aio.ServicerContext[pb.DiscoverRequest, bytes]
+Context = aio.ServicerContext[bytes, bytes]
 
 HELLO_TIMEOUT_S = 5.0
 POD_TIMEOUT_S = 5.0
@@ -51,6 +54,8 @@ class RegistryService:
         leaves_name_pods: bool = True,
         store: WorkloadIdentity | None = None,
         mesh_default: str = "",
+        monotonic: Monotonic = monotonic,
+        limits: StreamLimits = USUAL,
     ) -> None:
         """`store` alone may ask for the policies; None: nobody may."""
         self._store, self._mesh_default = store, mesh_default
@@ -61,33 +66,37 @@ class RegistryService:
         self.refused: Counter[str] = Counter()
         """Streams, by reason."""
         self._limited = LimitedLog(_log)
-        self._leaves: dict[asyncio.Task[Any], LeafFacts] = {}
-        """The reader of each open stream, and the leaf that opened it."""
+        self._open: dict[asyncio.Task[Any], tuple[LeafFacts, str]] = {}
+        """The reader of each open stream, oldest first: the leaf that opened it, and its pod's UID."""
+        self._replaced: set[asyncio.Task[Any]] = set()
+        self._monotonic, self._limits = monotonic, limits
+        self._begun = Buckets(limits.begun_per_s, limits.begun_burst)
+        self._strangers: Counter[str] = Counter()
+        """By address: streams that have not shown whose they are."""
 
     def cut_banned(self, bans: Bans) -> None:
         """End the streams of callers that `bans` covers; new ones are refused by `verify`."""
-        for reader, leaf in list(self._leaves.items()):
+        for reader, (leaf, _) in list(self._open.items()):
             if bans.covers(leaf) is not None:
                 reader.cancel()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For `server.add_generic_rpc_handlers`. Not the generated ones: those would encode each
         answer once per stream, and ours come encoded."""
-        discover: Any = grpc.stream_stream_rpc_method_handler(
-            self.discover, pb.DiscoverRequest.FromString, None
-        )
+        discover: Any = grpc.stream_stream_rpc_method_handler(self.discover, None, None)
         name = pb.DESCRIPTOR.services_by_name["Registry"].full_name
         return grpc.method_handlers_generic_handler(name, {"Discover": discover})
 
     def review_handlers(self) -> grpc.GenericRpcHandler:
-        policies: Any = grpc.unary_unary_rpc_method_handler(
-            self.policies, pb.PoliciesRequest.FromString, pb.PoliciesResponse.SerializeToString
+        # As a stream of one request: who may not ask is refused before gRPC waits for the question.
+        policies: Any = grpc.stream_unary_rpc_method_handler(
+            self.policies, None, pb.PoliciesResponse.SerializeToString
         )
         name = pb.DESCRIPTOR.services_by_name["Review"].full_name
         return grpc.method_handlers_generic_handler(name, {"Policies": policies})
 
     async def policies(
-        self, request: pb.PoliciesRequest, context: aio.ServicerContext[Any, Any]
+        self, requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]
     ) -> pb.PoliciesResponse:
         """Whose pods a policy selects and whom it lets in is for the trace store, which shows it to
         those who hold its token."""
@@ -98,28 +107,59 @@ class RegistryService:
         if self._store is None or leaf.identity != self._store:
             self._limited.warning("policies refused", caller=str(leaf.identity))
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not_the_trace_store")
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                request = pb.PoliciesRequest.FromString(await anext(aiter(requests)))
+        except (TimeoutError, StopAsyncIteration, DecodeError):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request_malformed")
         return overview(self._model, self._mesh_default, with_labels=request.with_labels)
 
-    async def discover(
-        self, request_iterator: AsyncIterator[pb.DiscoverRequest], context: Context
-    ) -> None:
+    async def discover(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        source = context.peer().rpartition(":")[0]
         if self.streams >= MAX_STREAMS:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
+            await self._turn_away(context, "too_many_streams")
+        if not self._begun.take(source, self._monotonic()):
+            await self._turn_away(context, "stream_rate")
+        if self._strangers[source] >= self._limits.strangers_per_source:
+            await self._turn_away(context, "too_many_strangers")
         self.streams += 1
         try:
-            await self._serve(request_iterator, context)
+            await self._serve(requests, context, source)
         finally:
             self.streams -= 1
 
-    async def _serve(self, requests: AsyncIterator[pb.DiscoverRequest], context: Context) -> None:
-        leaf, pod = await self._admit(requests, context)
+    async def _turn_away(self, context: Context, reason: str) -> None:
+        """Before anything is read; the log says nothing of it, the metric does."""
+        self.refused[reason] += 1
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+
+    def _stranger(self, source: str, step: int) -> None:
+        self._strangers[source] += step
+        if not self._strangers[source]:
+            del self._strangers[source]
+
+    def _make_room(self, uid: str) -> None:
+        """The newest stream of a pod counts: an old one may be a connection that nobody ended."""
+        of_pod = [reader for reader, (_, of) in self._open.items() if of == uid]
+        for reader in of_pod[: max(0, len(of_pod) + 1 - self._limits.per_pod)]:
+            self.refused["replaced"] += 1
+            self._replaced.add(reader)
+            reader.cancel()
+
+    async def _serve(self, requests: AsyncIterator[bytes], context: Context, source: str) -> None:
+        self._stranger(source, 1)
+        try:
+            leaf, pod = await self._admit(requests, context)
+        finally:
+            self._stranger(source, -1)
+        self._make_room(pod.uid)
         lifetime_s = (leaf.not_after - self._clock()).total_seconds()
         subscription = self._hub.open(pod.uid)
         reader = spawn(
             self._read(requests, subscription), name=f"discover {pod.namespace}/{pod.name}"
         )
         writer = spawn(_write(subscription, context), name=f"push {pod.namespace}/{pod.name}")
-        self._leaves[reader] = leaf
+        self._open[reader] = leaf, pod.uid
         try:
             # A stream lives no longer than the leaf that opened it.
             done, _ = await asyncio.wait(
@@ -127,10 +167,14 @@ class RegistryService:
             )
         finally:
             subscription.close()
-            del self._leaves[reader]
-            banned = reader.cancelled()
+            del self._open[reader]
+            cut = reader.cancelled()
+            replaced = reader in self._replaced
+            self._replaced.discard(reader)
             await stop(reader, writer)
-        if banned:
+        if replaced:
+            await context.abort(grpc.StatusCode.ABORTED, "replaced")
+        if cut:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "banned")
         if not done:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "leaf_expired")
@@ -140,7 +184,7 @@ class RegistryService:
             await context.abort(*refused)
 
     async def _admit(
-        self, requests: AsyncIterator[pb.DiscoverRequest], context: Context
+        self, requests: AsyncIterator[bytes], context: Context
     ) -> tuple[LeafFacts, PodFacts]:
         try:
             leaf = peer_facts(context, self._verify)
@@ -162,14 +206,18 @@ class RegistryService:
             raise AssertionError("abort always raises") from error
 
     async def _read(
-        self, requests: AsyncIterator[pb.DiscoverRequest], subscription: Subscription
+        self, requests: AsyncIterator[bytes], subscription: Subscription
     ) -> tuple[grpc.StatusCode, str] | None:
         """Take the stream's questions until it ends; returns why it must be ended from here, if so.
 
         A key that cannot be answered is left out alone: whoever waits for it is refused in time, and
         the other keys of the stream are answered.
         """
-        async for request in requests:
+        async for raw in requests:
+            try:
+                request = pb.DiscoverRequest.FromString(raw)
+            except DecodeError:
+                return grpc.StatusCode.INVALID_ARGUMENT, "request_malformed"
             match request.WhichOneof("request"):
                 case "subscribe":
                     asked = request.subscribe
@@ -200,9 +248,14 @@ class RegistryService:
         return pod
 
 
-async def _hello(requests: AsyncIterator[pb.DiscoverRequest]) -> pb.Hello:
-    async with asyncio.timeout(HELLO_TIMEOUT_S):
-        first = await anext(aiter(requests))
+async def _hello(requests: AsyncIterator[bytes]) -> pb.Hello:
+    try:
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            first = pb.DiscoverRequest.FromString(await anext(aiter(requests)))
+    except (StopAsyncIteration, TimeoutError):
+        raise HelloRefused("hello_missing") from None
+    except DecodeError:
+        raise HelloRefused("hello_malformed") from None
     if first.WhichOneof("request") != "hello":
         raise HelloRefused("hello_missing")
     return first.hello

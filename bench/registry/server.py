@@ -15,12 +15,18 @@ from kit.kube import Kube
 from kit.settings import Settings
 from registry.app import RegistryServer, settle
 from registry.config import RegistryConfig
+from registry.limits import StreamLimits
+
+_LIMITS = StreamLimits(
+    strangers_per_source=10**6, begun_burst=1e6, begun_per_s=1e6, connections_per_source=10**6
+)
+"""Hundreds of sidecars come from one loopback address here, and from as many in a cluster."""
 
 
 async def run(api: int, folder: Path) -> None:
     config = RegistryConfig.from_env(Settings({"PODLINK_REGISTRY_LISTEN": "127.0.0.1:0"}))
     async with Kube(Configuration(host=f"http://127.0.0.1:{api}")) as kube:
-        server = RegistryServer(config, kube, FileSource(folder, "far"))
+        server = RegistryServer(config, kube, FileSource(folder, "far"), _LIMITS)
         await server.start()
         settle()
         print(server.port, flush=True)

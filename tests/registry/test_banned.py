@@ -22,7 +22,7 @@ async def test_only_the_streams_of_the_banned_are_ended() -> None:
         identity: asyncio.ensure_future(asyncio.Event().wait()) for identity in (DEFAULT, other)
     }
     for identity, reader in readers.items():
-        service._leaves[reader] = facts_of(forge, forge.leaf(identity))
+        service._open[reader] = facts_of(forge, forge.leaf(identity)), identity
     service.cut_banned(Bans.of([Ban("identity", DEFAULT)]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)

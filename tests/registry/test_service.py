@@ -372,7 +372,7 @@ async def test_only_so_many_streams_are_served_at_once(monkeypatch: pytest.Monke
         async with stream(it) as first, stream(it) as second:
             await first.hear()
             await second.hear()
-            with pytest.raises(grpc.aio.AioRpcError, match="too many streams") as caught:
+            with pytest.raises(grpc.aio.AioRpcError, match="too_many_streams") as caught:
                 async with stream(it) as third:
                     await third.hear()
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
