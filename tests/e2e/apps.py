@@ -87,7 +87,8 @@ async def _serve(talk: Talk, port: int, host: str) -> None:
             await writer.wait_closed()
 
     if host:
-        listener = socket.create_server((host, port), backlog=4096)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=4096)
     else:
         listener = socket.create_server(
             ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096

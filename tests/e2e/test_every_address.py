@@ -193,7 +193,8 @@ def test_an_address_of_the_pods_range_that_no_pod_has_is_nobodys_and_never_exter
     serve = f"python -m tests.e2e.apps echo 7001 {ip} & cat > /dev/null; kill $!"
     try:
         with mesh.on_node("bash", "-c", serve):
-            mesh.node("timeout", "20", "bash", "-c", f"until nc -z {ip} 7001; do sleep 0.05; done")
+            answers = f"until : < /dev/tcp/{ip}/7001; do sleep 0.05; done"
+            mesh.node("timeout", "20", "bash", "-c", answers)
             since = now()
             with sniffer(mesh, tmp_path / "wire.pcap", mark):
                 done = mesh.attempt("mesh/client", ip, 7001, mark)
