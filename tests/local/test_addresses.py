@@ -141,6 +141,30 @@ def test_a_load_balancer_and_an_external_ip_lead_to_the_pods(town: Cluster) -> N
         assert _names(town, f"http://{ip}") == {"one", "two"}
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_host_port_leads_to_its_pod_for_as_long_as_it_is_there(
+    town: Cluster, version: int
+) -> None:
+    ports = [{"name": "http", "containerPort": 8080, "hostPort": 9300 + version}]
+    named = f"published-{version}"
+    made = pod(named, {**web6(8080), "ports": ports}, namespace="town")
+    node = NODE_IP if version == 4 else f"[{NODE_IP6}]"
+    url = f"http://{node}:{9300 + version}"
+    town.apply(made)
+    town.wait_ready(f"town/{named}")
+    _until(lambda: _names(town, url, version) == {named})
+    assert _asked_from_the_node(town, url)[0] == named
+    town.delete(made)
+    town.wait_gone("Pod", f"town/{named}")
+    _until(lambda: _names(town, url, version) == set())
+
+
+def test_a_node_says_its_addresses_and_the_ranges_of_its_pods(town: Cluster) -> None:
+    node = town.get("Node", "podlink-node")
+    assert [one["address"] for one in node["status"]["addresses"]] == [NODE_IP, NODE_IP6]
+    assert node["spec"]["podCIDRs"] == ["10.244.0.0/24", "fd44::/64"]
+
+
 def test_a_pod_on_the_hosts_network_has_the_nodes_addresses(town: Cluster) -> None:
     status = town.get("Pod", "town/host")["status"]
     assert [one["ip"] for one in status["podIPs"]] == [NODE_IP, NODE_IP6]

@@ -131,6 +131,7 @@ def choose(
     version: int = 0,
     only_node: str | None = None,
     other_version: bool = False,
+    refused: bool = True,
 ) -> Choice | None:
     """Choose an endpoint for one link; None if the Service has none left.
 
@@ -141,12 +142,13 @@ def choose(
     node's port is that node's to translate.
 
     An app may listen on one IP version alone. So when all endpoints of the one dialled have refused
-    there follow those of the other, and `other_version` asks for these first: it is the last try.
+    there follow those of the other, and `other_version` asks for these first: it is the last try. Not
+    if the last was silent (`refused` is false): that pod would be no less silent there.
     """
     first = _version(service, version)
     versions = (10 - first, first) if other_version else (first, 10 - first)
     usable, candidates = list[Endpoint](), list[Endpoint]()
-    for one in versions if tried else versions[:1]:
+    for one in versions if tried and refused else (first,):
         usable = _allowed(memory.usable(service, port, one), service, own, only_node)
         candidates = [e for e in usable if e.ip not in tried] if tried else usable
         if candidates:

@@ -163,7 +163,7 @@ class Destination:
             return Failed(error)
         if self.service is not None:
             return self._next_endpoint(view, self.service, error)
-        others = self._pod.ips if self._pod is not None else ()
+        others = self._pod.ips if self._pod is not None and not _silent(error) else ()
         other = next((one for one in others if (":" in one) != (":" in ip)), "")
         if self._pod is None or not other or other in self._tried:
             return Failed(error)
@@ -246,6 +246,7 @@ class Destination:
             version=self._version,
             only_node=self._only_node,
             other_version=self.attempts == MAX_ATTEMPTS - 1,
+            refused=last_error is None or not _silent(last_error),
         )
         if chosen is not None:
             return to_endpoint(chosen, view.own, allow_external=view.allow_external)
@@ -253,6 +254,10 @@ class Destination:
             return Failed(last_error)
         lacks = "no endpoint to dial at" if self.port in service.ports else "no"
         return Failed(NoEndpoints(f"{service.key} has {lacks} port {self.port}"))
+
+
+def _silent(error: SidecarError) -> bool:
+    return isinstance(error, EndpointUnreachable) and error.silent
 
 
 def _nobody(found: Gone) -> EndpointUnreachable:

@@ -258,6 +258,10 @@ def test_endpoints_of_the_other_family_are_tried_when_those_of_the_dialled_one_r
     step = destination.elsewhere(plane, AppUnreachable("no"), "fd00::1")
     assert isinstance(step, Tunnelled)
     assert step.ip == "10.0.0.1"
+    silent = EndpointUnreachable("no answer", silent=True)
+    assert isinstance(destination.elsewhere(plane, silent, "fd00::1"), Failed), (
+        "it is no less silent"
+    )
     destination.attempts = 2
     assert isinstance(destination.elsewhere(plane, AppUnreachable("no"), "10.0.0.1"), Failed)
 

@@ -645,3 +645,16 @@ async def test_links_that_wait_for_a_tunnel_all_get_their_turn_though_no_certifi
     for reader in readers:
         assert await is_reset(reader)
     assert (await near.record(3)).reason == "no_certificate"
+
+
+def test_an_app_may_listen_at_the_pods_other_address_or_on_a_loopback_that_is_opened(
+    near: Side,
+) -> None:
+    plane = near.plane
+    plane.own = Own("shop", "web-0", "u", frozenset({"10.0.0.5", "fd00::5"}))
+    assert plane.app_ips("10.0.0.5", 80) == ["10.0.0.5", "fd00::5"]
+    assert plane.app_ips("fd00::5", 80) == ["fd00::5", "10.0.0.5"]
+    plane.loopback_ports = PortSet.parse("80")
+    assert plane.app_ips("fd00::5", 80) == ["fd00::5", "10.0.0.5", "::1"]
+    plane.own = Own("shop", "web-0", "u", frozenset({"10.0.0.5"}))
+    assert plane.app_ips("10.0.0.5", 81) == ["10.0.0.5"]
