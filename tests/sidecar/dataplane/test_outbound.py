@@ -647,7 +647,7 @@ async def test_links_that_wait_for_a_tunnel_all_get_their_turn_though_no_certifi
     assert (await near.record(3)).reason == "no_certificate"
 
 
-def test_an_app_may_listen_at_the_pods_other_address_or_on_a_loopback_that_is_opened(
+async def test_an_app_may_listen_at_the_pods_other_address_or_on_a_loopback_that_is_opened(
     near: Side,
 ) -> None:
     plane = near.plane
