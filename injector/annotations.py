@@ -5,29 +5,15 @@ setting, and so that no annotation can ever name an image, a command, a capabili
 Every refusal names the annotation and the form that is allowed.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from decimal import Decimal
-from ipaddress import ip_network
 
+from injector import kinds
+from injector.kinds import MAX_ITEMS, MAX_VALUE, Kind
 from kit import contract
 
-MAX_VALUE = 4096
-MAX_ITEMS = 64
-_MAX_GRACE_S = 3600
-_MAX_WORKERS = 16
-
+__all__ = ["MAX_ITEMS", "MAX_VALUE"]
 _PLAIN_PREFIX = contract.CONFIG_PREFIX.removeprefix("config.")
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_HOST = rf"({_LABEL}\.){{1,2}}{_LABEL}"
-_PORT_RANGE = re.compile(r"(?P<low>[0-9]{1,5})(-(?P<high>[0-9]{1,5}))?", re.ASCII)
-_UPSTREAM = re.compile(rf"(?P<near>[0-9]{{1,5}})=(?P<host>{_HOST}):(?P<far>[0-9]{{1,5}})", re.ASCII)
-_DURATION = re.compile(r"(?P<number>[0-9]{1,5})(?P<unit>s|m)", re.ASCII)
-_CPU = re.compile(r"(?P<whole>[0-9]{1,6}(\.[0-9]{1,3})?)|(?P<milli>[0-9]{1,9})m", re.ASCII)
-_MEMORY = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>|k|M|G|Ki|Mi|Gi)", re.ASCII)
-_DECIMAL_UNITS = ("", "k", "M", "G", "T", "P")
-_BINARY_UNITS = ("", "Ki", "Mi", "Gi", "Ti", "Pi")
 
 
 class AnnotationRefused(Exception):
@@ -91,8 +77,8 @@ def read_settings(
                 read[name] = _read(where, key, value)
                 origin[name] = where
     settings = PodSettings(**read)
-    _check_limit(settings, "cpu", _cpu, origin)
-    _check_limit(settings, "memory", _memory, origin)
+    _check_limit(settings, "cpu", kinds.cpu_amount, origin)
+    _check_limit(settings, "memory", kinds.memory_amount, origin)
     return settings
 
 
@@ -101,7 +87,7 @@ def astray(annotations: Mapping[str, str]) -> list[str]:
     found = (
         key.removeprefix(_PLAIN_PREFIX) for key in annotations if key.startswith(_PLAIN_PREFIX)
     )
-    return sorted(key for key in found if key in _CHECKS)
+    return sorted(key for key in found if key in KINDS)
 
 
 def check_default(key: str, value: str) -> str:
@@ -119,151 +105,14 @@ def check_default(key: str, value: str) -> str:
 
 
 def _read(where: str, key: str, value: str) -> str:
-    check = _CHECKS.get(key)
-    if check is None:
-        raise AnnotationRefused(where, key, f"unknown; known are {', '.join(sorted(_CHECKS))}")
-    wanted, read = check
+    kind = KINDS.get(key)
+    if kind is None:
+        raise AnnotationRefused(where, key, f"unknown; known are {', '.join(sorted(KINDS))}")
     try:
-        if len(value) > MAX_VALUE:
-            raise ValueError
-        if not value.strip() and key in _LISTS:
-            return ""  # a pod may empty a list that its namespace sets
-        return read(value.strip())
+        return kind.read(value)
     except ValueError as error:
         more = f" ({error})" if error.args else ""
-        raise AnnotationRefused(where, key, f"must be {wanted}{more}") from None
-
-
-def _items(value: str) -> list[str]:
-    items = [item.strip() for item in value.split(",")]
-    if len(items) > MAX_ITEMS:
-        raise ValueError(f"more than {MAX_ITEMS} items")
-    return items
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65535:
-        raise ValueError(f"{port} is no port")
-    if port in contract.OWN_PORTS:
-        raise ValueError(f"{port} is podlink's own")
-    return port
-
-
-def _http_ports(value: str) -> str:
-    return value if value == contract.NO_HTTP_PORTS else _ports(value)
-
-
-def _ports(value: str) -> str:
-    covered, texts = 0, []
-    for item in _items(value):
-        found = _PORT_RANGE.fullmatch(item)
-        if found is None:
-            raise ValueError
-        low = _port(found["low"])
-        high = _port(found["high"]) if found["high"] else low
-        if high < low:
-            raise ValueError(f"{item} runs backwards")
-        if any(low <= own <= high for own in contract.OWN_PORTS):
-            raise ValueError(f"{item} holds podlink's own ports")
-        covered += high - low + 1
-        texts.append(str(low) if low == high else f"{low}-{high}")
-    if covered > contract.MAX_SKIPPED_PORTS:
-        raise ValueError(f"{covered} ports are more than {contract.MAX_SKIPPED_PORTS}")
-    return ",".join(texts)
-
-
-def _subnets(value: str) -> str:
-    texts = []
-    for item in _items(value):
-        if "%" in item:
-            raise ValueError("a scope means nothing here")
-        network = ip_network(item)  # strict: host bits must be zero
-        if network.prefixlen < contract.SHORTEST_SKIPPED_PREFIX[network.version]:
-            raise ValueError(f"{item} is too wide")
-        texts.append(str(network))
-    return ",".join(texts)
-
-
-def _upstreams(value: str) -> str:
-    texts: dict[int, str] = {}
-    for item in _items(value):
-        found = _UPSTREAM.fullmatch(item)
-        if found is None or len(found["host"]) > 253:
-            raise ValueError
-        near, far = _port(found["near"]), int(found["far"])
-        if not 1 <= far <= 65535:
-            raise ValueError(f"{far} is no port")
-        if near in texts:
-            raise ValueError(f"local port {near} is given twice")
-        texts[near] = f"{near}={found['host']}:{far}"
-    return ",".join(texts.values())
-
-
-def _one_of(*choices: str) -> tuple[str, Callable[[str], str]]:
-    def read(value: str) -> str:
-        if value not in choices:
-            raise ValueError
-        return value
-
-    return " or ".join((", ".join(choices[:-1]), choices[-1])), read
-
-
-def _workers(value: str) -> str:
-    if not re.fullmatch(r"[0-9]{1,2}", value, re.ASCII) or not 1 <= int(value) <= _MAX_WORKERS:
-        raise ValueError
-    return str(int(value))
-
-
-def _grace(value: str) -> str:
-    found = _DURATION.fullmatch(value)
-    if found is None or int(found["number"]) * (60 if found["unit"] == "m" else 1) > _MAX_GRACE_S:
-        raise ValueError
-    return value
-
-
-def _cpu(value: str) -> int:
-    """In thousandths of a CPU. Raises ValueError."""
-    found = _CPU.fullmatch(value)
-    if found is None:
-        raise ValueError
-    size = int(found["milli"]) if found["milli"] else int(Decimal(found["whole"]) * 1000)
-    if size == 0:
-        raise ValueError("nothing at all")
-    return size
-
-
-def _cpu_text(value: str) -> str:
-    whole, milli = divmod(_cpu(value), 1000)
-    return f"{whole * 1000 + milli}m" if milli else str(whole)
-
-
-def _memory(value: str) -> int:
-    """In bytes. Raises ValueError."""
-    size, _, step, power = _memory_parts(value)
-    return int(size * step**power)
-
-
-def _memory_text(value: str) -> str:
-    """As the API server spells it: the largest unit of its family without a fraction.
-
-    (Kubernetes, "Quantity": canonical form.) The pod must look the same when it is seen again.
-    """
-    size, units, step, power = _memory_parts(value)
-    while size % step == 0 and power + 1 < len(units):
-        size, power = size // step, power + 1
-    return f"{size}{units[power]}"
-
-
-def _memory_parts(value: str) -> tuple[int, tuple[str, ...], int, int]:
-    found = _MEMORY.fullmatch(value)
-    if found is None:
-        raise ValueError
-    if int(found["number"]) == 0:
-        raise ValueError("nothing at all")
-    binary = found["unit"].endswith("i")
-    units, step = (_BINARY_UNITS, 1024) if binary else (_DECIMAL_UNITS, 1000)
-    return int(found["number"]), units, step, units.index(found["unit"])
+        raise AnnotationRefused(where, key, f"must be {kind.words}{more}") from None
 
 
 def _check_limit(
@@ -277,38 +126,26 @@ def _check_limit(
         raise AnnotationRefused(where, f"proxy-{what}-limit", wanted)
 
 
-_PORTS_FORM = "ports and ranges such as 5432,9000-9010"
-_CPU_FORM = "a CPU quantity such as 100m or 0.5"
-_MEMORY_FORM = "a memory quantity such as 64Mi"
-_CHECKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
-    "skip-inbound-ports": (_PORTS_FORM, _ports),
-    "skip-outbound-ports": (_PORTS_FORM, _ports),
-    "skip-subnets": ("networks such as 192.0.2.0/24,2001:db8::/32", _subnets),
-    "upstreams": ("pairs such as 5432=db.prod:5432,6379=redis-0.redis.prod:6379", _upstreams),
-    "mode": _one_of("redirect", "localhost"),
-    "plaintext": _one_of("deny", "allow"),
-    "plaintext-ports": (_PORTS_FORM, _ports),
-    "external": _one_of("allow", "deny"),
-    "http-ports": (f"{_PORTS_FORM}, or {contract.NO_HTTP_PORTS}", _http_ports),
-    "expose-loopback-ports": (_PORTS_FORM, _ports),
-    "proxy-cpu-request": (_CPU_FORM, _cpu_text),
-    "proxy-cpu-limit": (_CPU_FORM, _cpu_text),
-    "proxy-memory-request": (_MEMORY_FORM, _memory_text),
-    "proxy-memory-limit": (_MEMORY_FORM, _memory_text),
-    "proxy-log-level": _one_of("debug", "info", "warning", "error"),
-    "workers": (f"a whole number from 1 to {_MAX_WORKERS}", _workers),
-    "source-address": _one_of("peer", "pod"),
-    "shutdown-grace-period": (f"a duration such as 30s or 2m, at most {_MAX_GRACE_S}s", _grace),
+KINDS: Mapping[str, Kind] = {
+    "skip-inbound-ports": kinds.SKIPPED_PORTS,
+    "skip-outbound-ports": kinds.SKIPPED_PORTS,
+    "skip-subnets": kinds.SUBNETS,
+    "upstreams": kinds.UPSTREAMS,
+    "mode": kinds.one_of("redirect", "localhost"),
+    "plaintext": kinds.one_of("deny", "allow"),
+    "plaintext-ports": kinds.PORTS,
+    "external": kinds.one_of("allow", "deny"),
+    "http-ports": kinds.HTTP_PORTS,
+    "expose-loopback-ports": kinds.SKIPPED_PORTS,
+    "proxy-cpu-request": kinds.CPU,
+    "proxy-cpu-limit": kinds.CPU,
+    "proxy-memory-request": kinds.MEMORY,
+    "proxy-memory-limit": kinds.MEMORY,
+    "proxy-log-level": kinds.one_of("debug", "info", "warning", "error"),
+    "workers": kinds.WORKERS,
+    "source-address": kinds.one_of("peer", "pod"),
+    "shutdown-grace-period": kinds.GRACE,
 }
+"""Each annotation by its name without prefix. A pod may empty a list that its namespace sets."""
 _NO_DEFAULTS = frozenset({"plaintext", "plaintext-ports", "external", "expose-loopback-ports"})
-_LISTS = frozenset(
-    {
-        "skip-inbound-ports",
-        "skip-outbound-ports",
-        "skip-subnets",
-        "upstreams",
-        "http-ports",
-        "expose-loopback-ports",
-    }
-)
-assert {key.replace("-", "_") for key in _CHECKS} == {field.name for field in fields(PodSettings)}
+assert {key.replace("-", "_") for key in KINDS} == {field.name for field in fields(PodSettings)}

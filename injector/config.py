@@ -93,7 +93,11 @@ def _defaults(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _cidrs(text: str) -> str:
+    """As they were written: the guard compares them with what stands in the pod."""
+    networks = [one.strip() for one in text.split(",")]
     try:
-        return ",".join(str(ipaddress.ip_network(one.strip())) for one in text.split(","))
+        for one in networks:
+            ipaddress.ip_network(one)
+        return ",".join(networks)
     except ValueError as error:
         raise ConfigInvalid(f"PODLINK_CLUSTER_CIDRS: {error}") from error

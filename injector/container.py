@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from injector.annotations import PodSettings
+from injector.kinds import cpu_text, memory_text
 from kit import contract
 
 Spec = dict[str, Any]
@@ -300,8 +301,13 @@ def _plain(**values: str) -> list[Spec]:
 
 
 def _resources(pod: PodSettings) -> Spec:
-    limits = {"cpu": pod.proxy_cpu_limit, "memory": pod.proxy_memory_limit}
-    return {
-        "requests": {"cpu": pod.proxy_cpu_request, "memory": pod.proxy_memory_request},
-        "limits": {name: value for name, value in limits.items() if value},
+    limits = {}
+    if pod.proxy_cpu_limit:
+        limits["cpu"] = cpu_text(pod.proxy_cpu_limit)
+    if pod.proxy_memory_limit:
+        limits["memory"] = memory_text(pod.proxy_memory_limit)
+    requests = {
+        "cpu": cpu_text(pod.proxy_cpu_request),
+        "memory": memory_text(pod.proxy_memory_request),
     }
+    return {"requests": requests, "limits": limits}

@@ -4,11 +4,11 @@ A pod that is refused here is refused admission, with the reason: letting it in 
 would only be found out later.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from injector.container import (
-    API_TOKEN_PATH,
     BUNDLE_VOLUME,
     OTLP_VOLUME,
     RUN_VOLUME,
@@ -22,20 +22,33 @@ Raw = Mapping[str, Any]
 _OUR_CONTAINERS = frozenset(
     {contract.CAPTURE_CONTAINER, contract.VALIDATE_CONTAINER, contract.PROXY_CONTAINER}
 )
-_OUR_VOLUMES = frozenset({TOKEN_VOLUME, BUNDLE_VOLUME, RUN_VOLUME, OTLP_VOLUME})
+OUR_VOLUMES = frozenset({TOKEN_VOLUME, BUNDLE_VOLUME, RUN_VOLUME, OTLP_VOLUME})
 _OUR_IDS = frozenset({contract.PROXY_UID, contract.PROXY_GID})
-_DEFAULTS: Mapping[str, Any] = {
-    "imagePullPolicy": ("IfNotPresent", "Always"),
-    "terminationMessagePath": ("/dev/termination-log",),
-    "terminationMessagePolicy": ("File",),
-    "apiVersion": ("v1",),
-    "scheme": ("HTTP",),
-    "protocol": ("TCP",),
-    "timeoutSeconds": (1,),
-    "successThreshold": (1,),
-    "defaultMode": (420,),
+_CAPABILITY = re.compile(r"[A-Za-z_]+")
+"""Runtimes fold case by Unicode, where letters that are no ASCII become some that are."""
+REWRITING = ("NET_ADMIN", "SYS_ADMIN", "ALL")
+"""Capabilities with which a container could take the redirection away."""
+_ONCE = {"timeoutSeconds": (1,), "successThreshold": (1,)}
+FILLED_IN: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "container": {
+        "imagePullPolicy": ("IfNotPresent", "Always"),
+        "terminationMessagePath": ("/dev/termination-log",),
+        "terminationMessagePolicy": ("File",),
+    },
+    "ports": {"protocol": ("TCP",)},
+    "httpGet": {"scheme": ("HTTP",)},
+    "startupProbe": _ONCE,
+    "readinessProbe": _ONCE,
+    "fieldRef": {"apiVersion": ("v1",)},
+    "configMap": {"defaultMode": (420,)},
+    "projected": {"defaultMode": (420,)},
+    "secret": {"defaultMode": (420,)},
 }
-"""What the API server fills in between two calls of a webhook (Kubernetes API defaulting)."""
+"""What the API server fills in between two calls of a webhook, by the field in which it does (Kubernetes
+API defaulting). The guard's CEL is made from the same table."""
+FREE: Mapping[str, tuple[str, ...]] = {"resources": ("requests", "limits")}
+"""What of a container is not compared but for the fields it has: amounts are the pod's own to set, and
+what a LimitRange or a VerticalPodAutoscaler sets at admission."""
 
 
 class PodRefused(Exception):
@@ -59,6 +72,13 @@ def check_pod(spec: Raw, mode: str) -> None:
     if spec.get("hostPID"):
         raise PodRefused("host_pid", "spec.hostPID lets the app reach into every proxy of its node")
     _check_ids("spec.securityContext", spec.get("securityContext") or {})
+    for volume in spec.get("volumes") or ():
+        if volume.get("name") != TOKEN_VOLUME and _is_token(volume):
+            raise PodRefused(
+                "token_foreign",
+                f"volume {volume.get('name')} holds a token of audience {contract.TOKEN_AUDIENCE}, "
+                "which is for the proxy alone",
+            )
     for where, container in containers(spec):
         if container.get("name") in _OUR_CONTAINERS:
             continue
@@ -89,7 +109,7 @@ def containers(spec: Raw) -> Iterable[tuple[str, Raw]]:
 def carries_ours(spec: Raw) -> bool:
     """Something in the pod is called as what we inject. Says nothing of whether it is ours."""
     named = any(container.get("name") in _OUR_CONTAINERS for _, container in containers(spec))
-    return named or any(one.get("name") in _OUR_VOLUMES for one in spec.get("volumes") or ())
+    return named or any(one.get("name") in OUR_VOLUMES for one in spec.get("volumes") or ())
 
 
 def check_ours(spec: Raw, wanted: Injected, volumes: list[dict[str, Any]]) -> None:
@@ -111,17 +131,22 @@ def check_ours(spec: Raw, wanted: Injected, volumes: list[dict[str, Any]]) -> No
             "but the pod is not as podlink injects it",
         )
     for container, ours in zip(found, own, strict=True):
-        _check_same(f"container {ours['name']}", container, ours)
-    carried = {one["name"]: one for one in spec.get("volumes") or () if one["name"] in _OUR_VOLUMES}
+        _check_same(f"container {ours['name']}", container, ours, "container")
+    carried = [one for one in spec.get("volumes") or () if one["name"] in OUR_VOLUMES]
+    by_name = {one["name"]: one for one in carried}
+    if foreign := sorted(by_name.keys() - {volume["name"] for volume in volumes}):
+        raise PodRefused("container_foreign", f"volume {foreign[0]} is not as podlink injects it")
     for volume in volumes:
-        _check_same(f"volume {volume['name']}", carried.get(volume["name"]), volume)
+        _check_same(f"volume {volume['name']}", by_name.get(volume["name"]), volume, "volume")
+    if len(carried) != len(by_name):
+        raise PodRefused("container_foreign", "a volume of podlink's is there twice")
 
 
 def _check_container(where: str, container: Raw, mode: str) -> None:
     security = container.get("securityContext") or {}
     _check_ids(f"{where}.securityContext", security)
     for mount in container.get("volumeMounts") or ():
-        if mount.get("name") in _OUR_VOLUMES:
+        if mount.get("name") in OUR_VOLUMES:
             raise PodRefused("volume_shared", f"{where} mounts the proxy's {mount['name']}")
     if mode != "redirect":
         return
@@ -129,10 +154,21 @@ def _check_container(where: str, container: Raw, mode: str) -> None:
     if security.get("privileged"):
         raise PodRefused("privileged", f"{where} is privileged: it could take the redirection away")
     for capability in added:
-        if str(capability).upper().removeprefix("CAP_") in ("NET_ADMIN", "SYS_ADMIN", "ALL"):
+        if not _CAPABILITY.fullmatch(capability) or _plain(capability) in REWRITING:
             raise PodRefused(
                 "capability", f"{where} adds {capability}: it could take the redirection away"
             )
+
+
+def _plain(capability: str) -> str:
+    """As a runtime reads it: in any case, with or without `CAP_`."""
+    return capability.upper().removeprefix("CAP_")
+
+
+def _is_token(volume: Raw) -> bool:
+    sources = (volume.get("projected") or {}).get("sources") or ()
+    tokens = (one.get("serviceAccountToken") or {} for one in sources)
+    return any(token.get("audience") == contract.TOKEN_AUDIENCE for token in tokens)
 
 
 def _check_ids(where: str, security: Raw) -> None:
@@ -144,8 +180,8 @@ def _check_ids(where: str, security: Raw) -> None:
             raise PodRefused("proxy_id", f"{where}.supplementalGroups has {group}, the proxy's own")
 
 
-def _check_same(what: str, found: Any, own: Any) -> None:
-    if found is None or not _same(found, own):
+def _check_same(what: str, found: Any, own: Any, key: str) -> None:
+    if found is None or not _same(found, own, key):
         raise PodRefused("container_foreign", f"{what} is not as podlink injects it")
 
 
@@ -153,38 +189,24 @@ def _same(found: Any, own: Any, key: str = "") -> bool:
     if isinstance(own, Mapping):
         return (
             isinstance(found, Mapping)
-            and all(name in found and _same(found[name], own[name], name) for name in own)
-            and all(_may_be_added(key, name, found[name]) for name in found if name not in own)
+            and all(
+                name in FREE or (name in found and _same(found[name], own[name], name))
+                for name in own
+            )
+            and all(
+                name in own or value in FILLED_IN.get(key, {}).get(name, ())
+                for name, value in found.items()
+            )
+            and all(_is_free(found.get(name), fields) for name, fields in FREE.items())
         )
     if isinstance(own, list):
-        kept = [one for one in found if not _is_api_token(key, one)] if _is_list(found) else found
         return (
-            _is_list(kept)
-            and len(kept) == len(own)
-            and all(_same(f, o, key) for f, o in zip(kept, own, strict=True))
+            isinstance(found, list)
+            and len(found) == len(own)
+            and all(_same(f, o, key) for f, o in zip(found, own, strict=True))
         )
     return bool(found == own and type(found) is type(own))
 
 
-def _may_be_added(key: str, name: str, value: Any) -> bool:
-    if name == "volumeMounts":
-        return _is_list(value) and all(_is_api_token(name, mount) for mount in value)
-    if key in ("limits", "requests"):  # a LimitRange of the namespace
-        return True
-    return value in _DEFAULTS.get(name, ())
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _is_api_token(key: str, mount: Any) -> bool:
-    """The mount that the ServiceAccount admission plugin gives to every container."""
-    return (
-        key == "volumeMounts"
-        and isinstance(mount, Mapping)
-        and mount.get("mountPath") == API_TOKEN_PATH
-        and mount.get("name") not in _OUR_VOLUMES
-        and mount.get("readOnly") is True
-        and set(mount) <= {"name", "mountPath", "readOnly"}
-    )
+def _is_free(found: Any, fields: Iterable[str]) -> bool:
+    return found is None or (isinstance(found, Mapping) and set(found) <= set(fields))

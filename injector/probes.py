@@ -161,8 +161,8 @@ def _original(handler: _Handler, key: str, known: Mapping[str, Any]) -> Raw:
     """The probe as it was, from the proxy's setting."""
     entry = known.get(key)
     get = handler.raw["httpGet"]
-    exact = {"path": contract.PROBE_PATH + key, "port": contract.HEALTH_PORT}
-    if entry is None or {**get, "scheme": "HTTP"} != {**exact, "scheme": "HTTP"}:
+    exact = {"path": contract.PROBE_PATH + key, "port": contract.HEALTH_PORT, "scheme": "HTTP"}
+    if entry is None or {"scheme": "HTTP", **get} != exact:
         raise _foreign(handler)
     actions = {name: entry[name] for name in _ACTIONS if name in entry}
     rest = {name: value for name, value in handler.raw.items() if name != "httpGet"}

@@ -59,6 +59,7 @@ _CONTAINER: Final = {
     "readinessProbe": _PROBE,
     "lifecycle": {"postStart": _ACTIONS, "preStop": _ACTIONS},
     "targetContainerName": TEXT,
+    "resources": {"requests": {}, "limits": {}},
 }
 POD: Final = {
     "metadata": {
@@ -72,7 +73,12 @@ POD: Final = {
         "containers": [_CONTAINER],
         "initContainers": [_CONTAINER],
         "ephemeralContainers": [_CONTAINER],
-        "volumes": [{_NAMED: TEXT}],
+        "volumes": [
+            {
+                _NAMED: TEXT,
+                "projected": {"sources": [{"serviceAccountToken": {"audience": TEXT}}]},
+            }
+        ],
         "securityContext": _IDS,
         "hostNetwork": BOOL,
         "hostPID": BOOL,

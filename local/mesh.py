@@ -1,6 +1,7 @@
 """podlink itself on a local cluster: the same objects as in a cluster, from `control_plane.yaml`."""
 
 import base64
+import json
 import secrets
 import time
 from pathlib import Path
@@ -50,6 +51,10 @@ def _control_plane(single_uid: bool) -> str:
                 (container,) = one["spec"]["template"]["spec"]["containers"]
                 (exempt,) = (e for e in container["env"] if e["name"] == "PODLINK_EXEMPT_BY")
                 exempt["value"] = "mark"
+            for variable in (one.get("spec") or {}).get("variables") or ():
+                if variable["name"] == "told":  # and so the guard lets in what the injector makes
+                    told = json.loads(variable["expression"]) | {"PODLINK_EXEMPT_BY": "mark"}
+                    variable["expression"] = json.dumps(told)
     return yaml.safe_dump_all(objects)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from injector.cel import document as guard_document
 from scripts.helm import CHART, ROOT, Helm, Rendered, render
 
 Object = dict[str, Any]
@@ -81,6 +82,7 @@ def text(helm_said: list[Object], head: str) -> str:
 
 
 def main() -> None:
+    (CHART / "files/guard.yaml").write_text(guard_document())
     helm = Helm()
     for name, (head, values) in FILES.items():
         path = ROOT / name

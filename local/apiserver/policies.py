@@ -1,13 +1,16 @@
 """ValidatingAdmissionPolicies, their CEL evaluated for real, as the API server does (Kubernetes
 "Validating Admission Policy"). Pure but for the log.
 
-The expressions run in Google's own CEL. Not here: parameters, authorizer checks, and the type checking
-against schemas that a real API server does when a policy is made. Where the CEL package is not to be
-had (its wheels are for x86-64 Linux), a policy that would apply is an error: it must not seem to guard.
+The expressions run in Google's own CEL, with those functions of Kubernetes' library that the chart uses
+(Kubernetes "CEL in Kubernetes": strings, and `sum` of lists). Not here: parameters, authorizer checks,
+and the type checking against schemas that a real API server does when a policy is made. Where the CEL
+package is not to be had (its wheels are for x86-64 Linux), a policy that would apply is an error: it
+must not seem to guard.
 """
 
 import functools
 import importlib.util
+import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -93,7 +96,37 @@ def _compiled(expression: str) -> Any:
 @functools.cache
 def _environment() -> Any:
     cel = _cel()
-    return cel.NewEnv(variables=dict.fromkeys(_NAMES, cel.Type.DYN))
+    kinds = cel.Type
+    texts, of = kinds.List(kinds.STRING), cel.Overload
+    named = [
+        ("split", texts, (kinds.STRING, kinds.STRING), str.split),
+        ("join", kinds.STRING, (texts, kinds.STRING), lambda items, by: by.join(items)),
+        ("trim", kinds.STRING, (kinds.STRING,), str.strip),
+        ("indexOf", kinds.INT, (kinds.STRING, kinds.STRING), str.find),
+        ("substring", kinds.STRING, (kinds.STRING, kinds.INT, kinds.INT), _substring),
+        ("lowerAscii", kinds.STRING, (kinds.STRING,), lambda text: text.translate(_LOWER)),
+        ("upperAscii", kinds.STRING, (kinds.STRING,), lambda text: text.translate(_UPPER)),
+        ("replace", kinds.STRING, (kinds.STRING,) * 3, str.replace),
+        ("sum", kinds.INT, (kinds.List(kinds.INT),), sum),
+    ]
+    functions = [
+        cel.FunctionDecl(
+            name,
+            [of(f"podlink_{name}", returns, list(takes), is_member=True, impl=impl)],
+        )
+        for name, returns, takes, impl in named
+    ]
+    return cel.NewEnv(variables=dict.fromkeys(_NAMES, kinds.DYN), functions=functions)
+
+
+_LOWER = {ord(letter): ord(letter.lower()) for letter in string.ascii_uppercase}
+_UPPER = {ord(letter): ord(letter.upper()) for letter in string.ascii_lowercase}
+
+
+def _substring(text: str, start: int, end: int) -> str:
+    if not 0 <= start <= end <= len(text):
+        raise ValueError(f"no characters from {start} to {end}")
+    return text[start:end]
 
 
 def _error_type() -> Any:

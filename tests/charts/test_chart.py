@@ -12,7 +12,7 @@ import pytest
 import yaml
 from kubernetes_validate import utils as schemas
 
-from injector.annotations import _CHECKS, _NO_DEFAULTS, PodSettings
+from injector.annotations import _NO_DEFAULTS, KINDS, PodSettings
 from injector.container import MeshSettings, sidecar_containers, sidecar_volumes
 from scripts.helm import CHART, ROOT, HelmRefused
 from scripts.render import FILES, plain, text
@@ -249,7 +249,7 @@ def test_every_value_has_a_place_in_the_schema_and_the_schema_none_beside() -> N
 
     compare(values, schema, "")
     defaults = schema["properties"]["proxyDefaults"]["properties"]
-    assert set(defaults) == set(_CHECKS) - _NO_DEFAULTS
+    assert set(defaults) == set(KINDS) - _NO_DEFAULTS
 
 
 def test_the_crd_is_kept_upgraded_and_refuses_what_the_reader_refuses(rendered: Render) -> None:

@@ -18,7 +18,8 @@ MESH = MeshSettings(
     image="podlink/podlink:0.1.0", trust_domain="cluster.local",
     ca_address="podlink-ca.podlink-system.svc:24110",
     registry_address="podlink-registry.podlink-system.svc:24111",
-    otlp_endpoint="", cluster_cidrs="10.0.0.0/8", exempt_by="uid",
+    otlp_endpoint="podlink-traces.podlink-system.svc:4317",
+    cluster_cidrs="10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7", exempt_by="uid",
 )  # fmt: skip
 APP = {"name": "web", "image": "web:1"}
 Judge = Callable[..., str]
@@ -142,11 +143,18 @@ def volume(name: str, **source: Any) -> Object:
     return made
 
 
-def told(name: str, value: str) -> Object:
+def told(name: str, value: str, where: str = "podlink-proxy") -> Object:
     made = meshed()
-    for one in container(made, "podlink-proxy")["env"]:
+    for one in container(made, where)["env"]:
         if one["name"] == name:
             one["value"] = value
+    return made
+
+
+def noted(**annotations: str) -> Object:
+    made = meshed()
+    named = {f"config.podlink.dev/{k.replace('_', '-')}": v for k, v in annotations.items()}
+    made["metadata"]["annotations"] |= named
     return made
 
 
@@ -231,6 +239,41 @@ OTHERS = [
     ("NET_ADMIN", app(capabilities={"add": ["SYS_ADMIN"]})),
     ("NET_ADMIN", app(capabilities={"add": ["ALL"]})),
     ("NET_ADMIN", app(privileged=True)),
+    ("NET_ADMIN", app(capabilities={"add": ["net_admin"]})),
+    ("NET_ADMIN", app(capabilities={"add": ["Cap_Net_Admin"]})),
+    ("NET_ADMIN", app(capabilities={"add": ["NET_ADM\u0131N"]})),
+    (
+        "not as podlink makes it",
+        specced(
+            initContainers=[
+                {
+                    "name": "first",
+                    "image": "x",
+                    "securityContext": {"capabilities": {"add": ["NET_RAW"]}},
+                },
+                *meshed()["spec"]["initContainers"],
+            ]
+        ),
+    ),
+    ("not as podlink makes it", told("PODLINK_OTLP_ENDPOINT", "sink.evil.svc:4317")),
+    ("not as podlink makes it", told("PODLINK_CLUSTER_CIDRS", "192.0.2.0/24")),
+    ("not as podlink makes it", told("PODLINK_PLAINTEXT", "allow")),
+    ("not as podlink makes it", told("PODLINK_SKIP_SUBNETS", "10.0.0.0/8", "podlink-capture")),
+    ("not as podlink makes it", told("PODLINK_SKIP_OUTBOUND_PORTS", "80", "podlink-capture")),
+    (
+        "is another",
+        volume(
+            "mine",
+            projected={
+                "sources": [
+                    {"configMap": {"name": "x"}},
+                    {"serviceAccountToken": {"audience": "podlink-ca", "path": "token"}},
+                ]
+            },
+        ),
+    ),
+    ("annotation", noted(skip_subnets="0.0.0.0/1")),
+    ("annotation", noted(nonsense="1")),
     ("process namespace", specced(hostPID=True)),
     ("process namespace", specced(shareProcessNamespace=True)),
 ]
@@ -238,6 +281,8 @@ OTHERS = [
 
 @pytest.mark.attack_row(35)
 @pytest.mark.attack_row(36)
+@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(62)
 @pytest.mark.parametrize(("said", "raw"), OTHERS)
 def test_what_would_get_round_the_mesh_is_refused(judge: Judge, said: str, raw: Object) -> None:
     assert said in judge(copy.deepcopy(raw))
@@ -297,9 +342,13 @@ def test_a_collectors_secret_is_let_in_where_the_operator_named_it(judge: Judge)
     assert any(v["name"] == "podlink-otlp" for v in made["spec"]["volumes"])
     named = {"otlp": {"secret": {"name": "collector", "keys": ["ca.crt", "headers"]}}}
     assert judge(made, **named) == ""
-    assert "is another" in judge(made), "no operator named one"
+    assert "not as podlink makes it" in judge(made), "no operator named one"
     evil = meshed(otlp_secret="evil", otlp_secret_keys=("ca.crt",))
-    assert "is another" in judge(evil, **named)
+    assert "not as podlink makes it" in judge(evil, **named)
+    for one in made["spec"]["volumes"]:
+        if one["name"] == "podlink-otlp":
+            one["secret"]["secretName"] = "evil"
+    assert "is another" in judge(made, **named)
 
 
 def test_an_expression_that_fails_refuses(judge: Judge) -> None:

@@ -13,6 +13,7 @@ from kit.contract import (
     OWN_PORTS,
     STATUS_ANNOTATION,
 )
+from tests.injector.pods import annotated, container, injected
 
 PORTS = (
     "*", "0", "65536", "-1", "1-", "-5", "5-4", "1-65535", "1000-9000", "1-3000,4001-6000",
@@ -93,12 +94,12 @@ def test_an_unknown_annotation_is_refused_on_pod_and_namespace(key: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "canonical"),
+    ("key", "value", "written"),
     [
-        ("skip-inbound-ports", " 5432 , 9000-9010,7-7 ", "5432,9000-9010,7"),
+        ("skip-inbound-ports", " 5432 , 9000-9010,7-7 ", "5432,9000-9010,7-7"),
         ("skip-outbound-ports", "25", "25"),
         ("skip-outbound-ports", "", ""),
-        ("skip-subnets", "192.0.2.0/24, 2001:DB8::/32", "192.0.2.0/24,2001:db8::/32"),
+        ("skip-subnets", "192.0.2.0/24, 2001:DB8::/32", "192.0.2.0/24,2001:DB8::/32"),
         ("upstreams", "5432=db.prod:5432, 6379=redis-0.redis.prod:6379",
          "5432=db.prod:5432,6379=redis-0.redis.prod:6379"),
         ("mode", "localhost", "localhost"),
@@ -106,13 +107,13 @@ def test_an_unknown_annotation_is_refused_on_pod_and_namespace(key: str) -> None
         ("external", "deny", "deny"),
         ("http-ports", "80,8080", "80,8080"),
         ("expose-loopback-ports", " 9090 ", "9090"),
-        ("proxy-cpu-request", "0.25", "250m"),
-        ("proxy-cpu-request", "2000m", "2"),
+        ("proxy-cpu-request", " 0.25 ", "0.25"),
+        ("proxy-cpu-request", "2000m", "2000m"),
         ("proxy-cpu-limit", "100m", "100m"),
         ("proxy-memory-request", "64Mi", "64Mi"),
         ("proxy-memory-limit", "1Gi", "1Gi"),
-        ("proxy-memory-limit", "1024Mi", "1Gi"),
-        ("proxy-memory-limit", "100000000", "100M"),
+        ("proxy-memory-limit", "1024Mi", "1024Mi"),
+        ("proxy-memory-limit", "100000000", "100000000"),
         ("proxy-memory-limit", "1536Mi", "1536Mi"),
         ("proxy-log-level", "debug", "debug"),
         ("workers", "2", "2"),
@@ -120,8 +121,10 @@ def test_an_unknown_annotation_is_refused_on_pod_and_namespace(key: str) -> None
         ("source-address", "pod", "pod"),
     ],
 )  # fmt: skip
-def test_a_good_value_is_read_in_canonical_form(key: str, value: str, canonical: str) -> None:
-    assert getattr(read(key, value), key.replace("-", "_")) == canonical
+def test_a_good_value_is_read_as_it_was_written_but_for_spaces(
+    key: str, value: str, written: str
+) -> None:
+    assert getattr(read(key, value), key.replace("-", "_")) == written
 
 
 def test_the_pods_own_annotation_wins_over_its_namespaces() -> None:
@@ -167,3 +170,20 @@ def test_whatever_is_written_skips_none_of_our_ports_and_never_everything(value:
     covered = {p for low, _, high in ranges for p in range(int(low), int(high or low) + 1)}
     assert not covered & OWN_PORTS
     assert len(covered) <= 4096
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory", "resources"),
+    [
+        ("0.25", "64Mi", {"cpu": "250m", "memory": "64Mi"}),
+        ("2000m", "1024Mi", {"cpu": "2", "memory": "1Gi"}),
+        ("1.5", "100000000", {"cpu": "1500m", "memory": "100M"}),
+        ("100m", "1536Mi", {"cpu": "100m", "memory": "1536Mi"}),
+    ],
+)
+def test_an_amount_stands_in_the_pod_as_the_api_server_spells_it(
+    cpu: str, memory: str, resources: dict[str, str]
+) -> None:
+    made = injected(annotated(proxy_cpu_request=cpu, proxy_memory_request=memory,
+                              proxy_memory_limit="2G"))  # fmt: skip
+    assert container(made, "podlink-proxy")["resources"]["requests"] == resources

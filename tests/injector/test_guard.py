@@ -184,17 +184,11 @@ def test_an_injected_pod_whose_annotation_no_longer_fits_is_refused() -> None:
 
 def test_what_the_api_server_fills_in_between_two_calls_is_no_change() -> None:
     raw = injected(pod())
-    token = {
-        "name": "kube-api-access-x7k2p",
-        "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
-        "readOnly": True,
-    }
     for name in ("podlink-capture", "podlink-proxy"):
         one = container(raw, name)
         one["imagePullPolicy"] = "IfNotPresent"
         one["terminationMessagePath"] = "/dev/termination-log"
         one["terminationMessagePolicy"] = "File"
-        one.setdefault("volumeMounts", []).append(dict(token))
         one["resources"]["limits"]["cpu"] = "1"
     proxy = container(raw, "podlink-proxy")
     proxy["startupProbe"] |= {"timeoutSeconds": 1, "successThreshold": 1}
@@ -205,6 +199,51 @@ def test_what_the_api_server_fills_in_between_two_calls_is_no_change() -> None:
     raw["spec"]["volumes"][0]["projected"]["defaultMode"] = 420
     raw["spec"]["volumes"][1]["configMap"]["defaultMode"] = 420
     assert changed(raw).patch == []
+
+
+@pytest.mark.attack_row(62)
+@pytest.mark.parametrize(
+    ("place", "field", "value"),
+    [
+        ("podlink-proxy", "terminationMessagePolicy", "FallbackToLogsOnError"),
+        ("podlink-proxy", "imagePullPolicy", "Never"),
+        ("podlink-capture", "timeoutSeconds", 1),
+        ("podlink-proxy", "resources", {"claims": [{"name": "gpu"}]}),
+    ],
+)
+def test_only_what_the_api_server_fills_in_there_may_be_there(
+    place: str, field: str, value: object
+) -> None:
+    raw = injected(pod())
+    container(raw, place)[field] = value
+    with pytest.raises(PodRefused, match="container_foreign"):
+        changed(raw)
+
+
+def test_amounts_are_the_pods_own() -> None:
+    """A LimitRange and a VerticalPodAutoscaler set them at admission, in whatever order webhooks run."""
+    raw = injected(pod())
+    container(raw, "podlink-proxy")["resources"] = {"requests": {"cpu": "1", "memory": "1Gi"}}
+    assert changed(raw).patch == []
+
+
+@pytest.mark.attack_row(60)
+def test_a_token_for_the_ca_in_another_volume_is_refused() -> None:
+    source = {"serviceAccountToken": {"audience": "podlink-ca", "path": "token"}}
+    for sources in ([source], [{"configMap": {"name": "x"}}, source]):
+        raw = pod(volumes=[{"name": "mine", "projected": {"sources": sources}}])
+        with pytest.raises(PodRefused, match="token_foreign"):
+            changed(raw)
+    other = {"serviceAccountToken": {"audience": "vault", "path": "token"}}
+    injected(pod(volumes=[{"name": "mine", "projected": {"sources": [other]}}]))
+
+
+@pytest.mark.attack_row(36)
+@pytest.mark.parametrize("name", ["net_admin", "Cap_Sys_Admin", "all", "NET_ADM\u0131N", "CAP_ALL"])
+def test_a_capability_is_refused_however_it_is_spelt(name: str) -> None:
+    security = {"capabilities": {"add": [name]}}
+    with pytest.raises(PodRefused, match="capability"):
+        changed(pod(containers=[{"name": "web", "image": "w", "securityContext": security}]))
 
 
 def test_every_reason_for_a_refusal_is_explained() -> None:

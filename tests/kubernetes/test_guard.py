@@ -1,6 +1,7 @@
 """The guard's policies and the LinkPolicy kind, enforced by a real API server: no CEL of ours."""
 
 import copy
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from tests.charts.conftest import Render
 from tests.charts.test_chart import find
 from tests.charts.test_guard import OTHERS, labelled, meshed
+from tests.charts.test_guard_differential import bases, changed, differs, mesh_of, well_typed
 from tests.injector.pods import annotated, container, pod
 from tests.kubernetes.objects import Objects, until
 from tests.kubernetes.real_api import Answer, Object, RealApi
@@ -150,6 +152,35 @@ def test_what_would_get_round_the_mesh_is_refused(guarded: Objects, said: str, r
         assert "probe" in answer.said.lower() and said == "has no sidecar"
     else:
         assert "podlink-guard" in answer.said and said in answer.said
+
+
+@pytest.mark.attack_row(62)
+@pytest.mark.timeout(300)
+def test_of_a_changed_pod_the_guard_says_what_the_injector_would(
+    guarded: Objects, rendered: Render
+) -> None:
+    """What tests/charts/test_guard_differential.py has Google's CEL judge, by the API server's."""
+    mesh = mesh_of(rendered(None, minor=36).objects)
+    seed = random.randrange(2**32)
+    dice = random.Random(seed)
+    made = [raw for raw, where in bases(mesh) if not where["metadata"].get("annotations")]
+    near = {"metadata": {"name": IN, "labels": {"podlink.dev/inject": "enabled"}}}
+    for raw in made:
+        answer = put(guarded, raw)
+        assert answer.status == 201, answer
+    judged = {True: 0, False: 0}
+    for number in range(300):
+        raw = changed(dice.choice(made), dice)
+        if not well_typed(raw):
+            continue
+        answer = put(guarded, raw)
+        if answer.status not in (201, 403):
+            continue  # the API server itself will not have it
+        why = differs(raw, near, mesh)
+        said = f"seed {seed}, change {number}: injector {why!r}, guard {answer.said!r}"
+        assert (answer.status == 403) == bool(why), f"{said}: {raw}"
+        judged[not why] += 1
+    assert judged[False] > 20, judged
 
 
 def without_nulls(value: Any) -> Any:

@@ -44,10 +44,39 @@ podlink-{{ .part }}.{{ .root.Release.Namespace }}.svc:{{ .port }}
 {{- end }}
 {{- end }}
 
-{{- define "podlink.guardTold" -}}
-{{- dict "PODLINK_CA_ADDRESS" (include "podlink.address" (dict "root" . "part" "ca" "port" 24110))
+{{/* What the injector is told of the mesh and puts into every sidecar: its Deployment and the guard have
+it from here, so that the one lets in what the other makes. */}}
+{{- define "podlink.told" -}}
+{{- $told := dict "PODLINK_TRUST_DOMAIN" .Values.trustDomain
+"PODLINK_CA_ADDRESS" (include "podlink.address" (dict "root" . "part" "ca" "port" 24110))
 "PODLINK_REGISTRY_ADDRESS" (include "podlink.address" (dict "root" . "part" "registry" "port" 24111))
-"PODLINK_TRUST_DOMAIN" .Values.trustDomain | toJson }}
+"PODLINK_OTLP_ENDPOINT" (include "podlink.otlp" .)
+"PODLINK_CLUSTER_CIDRS" (join "," .Values.clusterCidrs)
+"PODLINK_EXEMPT_BY" "uid" -}}
+{{- range $name, $value := .Values.otlp.env }}{{ $_ := set $told $name (toString $value) }}{{ end -}}
+{{- with .Values.otlp.secret.name -}}
+{{- $_ := set $told "PODLINK_OTLP_SECRET" . -}}
+{{- $_ := set $told "PODLINK_OTLP_SECRET_KEYS" (join "," $.Values.otlp.secret.keys) -}}
+{{- end -}}
+{{- toJson $told -}}
+{{- end }}
+
+{{- define "podlink.guardTold" -}}
+{{- $told := include "podlink.told" . | fromJson -}}
+{{- range .Values.injector.extraEnv -}}
+{{- if or (hasKey $told .name) (hasPrefix "OTEL_" .name) (hasPrefix "PODLINK_" .name) -}}
+{{- if .valueFrom }}{{ fail (printf "injector.extraEnv: %s must be a plain value, or the guard cannot know it" .name) }}{{ end -}}
+{{- $_ := set $told .name (toString .value) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $told -}}
+{{- end }}
+
+{{/* Of annotations, as the injector is told: all values are texts. */}}
+{{- define "podlink.guardDefaults" -}}
+{{- $defaults := dict -}}
+{{- range $name, $value := .Values.proxyDefaults }}{{ $_ := set $defaults $name (toString $value) }}{{ end -}}
+{{- toJson $defaults -}}
 {{- end }}
 
 {{- define "podlink.failurePolicy" -}}
