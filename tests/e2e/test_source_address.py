@@ -19,7 +19,11 @@ def pods(mesh: Mesh) -> Iterator[None]:
         pod("who-pod", serving("whoami", 7001), config={"source-address": "pod"}),
         pod("who-busy", serving("whoami", 7001), config={"workers": "2"}),
         pod("who-probed", container(_words("whoami", 7001), readinessProbe=_PROBED)),
-        pod("who-loopback", serving("whoami", 7001, "127.0.0.1")),
+        pod(
+            "who-loopback",
+            serving("whoami", 7001, "127.0.0.1"),
+            config={"expose-loopback-ports": "7001"},
+        ),
         pod("who-calls"),
     ]
     mesh.apply(*made)

@@ -39,7 +39,6 @@ from sidecar.errors import (
     PeerLost,
     SidecarError,
 )
-from sidecar.source_address import Source
 from sidecar.wire.frames import ACCEPT, REFUSE, RESET
 from sidecar.wire.opening import (
     BAD_PORT,
@@ -162,15 +161,14 @@ class InboundLink:
         return self._plane.tunnel_only or port == self.record.original_port
 
     def _connect_app(self, permit: Permit) -> None:
-        """To the address that was dialled, then to others where it may listen alone. Of the peer's
-        addresses one is known and checked, so at the others the app sees our own."""
+        """To the address that was dialled, then to others where it may listen alone."""
         self.phase = advance(self.phase, Phase.CONNECTING)
         self._places = self._plane.app_ips(self._keeper.to[0], permit.port)
-        self._try_app(self._places.pop(0), source_of_tunnel(self._plane, self.tunnel))
+        self._try_app(self._places.pop(0))
 
-    def _try_app(self, ip: str, source: Source | None = None) -> None:
+    def _try_app(self, ip: str) -> None:
         assert self._permit is not None
-        port = self._permit.port
+        port, source = self._permit.port, source_of_tunnel(self._plane, self.tunnel, ip)
         self._await(Connect(self._plane, ip, port, APP_TIMEOUT_S, self._app_answered, source))
 
     def _app_answered(self, sock: socket.socket | None, error: SidecarError | None) -> None:
