@@ -12,7 +12,8 @@ def source_of_tunnel(plane: Plane, tunnel: Tunnel, to: str) -> Source | None:
 
     The address must stand in the peer's leaf. Where leaves name no pods (a SPIFFE agent's), the
     registry must say that a pod of the peer's identity has it.
-    At loopback only loopback can call. An app of the other IP version sees the peer's address of that version, if its leaf names one.
+    At loopback only loopback can call. An app of the other IP version sees the peer's address of that
+    version, if its leaf names one.
     Only the first link of a tunnel shows the tunnel's port: the next one is another connection.
     """
     if not (sources := plane.sources).wanted or to == loopback_of(to):
