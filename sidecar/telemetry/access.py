@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import queue
+import select
 import threading
 import time
 from collections import deque
@@ -121,6 +122,7 @@ class AccessLog:
         except TimeoutError:
             _log.warning("nobody reads the access log", extra={"lines": len(self._waiting)})
         if self._pen is not None:
+            self._count(self._pen)
             self._pen.close()
             self._pen = None
 
@@ -135,20 +137,30 @@ class AccessLog:
         if self._pen is None:
             self._pen = _Pen(self._fd, asyncio.get_running_loop())
         await self._pen.free.wait()
-        lines = self._make()
+        self._count(self._pen)
+        if self._pen.gone:
+            self.dropped += len(self._waiting)
+            self._waiting.clear()
+            return False
+        lines, links = self._make()
         if lines:
-            self._pen.write(lines)
+            self._pen.write(lines, links)
         return bool(lines)
 
-    def _make(self) -> bytes:
-        lines = []
+    def _count(self, pen: "_Pen") -> None:
+        """What became of the last slice."""
+        self.written, pen.written = self.written + pen.written, 0
+        self.dropped, pen.lost = self.dropped + pen.lost, 0
+
+    def _make(self) -> tuple[bytes, int]:
+        """A slice of lines, and how many of them are of links."""
+        lines, before = [], len(self._waiting)
         if self.dropped != self._told:
             lines.append(self._lines.dropped(self.dropped - self._told, unix_ns()))
             self._told = self.dropped
         while self._waiting and len(lines) < _SLICE:
             lines.append(self._lines.line(self._waiting.popleft()))
-            self.written += 1
-        return "".join(lines).encode("utf-8", "replace")
+        return "".join(lines).encode("utf-8", "replace"), before - len(self._waiting)
 
 
 class _Pen:
@@ -157,28 +169,49 @@ class _Pen:
 
     def __init__(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
         self._fd, self._loop = fd, loop
-        self._slices: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._slices: queue.SimpleQueue[tuple[bytes, int] | None] = queue.SimpleQueue()
         self.free = asyncio.Event()
         self.free.set()
+        self.written = self.lost = 0
+        """Links of the last slice. The thread's while `free` is not set, else the loop's."""
+        self.gone = False
+        """Standard output takes nothing any more."""
         threading.Thread(target=self._run, name="access-log", daemon=True).start()
 
-    def write(self, lines: bytes) -> None:
+    def write(self, lines: bytes, links: int) -> None:
+        """`links` is how many of the lines, the last ones, tell of links."""
         self.free.clear()
-        self._slices.put(lines)
+        self._slices.put((lines, links))
 
     def close(self) -> None:
         self._slices.put(None)
 
     def _run(self) -> None:
-        while (lines := self._slices.get()) is not None:
-            view, sent = memoryview(lines), 0
-            with contextlib.suppress(
-                OSError
-            ):  # standard output is gone; the spans tell of the links
-                while sent < len(lines):
-                    sent += os.write(self._fd, view[sent:])
+        while (given := self._slices.get()) is not None:
+            lines, links = given
+            sent = self._put(lines)
+            self.lost = min(links, lines.count(b"\n", sent))
+            self.written = links - self.lost
+            self.gone = sent < len(lines)
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self.free.set)
+
+    def _put(self, lines: bytes) -> int:
+        """How many bytes have left: all, unless standard output is gone (the spans tell of the links).
+
+        It may be non-blocking, since whoever shares it may have made it so: then its room is waited for.
+        """
+        view, sent = memoryview(lines), 0
+        room = select.poll()
+        room.register(self._fd, select.POLLOUT)
+        while sent < len(lines):
+            try:
+                sent += os.write(self._fd, view[sent:])
+            except BlockingIOError:
+                room.poll()
+            except OSError:
+                break
+        return sent
 
 
 def _is_notable(record: LinkRecord) -> bool:

@@ -1,6 +1,7 @@
 """The access log: what a line says, what nobody can make it say, and what a full pipe costs."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from sidecar.report import LinkRecord
 from sidecar.telemetry.access import KEYS, AccessLines, AccessLog
+from tests.patience import PATIENCE_S
 from tests.sidecar.telemetry.records import API, DB, denied, outbound
 
 F_SETPIPE_SZ = 1031
@@ -164,4 +166,28 @@ async def test_a_standard_output_that_is_gone_is_no_error() -> None:
     log.report(outbound())
     await log.close()
     os.close(write)
-    assert log.written == 1
+    assert (log.written, log.dropped) == (0, 1)
+
+
+async def test_on_a_non_blocking_pipe_every_line_arrives_and_is_counted_once() -> None:
+    """Whoever shares standard output with us may have made it non-blocking (open(2), O_NONBLOCK)."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, F_SETPIPE_SZ, 4096)
+    os.set_blocking(write, False)
+    os.set_blocking(read, False)
+    log = AccessLog(ignore, "all", fd=write)
+    log.start()
+    count = 400
+    for _ in range(count):
+        log.report(outbound())
+    got = b""
+    async with asyncio.timeout(PATIENCE_S):
+        while got.count(b"\n") < count:
+            await asyncio.sleep(0.001)
+            with contextlib.suppress(BlockingIOError):
+                got += os.read(read, 1024)  # a part of what a slice has
+    await log.close()
+    assert [json.loads(line)["message"] for line in got.splitlines()] == ["link ended"] * count
+    assert (log.written, log.dropped) == (count, 0)
+    os.close(read)
+    os.close(write)
