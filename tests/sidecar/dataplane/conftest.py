@@ -5,6 +5,7 @@ client connects to `near`'s upstream port. Redirection is not part of this: test
 """
 
 import asyncio
+import datetime as dt
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -77,11 +78,18 @@ def forge() -> Forge:
     return Forge()
 
 
-def trust_from(forge: Forge, identity: WorkloadIdentity, ip: str, bundle_pem: bytes = b"") -> Trust:
+def trust_from(
+    forge: Forge,
+    identity: WorkloadIdentity,
+    ip: str,
+    bundle_pem: bytes = b"",
+    lifetime_s: float = 3600.0,
+) -> Trust:
     """A leaf that `forge` signs; believed are its root, or those of the bundle."""
-    key_pem, chain_pem = forge.leaf(str(identity), ips=[ip])
+    ends = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=lifetime_s)
+    key_pem, chain_pem = forge.leaf(str(identity), ips=[ip], not_after=ends)
     material = TlsMaterial(key_pem, chain_pem, bundle_pem or forge.root_pem)
-    return trust_of(material, str(identity), monotonic() + 3600)
+    return trust_of(material, str(identity), monotonic() + lifetime_s)
 
 
 @pytest.fixture

@@ -5,15 +5,19 @@ Each row breaks one method, for one call, while another link is open and more ar
 
 import asyncio
 import contextlib
+import socket
 from typing import Any
 
 import pytest
 
+from sidecar import sockets
 from sidecar.dataplane.links.arrival import Arrival
 from sidecar.dataplane.links.inbound import InboundLink
 from sidecar.dataplane.links.outbound import OutboundLink
 from sidecar.dataplane.links.phases import TRANSITIONS, Phase, advance
 from sidecar.dataplane.links.splice import RawSplice, TunnelSplice, _Half
+from sidecar.dataplane.loop.listener import Listener
+from sidecar.dataplane.loop.poller import poller_of
 from sidecar.dataplane.sweep import Sweep
 from sidecar.dataplane.tunnels.acquire import Acquire
 from sidecar.dataplane.tunnels.dial import Dial
@@ -140,6 +144,29 @@ async def test_what_a_callback_raises_ends_its_link_and_no_other(
     assert pair.arrivals.strangers == 0
     reasons = {r.reason for side in (pair.near, pair.far) for r in side.records}
     assert reasons & {"bug", "peer_lost", "handshake_failed"}, reasons
+
+
+async def test_a_listener_goes_on_when_one_connection_has_failed() -> None:
+    poller = poller_of(asyncio.get_running_loop())
+    taken: list[socket.socket] = []
+
+    def accepted(sock: socket.socket, ip: str, port: int) -> None:
+        if not taken:
+            taken.append(sock)
+            raise Oops
+        taken.append(sock)
+
+    sock = sockets.listen("127.0.0.1", 0)
+    listener = Listener(poller, sock, accepted)
+    clients = [socket.create_connection(sock.getsockname()) for _ in range(3)]
+    async with asyncio.timeout(PATIENCE_S):
+        while len(taken) < 3:
+            await asyncio.sleep(0.01)
+    with pytest.raises(ConnectionResetError):
+        clients[0].recv(1)
+    listener.close()
+    for each in (*clients, *taken):
+        each.close()
 
 
 @pytest.mark.parametrize("kind", [_Half, RawSplice])

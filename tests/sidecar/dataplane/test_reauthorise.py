@@ -15,8 +15,16 @@ from sidecar.config import SidecarConfig
 from sidecar.dataplane.links.outbound import OutboundLink
 from sidecar.dataplane.revocation import reauthorise
 from sidecar.report import LinkRecord
+from tests.certs.forge import Forge
 from tests.patience import PATIENCE_S
-from tests.sidecar.dataplane.conftest import FakeDirectory, StartPair
+from tests.sidecar.dataplane.conftest import (
+    API,
+    WEB,
+    FakeDirectory,
+    StartPair,
+    connected,
+    trust_from,
+)
 from tests.sidecar.dataplane.test_banned import echo, is_cut, say
 from tests.sidecar.test_config import GOOD
 
@@ -145,3 +153,44 @@ async def test_the_sidecar_judges_again_as_soon_as_the_registry_says_otherwise()
     near.close()
     world.close()
     carrier.close()
+
+
+async def test_an_open_plaintext_link_is_judged_again_too(
+    start_pair: StartPair, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = await serve(echo)
+    pair = start_pair(port)
+    pair.far.plane.policy = PolicySet(allow_plaintext=True)
+    monkeypatch.setattr(
+        "sidecar.dataplane.links.arrival.original_dst", lambda _: ("127.0.0.1", port)
+    )
+    reader, writer = await connected(("127.0.0.1", pair.inbound_port), b"hello")
+    assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
+    assert [link.record.security for link in pair.far.plane.live] == ["plaintext"]
+
+    assert reauthorise(pair.far.plane) == 0, "it is still allowed"
+    pair.far.plane.policy = PolicySet(allow_plaintext=False)
+    assert reauthorise(pair.far.plane) == 1
+    assert await is_cut(reader)
+    writer.close()
+    record = await pair.far.record()
+    assert (record.verdict, record.close, record.reason) == ("denied", "policy", "plaintext_denied")
+    assert not pair.far.plane.live and not pair.far.plane.plaintext
+
+
+@pytest.mark.parametrize("sooner", ["own", "peer"])
+async def test_a_tunnel_ends_with_whichever_leaf_ends_first(
+    sooner: str, start_pair: StartPair, serve: Any, forge: Forge
+) -> None:
+    pair = start_pair(await serve(echo))
+    own_s, peer_s = (100.0, 3600.0) if sooner == "own" else (3600.0, 100.0)
+    far = trust_from(forge, API, "127.0.0.1", lifetime_s=peer_s)
+    pair.far.plane.trust = far
+    near = pair.near.plane
+    near.trust = trust_from(forge, WEB, "127.0.0.1", lifetime_s=own_s)
+    reader, writer = await pair.client()
+    assert await say(reader, writer, b"open") == b"open"
+    (link,) = near.live
+    assert link.tunnel_expires_at is not None
+    assert 90 < link.tunnel_expires_at - near.now() <= 101
+    writer.close()
