@@ -8,6 +8,7 @@ ordinary user, who could change none of the host's, keeps the machine's namespac
 import ctypes
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,19 +41,28 @@ def private_host() -> Iterator[None]:
         os.chdir(here)  # a change of the mount namespace goes to its root
 
 
-def seen() -> tuple[str, str, list[str]]:
-    """What of the host a cluster could change: links, rules, and mounts."""
+def seen() -> Counter[str]:
+    """What of the host a cluster could add to: links, tables of rules, and mounts.
+
+    Things may go while a test runs, and none of the test's doing: a mount point that the machine removes
+    goes in every mount namespace. So what counts is what has come, `seen() - before`.
+    """
     if os.geteuid() != 0:
-        return "", "", []
+        return Counter()
     links = subprocess.run(
         [_tool("ip"), "-o", "link"], capture_output=True, text=True, check=True
     ).stdout
-    names = " ".join(sorted(line.split()[1] for line in links.splitlines()))
     rules = subprocess.run(
         [_tool("nft"), "list", "tables"], capture_output=True, text=True, check=True
     ).stdout
     mounts = Path("/proc/thread-self/mounts").read_text().splitlines()
-    return names, rules, sorted(line.split()[1] for line in mounts)
+    return Counter(
+        [
+            *(f"link {line.split()[1]}" for line in links.splitlines()),
+            *(f"rules: {line}" for line in rules.splitlines()),
+            *(f"mount at {line.split()[1]}" for line in mounts),
+        ]
+    )
 
 
 def _tool(name: str) -> str:

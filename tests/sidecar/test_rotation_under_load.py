@@ -12,6 +12,7 @@ from kit.tasks import spawn, stop
 from tests.certs.client.test_ca import until
 from tests.certs.running_ca import RunningCa, running_ca
 from tests.certs.server.test_rotate import answered, give, phase, status
+from tests.patience import PATIENCE_S, slowness
 from tests.sidecar.mesh_of_two import Load, Two, two_sidecars
 
 PER_SECOND = 200
@@ -22,7 +23,7 @@ async def rotate(ca: RunningCa, number: int, *, wait_for_clocks: bool) -> None:
     which there is only one here: the short form does not sit it out."""
     old = ca.authority.bundle.roots
     await answered(ca.fake, give(ca.fake, "start", 10 * number, automatic=True))
-    await until(lambda: phase(ca) is Phase.SIGNING, 30)
+    await until(lambda: phase(ca) is Phase.SIGNING)
     rotation = ca.server.keeper.keyring.rotation
     assert rotation is not None and rotation.leaves_end is not None
     left = rotation.leaves_end - dt.datetime.now(dt.UTC)
@@ -31,7 +32,7 @@ async def rotate(ca: RunningCa, number: int, *, wait_for_clocks: bool) -> None:
         force = frozenset({"old_leaves"})
         said = await answered(ca.fake, give(ca.fake, "advance", 10 * number + 1, force=force))
         assert said.startswith("ended")
-    await until(lambda: phase(ca) is None, left.total_seconds() + 30)
+    await until(lambda: phase(ca) is None, left.total_seconds() + PATIENCE_S)
     assert not set(ca.authority.bundle.roots) & set(old)
     await until(lambda: status(ca.fake)["phase"] == "")  # it is told a moment later
 
@@ -45,7 +46,8 @@ def check(two: Two, load: Load) -> None:
 
 @pytest.mark.fault_row("root-rotation")
 async def test_no_request_fails_while_leaves_and_the_root_are_replaced(tmp_path: Path) -> None:
-    short: Any = {"leaf_ttl_s": 5.0, "stale_s": 1.0, "reread_s": 0.2}
+    second = slowness()
+    short: Any = {"leaf_ttl_s": 5.0 * second, "stale_s": 1.0 * second, "reread_s": 0.2}
     async with running_ca(tmp_path, **short) as ca, two_sidecars(ca) as two:
         load = Load(two.upstream, PER_SECOND)
         running = spawn(load.run(), name="load")
@@ -83,8 +85,8 @@ async def test_a_ca_that_is_gone_is_not_felt_until_a_leaf_ends_and_then_nothing_
 ) -> None:
     from tests.certs.fake_kube import FakeKube
 
-    fake = FakeKube()
-    async with running_ca(tmp_path, fake, leaf_ttl_s=6.0) as ca:
+    fake, second = FakeKube(), slowness()
+    async with running_ca(tmp_path, fake, leaf_ttl_s=6.0 * second) as ca:
         address = ca.address
         held = two_sidecars(ca)
         two = await held.__aenter__()
@@ -95,26 +97,26 @@ async def test_a_ca_that_is_gone_is_not_felt_until_a_leaf_ends_and_then_nothing_
         from kit.clock import monotonic
 
         # A link that begins in the last moment may be cut by the end itself.
-        await asyncio.sleep(max(0.0, ends - monotonic() - 0.7))
+        await asyncio.sleep(max(0.0, ends - monotonic() - 0.7 * second))
         assert not load.failed, "longer than half a leaf's life, and nobody noticed"
         assert load.done > 50
-        await until(lambda: all(client.current is None for client in two.clients), 10)
+        await until(lambda: all(client.current is None for client in two.clients), PATIENCE_S)
         await stop(running)
         before = len(two.records)
         late = Load(two.upstream, 20)
         running = spawn(late.run(), name="load without certificates")
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(1.0 * second)
         await stop(running)
         assert late.done == late.failed["no answer"] and late.done + late.failed.total() > 5
         new = two.records[before:]
         assert new and all(r.reason == "no_certificate" for r in new)
         assert all(r.security != "plaintext" for r in two.records)
-        async with running_ca(tmp_path, fake, leaf_ttl_s=6.0, listen=address):
+        async with running_ca(tmp_path, fake, leaf_ttl_s=6.0 * second, listen=address):
             # One step of back-off is at most a tenth of a life, and never under a second.
-            await until(lambda: all(client.current for client in two.clients), 5)
+            await until(lambda: all(client.current for client in two.clients))
             again = Load(two.upstream, 50)
             running = spawn(again.run(), name="load again")
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5 * second)
             await stop(running)
             assert again.done > 5 and not again.failed
     finally:
