@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cni.config import Call
-from kit.contract import CAPTURE_ANNOTATION
+from kit.contract import CAPTURE_ANNOTATION, SOURCE_ADDRESSES
 from kit.ports import PortSet
 from sidecar.capture.apply import CaptureFailed, put_in_place
 from sidecar.capture.plan import TABLE, CapturePlan, bounded, parse_subnets
@@ -98,12 +98,19 @@ def plan_of(call: Call, conf: Conf) -> CapturePlan | None:
                 PortSet.parse(said.get("skip-inbound-ports") or " "),
                 PortSet.parse(said.get("skip-outbound-ports") or " "),
                 parse_subnets(said.get("skip-subnets") or " "),
-                (said.get("source-address") or "peer") == "peer",
+                _source_address(said.get("source-address") or "peer") == "peer",
             )
         )
     except (ValueError, AttributeError, TypeError) as e:
         where = f"{call.pod_namespace}/{call.pod}"
         raise Refused(_BAD_CONFIG, f"annotation {CAPTURE_ANNOTATION} of {where}: {e}") from e
+
+
+def _source_address(said: object) -> object:
+    """Raises ValueError."""
+    if not isinstance(said, str) or said not in SOURCE_ADDRESSES:
+        raise ValueError(f"source-address must be peer or pod, not {said!r:.40}")
+    return said
 
 
 def _in_pod(call: Call, plan: CapturePlan) -> None:

@@ -60,10 +60,15 @@ async def _check(kube: Kube, pod: Object) -> list[Outcome]:
     if state["mode"] == "redirect" and capture.get("in_place") is False:
         said = f"{where}: its connections are not captured any more"
         outcomes.append(fail("proxy-capture", said, "who flushed its nft rules? restart the pod"))
-    source = capture.get("source_address") or {}
-    if source.get("wanted") and source.get("why_not"):
-        why = "; ".join(f"IPv{version}: {said}" for version, said in source["why_not"].items())
-        said = f"{where}: the app sees the pod's own address as its callers': {why}"
-        todo = "restart the pod; if it stays, annotate it with source-address: pod"
-        outcomes.append(warn("proxy-source-address", said, todo))
-    return outcomes
+    return [*outcomes, *of_source_address(where, capture)]
+
+
+def of_source_address(where: str, capture: Object) -> list[Outcome]:
+    """Whether the app of pod `where` sees its callers' addresses, by its page /capture. Pure."""
+    source = capture.get("source_address") or {}  # a proxy of an older version has none
+    if not source.get("wanted") or not source.get("why_not"):
+        return []
+    why = "; ".join(f"IPv{version}: {said}" for version, said in source["why_not"].items())
+    said = f"{where}: the app sees the pod's own address as its callers': {why}"
+    todo = "restart the pod; if it stays so, its annotation source-address: pod says that it may"
+    return [warn("proxy-source-address", said, todo)]

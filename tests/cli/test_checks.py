@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from cli.checks import control_plane
+from cli.checks import control_plane, proxies
 from cli.installed import Installation
 from cli.objects import PROGRAMS
 from kit.kube import Kube, KubeError
@@ -117,3 +117,19 @@ async def test_namespaces_whose_pods_need_no_sidecar_are_listed(
     kube = cast(Kube, Namespaces(names))
     (one,) = await control_plane.leaves_without_sidecar(kube)
     assert (one.id, one.state) == ("leaves-without-sidecar", state) and said in one.said
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ({}, ""),
+        ({"wanted": False, "proven": [], "why_not": {}}, ""),
+        ({"wanted": True, "proven": [4, 6], "why_not": {}}, ""),
+        ({"wanted": True, "proven": [6], "why_not": {"4": "no route"}}, "IPv4: no route"),
+    ],
+)
+def test_an_app_that_does_not_see_its_callers_is_worth_a_look(
+    page: dict[str, Any], said: str
+) -> None:
+    found = proxies.of_source_address("shop/web-0", {"source_address": page} if page else {})
+    assert [(one.state, said in one.said) for one in found] == [("warn", True)] * bool(said)

@@ -17,6 +17,7 @@ from cni.plugin import CAPABILITY, Refused, answer, plan_of, read_conf
 from kit.contract import CAPTURE_ANNOTATION
 from tests.patience import PATIENCE_S
 from tests.sidecar.capture.test_apply import ROOT, Pod
+from tests.sidecar.capture.test_source import proven
 
 PREVIOUS = {"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.2/24"}]}
 needs_root = [
@@ -72,6 +73,8 @@ def test_what_is_skipped_comes_from_the_annotation() -> None:
         '{"skip-inbound-ports": "1-4097"}',
         '{"skip-subnets": "0.0.0.0/1,128.0.0.0/1"}',
         '{"skip-subnets": "::/0"}',
+        '{"source-address": "node"}',
+        '{"source-address": ["peer"]}',
     ],
 )
 def test_an_annotation_that_cannot_be_read_keeps_the_pod_from_starting(said: str) -> None:
@@ -250,6 +253,17 @@ class TestForReal:
             assert run([*self.module], "DEL", conf(), where, **self.env).returncode == 0
         node = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True)
         assert "inet podlink" not in node.stdout  # nothing on the node itself
+
+    def test_the_app_sees_its_peers_addresses_unless_the_pod_asks_otherwise(
+        self, netns_pod: Pod
+    ) -> None:
+        netns = f"/run/netns/{netns_pod.name}"
+        assert run([*self.module], "ADD", conf(), netns, **self.env).returncode == 0
+        assert [proven(netns_pod, version) for version in (4, 6)] == ["", ""]
+        own = conf('{"source-address": "pod"}')
+        assert run([*self.module], "ADD", own, netns, **self.env).returncode == 0
+        assert "cannot bind" in proven(netns_pod, 4)
+        assert netns_pod.lands("198.51.100.9", 80) == "captured 198.51.100.9 80"
 
     @pytest.mark.attack_row(36)
     def test_the_proof_needs_no_privilege(self, netns_pod: Pod) -> None:

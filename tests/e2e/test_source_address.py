@@ -1,9 +1,12 @@
 """The app sees its caller's own address, whoever calls."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 
+from cli.checks.proxies import check_proxies
+from kit.kube import Kube
 from local.node.network import NODE_IP
 from tests.e2e.mesh import Mesh, until
 from tests.e2e.objects import PLAIN, container, pod, serving
@@ -24,6 +27,7 @@ def pods(mesh: Mesh) -> Iterator[None]:
             serving("whoami", 7001, "127.0.0.1"),
             config={"expose-loopback-ports": "7001"},
         ),
+        pod("who-broken", serving("whoami", 7001)),
         pod("who-calls"),
     ]
     mesh.apply(*made)
@@ -85,3 +89,25 @@ def test_who_listens_on_loopback_sees_loopback(mesh: Mesh) -> None:
 def test_an_app_that_calls_itself_sees_itself(mesh: Mesh) -> None:
     ip = mesh.ip("mesh/who")
     assert seen(mesh, "mesh/who", ip) == ip
+
+
+async def test_where_it_stops_working_the_app_sees_its_pod_and_the_check_says_so(
+    mesh: Mesh,
+) -> None:
+    """Somebody empties the chain: what is not translated is dropped, until the proxy's test sees it."""
+    name, ip = "mesh/who-broken", mesh.ip("mesh/who-broken")
+    inside = ("nsenter", f"--net=/proc/{mesh.proxy_pid(name)}/ns/net", "nft")
+    await asyncio.to_thread(mesh.node, *inside, "flush chain inet podlink shown4")
+
+    def noticed() -> dict[str, str]:
+        page: dict[str, dict[str, str]] = mesh.admin(name, "/capture")["source_address"]
+        return page["why_not"]
+
+    why = await asyncio.to_thread(until, noticed, "the proxy has noticed")
+    assert set(why) == {"4"} and "gets no answer" in why["4"]
+    assert await asyncio.to_thread(seen, mesh, "mesh/who-calls", ip) == ip
+    async with await Kube.from_kubeconfig(str(mesh.cluster.kubeconfig)) as kube:
+        found = [o for o in await check_proxies(kube, "mesh") if o.id == "proxy-source-address"]
+    await asyncio.sleep(0.25)  # aiohttp closes a TLS transport in a later turn of the loop
+    (one,) = found
+    assert one.state == "warn" and name in one.said and "gets no answer" in one.said

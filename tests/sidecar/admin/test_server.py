@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.admin import server as admin
+from sidecar.admin import views
 from sidecar.admin.__main__ import main
 from sidecar.admin.server import AdminServer
 from sidecar.admin.tap import _WAITING, Tap
@@ -198,3 +199,15 @@ async def test_a_stream_ends_with_its_input_though_no_link_ends_meanwhile(
     assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
     while tap._listeners:
         await asyncio.sleep(0.01)
+
+
+def test_of_several_workers_source_addresses_are_proven_that_all_have_proven() -> None:
+    one: views.Json = {"wanted": True, "proven": [4, 6], "why_not": {}, "counts": {"shown": 2}}
+    other: views.Json = {**one, "proven": [6], "why_not": {"4": "x"}}
+    other["counts"] = {"shown": 1, "b": 1}
+    assert views.merge("sources", [one, other]) == {
+        "wanted": True,
+        "proven": [6],
+        "why_not": {"4": "x"},
+        "counts": {"shown": 3, "b": 1},
+    }
