@@ -12,7 +12,8 @@ import signal
 from typing import Any, Final
 
 from certs.client.rpc import RenewingChannel
-from certs.client.source import SvidSource
+from certs.client.source import Svid, SvidSource
+from certs.trust.facts import LeafFacts
 from kit.clock import monotonic
 from kit.contract import HEALTH_PORT, PROBE_PATH
 from kit.exposition import CONTENT_TYPE, text
@@ -67,6 +68,10 @@ class Sidecar:
         )
         self._carriers = carriers = self._make_carriers()
         self._registry.changed = carriers.found_came
+        self._registry.on_banned = lambda: source.told_banned(
+            "the registry says that we are banned"
+        )
+        self._own: LeafFacts | None = None
         self._capture = CaptureWatch(config.own.uid) if config.mode == "redirect" else None
         self._probes = ProbeTable(config.probes, config.mark, carriers.sources)
         self._health = HealthServer()
@@ -121,6 +126,7 @@ class Sidecar:
         await self._start_admin()
         self._exporter.start()
         self._access.start()
+        self._source.subscribe(self._svid_came)
         self._source.subscribe(self._carriers.svid_came)
         self._source.subscribe(self._exporter.svid_came)
         self._source.subscribe_bans(self._carriers.bans_came)
@@ -173,13 +179,21 @@ class Sidecar:
 
     def _ready(self) -> tuple[bool, str]:
         waits = []
-        if not self._carriers.usable:
+        if self._is_banned():
+            waits.append("this pod is banned: podlink certs bans says by whom")
+        elif not self._carriers.usable:
             waits.append(f"no certificate from the CA at {self._config.ca_address}")
         if not self._registry.ready.is_set():
             waits.append(f"no word from the registry at {self._config.registry_address}")
         if self._capture is not None and self._capture.in_place is False:
             waits.append("the capture rules are gone: restart the pod")
         return not waits, "\n".join(waits or ["ok"]) + "\n"
+
+    def _is_banned(self) -> bool:
+        return self._own is not None and self._source.bans.covers(self._own) is not None
+
+    def _svid_came(self, svid: Svid) -> None:
+        self._own = svid.facts
 
     def _describe_capture(self) -> dict[str, object]:
         found = {} if self._capture is None else self._capture.describe()

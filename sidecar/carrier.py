@@ -18,6 +18,7 @@ from certs.trust.bans import Bans, Guard
 from certs.trust.chain import ChainChecker
 from certs.trust.clock import TrustedClock
 from certs.trust.contexts import MaterialRefused, TlsMaterial
+from certs.trust.facts import LeafFacts
 from certs.trust.pem import split_pem, to_der
 from certs.trust.possession import ProofJudge, Prover
 from certs.trust.svid import SvidChecker
@@ -34,7 +35,7 @@ from sidecar.dataplane.links.outbound import OutboundLink
 from sidecar.dataplane.loop.listener import Accepted, Listener
 from sidecar.dataplane.loop.poller import poller_of
 from sidecar.dataplane.plane import Plane, Trust, buckets
-from sidecar.dataplane.revocation import cut_banned, leave_the_gone, reauthorise
+from sidecar.dataplane.revocation import cut_all, cut_banned, leave_the_gone, reauthorise
 from sidecar.dataplane.sources import Sources
 from sidecar.dataplane.sweep import Sweep
 from sidecar.dataplane.tunnels.pool import Pool
@@ -68,6 +69,7 @@ class Carrier:
         self._guard = Guard(SvidChecker(config.trust_domain, self._clock))
         self._proofs = ProofJudge(self._guard, ChainChecker((), self._clock))
         self._roots = frozenset[str]()
+        self._own: LeafFacts | None = None
         self._poller = poller = poller_of(loop)
         self.meter = LinkMeter(report)
         self.lag = LoopLag(loop)
@@ -178,7 +180,8 @@ class Carrier:
             return
         if svid.said_at is not None:
             self._clock.heard(svid.said_at, svid.heard_at)
-        self.plane.trust = trust
+        self.plane.trust, self._own = trust, svid.facts
+        self._look_at_own_ban()
         self._proofs.trusts = ChainChecker(to_der(svid.material.bundle_pem), self._clock)
         roots = frozenset(split_pem(svid.material.bundle_pem))
         if self._roots - roots:
@@ -203,8 +206,22 @@ class Carrier:
     def bans_came(self, bans: Bans) -> None:
         """Refuse the banned from now on, and cut what is open to them."""
         self._guard.bans = bans
+        self._look_at_own_ban()
         cut = cut_banned(self.plane, self.arrivals.tunnels, bans)
         _log.info("bans in force", extra={"bans": len(bans), "links_cut": cut})
+
+    def _look_at_own_ban(self) -> None:
+        """If our own leaf is banned it is not shown any more and nothing that it opened goes on: who is
+        banned with us has not heard of it either, and would believe us."""
+        plane = self.plane
+        kind = self._guard.bans.covers(self._own) if self._own is not None else None
+        if kind is None:
+            plane.withdrawn = self._guard.closed = ""
+        elif not plane.withdrawn:
+            plane.withdrawn = f"our own {kind} is banned: podlink certs bans says by whom"
+            self._guard.closed = plane.withdrawn
+            cut = cut_all(plane, self.arrivals.tunnels)
+            _log.error("we are banned: certificate dropped", extra={"by": kind, "links_cut": cut})
 
     def settings_came(self, settings: pb.PodSettings) -> None:
         """Raises NotUnderstood, with nothing changed."""

@@ -4,6 +4,8 @@
 podlink's public interface (docs/reasons.md lists it, and a test compares the two).
 """
 
+from certs.trust.facts import LeafFacts
+
 
 class SidecarError(Exception):
     """Base of all; never raised itself."""
@@ -46,9 +48,14 @@ class IdentityMismatch(PeerError):
 
 
 class PeerBanned(PeerError):
-    """The peer's identity, pod or leaf is on the CA's ban list."""
+    """The peer's identity, pod or leaf is on the CA's ban list, or our own is."""
 
     reason = "banned"
+
+    def __init__(self, message: str, leaf: LeafFacts | None = None) -> None:
+        super().__init__(message)
+        self.leaf = leaf
+        """What the peer showed, proved to hold the key of, and was refused for."""
 
 
 class PeerOverloaded(PeerError):

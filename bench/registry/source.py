@@ -33,6 +33,9 @@ class FileSource:
     def subscribe(self, callback: Subscriber) -> None:
         """It never changes."""
 
+    def told_banned(self, by: str) -> None:
+        pass
+
     def subscribe_bans(self, callback: BansSubscriber) -> None:
         """There are none."""
 

@@ -6,6 +6,7 @@ without its bundle. A failure keeps the old leaf until it expires; expired means
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 import random
@@ -52,7 +53,11 @@ _FIRST_PAUSE_S = 5.0
 _LOOK_EVERY_S = 15.0
 _RETRY_AFTER = "retry-after-ms"
 """As certs.server.refusals has it; a test keeps the two equal."""
+_BANNED = "podlink-banned"
+"""Likewise."""
 _LONGEST_HINT_S = 60.0
+REFUSED_FOR_S = 60.0
+"""How long the CA may answer and refuse us before we take its word that we are nobody's any more."""
 _EXPECTED = (AnswerRefused, CaUnreachable, grpc.aio.AioRpcError, asyncio.InvalidStateError)
 """What a network and a CA can do to us; anything else is logged with its traceback."""
 
@@ -87,6 +92,9 @@ class CaClient:
         self._ready = asyncio.Event()
         self._subscribers: list[Subscriber] = []
         self._bans = NO_BANS
+        self._is_banned = False
+        self._refused_since: float | None = None
+        self._look_now = asyncio.Event()
         self._bans_subscribers: list[BansSubscriber] = []
         self._watching = False
         self._acknowledged = 0
@@ -98,9 +106,14 @@ class CaClient:
 
     @property
     def current(self) -> Svid | None:
-        """The Svid in force; None before the first and after the last has expired."""
+        """The Svid in force; None before the first, after the last has expired, and while banned."""
         svid = self._svid
-        if svid is None or self._monotonic() >= svid.deadline or self._clock() >= svid.expires_at:
+        if (
+            svid is None
+            or self._is_banned
+            or self._monotonic() >= svid.deadline
+            or self._clock() >= svid.expires_at
+        ):
             return None
         return svid
 
@@ -109,8 +122,13 @@ class CaClient:
 
     @property
     def bans(self) -> Bans:
-        """What the CA last said of bans; kept while it is away."""
+        """What the CA last said of bans, also of ourselves; kept while it is away."""
         return self._bans
+
+    def told_banned(self, by: str) -> None:
+        """Somebody else of the control plane says so. The CA knows better, where it is heard."""
+        if not self._watching:
+            self._drop_own_leaf(by)
 
     @property
     def refreshes(self) -> Mapping[str, int]:
@@ -139,6 +157,7 @@ class CaClient:
                 grant = await self._renew(self._monotonic())
             except Exception as e:  # whatever it is, the next try may succeed; the leaf lives on
                 self.failures += 1
+                self._heard_refusal(e)
                 wait_s = self._pause_after(e, backoff)
                 self._log_failure("certificate not renewed", e, wait_s)
                 await asyncio.sleep(wait_s)
@@ -162,10 +181,11 @@ class CaClient:
     async def _rest(self, seconds: float) -> None:
         """Sleep, but not on while the leaf has expired early because somebody set the clock."""
         until = self._monotonic() + seconds
-        while (left_s := until - self._monotonic()) > 0:
-            await asyncio.sleep(min(left_s, _LOOK_EVERY_S))
-            if self.current is None:
-                return
+        while self.current is not None and (left_s := until - self._monotonic()) > 0:
+            self._look_now.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, _LOOK_EVERY_S)):
+                    await self._look_now.wait()
 
     async def _renew(self, asked_at: float) -> Grant:
         """One new key, one new leaf, in force. Its life is counted from `asked_at`."""
@@ -217,6 +237,7 @@ class CaClient:
                     backoff.reset()
                 wait_s = pause_s(backoff.next_s())
             except Exception as e:  # as above: this loop must outlive every failure
+                self._heard_refusal(e)
                 wait_s = pause_s(backoff.next_s())
                 self._log_failure("trust bundle not watched", e, wait_s)
             await asyncio.sleep(wait_s)
@@ -228,6 +249,7 @@ class CaClient:
             try:
                 async for message in call:
                     self._watching = True
+                    self._refused_since = None
                     self._adopt_bans(message)  # first: a bundle of no use does not make them so
                     bundle = judge_bundle(message, self._trust_domain)
                     self._adopt(bundle)
@@ -247,16 +269,47 @@ class CaClient:
     def _adopt_bans(self, message: ca_pb2.Bundle) -> None:
         if not message.HasField("bans"):
             return  # a CA that could not read them yet must not lift them
-        bans = judge_bans(message)
+        self._put_bans(judge_bans(message))
+
+    def _put_bans(self, bans: Bans) -> None:
         if bans == self._bans:
             return
         self._bans = bans
         _log.info("bans changed", extra={"bans": len(bans)})
+        was_banned, svid = self._is_banned, self._svid
+        self._is_banned = svid is not None and bans.covers(svid.facts) is not None
         for callback in self._bans_subscribers:
             try:
                 callback(bans)
             except Exception:
                 _log.exception("a subscriber of the bans failed")
+        if self._is_banned and not was_banned:
+            self._look_now.set()  # of one banned leaf there may be another at once
+        elif was_banned and svid is not None and self._bundle is not None:
+            self._swap(svid.material, svid.facts, self._bundle, svid.deadline)
+
+    def _heard_refusal(self, error: Exception) -> None:
+        """A CA that was reached and says no is no outage. If it names a ban it is one; if it goes on to
+        refuse us whatever the cause, it vouches for us no more, and tells us of no ban either."""
+        if not isinstance(error, grpc.aio.AioRpcError):
+            return
+        if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
+            return
+        if any(key == _BANNED for key, _ in error.trailing_metadata() or ()):
+            return self._drop_own_leaf("the CA says that we are banned")
+        now = self._monotonic()
+        self._refused_since = self._refused_since if self._refused_since is not None else now
+        if now - self._refused_since >= REFUSED_FOR_S:
+            self._drop_own_leaf("the CA refuses us")
+
+    def _drop_own_leaf(self, why: str) -> None:
+        """As if our leaf were on the list: nobody is shown it any more. Until the CA tells us of bans
+        again, or gives us another."""
+        svid = self._svid
+        if svid is None or self._is_banned:
+            return
+        _log.error("our certificate is dropped", extra={"why": why, "serial": svid.facts.serial})
+        self._put_bans(self._bans.and_serial(svid.facts.serial))
 
     def _adopt(self, bundle: TrustBundle) -> None:
         """Put `bundle` in force beside the present leaf; raises AnswerRefused if unfit."""
@@ -282,6 +335,7 @@ class CaClient:
         self, material: TlsMaterial, facts: LeafFacts, bundle: TrustBundle, deadline: float
     ) -> None:
         self._bundle = bundle
+        self._is_banned = self._bans.covers(facts) is not None
         self._svid = svid = Svid(
             material=material,
             facts=facts,

@@ -57,6 +57,10 @@ class SvidSource(Protocol):
     def refreshes(self) -> Mapping[str, int]:
         """How often the leaf was renewed (`ok`) and how often that failed (`failed`)."""
 
+    def told_banned(self, by: str) -> None:
+        """Somebody of the control plane says that we are banned (`by`: who, for the log). A source that
+        hears its issuer's own word believes that instead."""
+
     def subscribe_bans(self, callback: BansSubscriber) -> None:
         """Call `callback` with every later change of the bans."""
 

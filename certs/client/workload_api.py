@@ -100,6 +100,9 @@ class WorkloadApiSource:
     def subscribe(self, callback: Subscriber) -> None:
         self._subscribers.append(callback)
 
+    def told_banned(self, by: str) -> None:
+        """An agent says so by not renewing."""
+
     def subscribe_bans(self, callback: BansSubscriber) -> None:
         """Never called."""
 

@@ -17,6 +17,10 @@ PUBLIC_TEXT = {
 RETRY_AFTER = "retry-after-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: when to come again, in milliseconds."""
 
+BANNED = "podlink-banned"
+"""Trailing metadata of PERMISSION_DENIED: what of the caller is banned (certs.trust.bans). The one cause
+that the caller is told: it is lawful otherwise, and must know to drop its leaf and cut its links."""
+
 
 class CallRefused(Exception):
     """Base: `code` is what the caller gets, `reason` and the text are for the log."""
@@ -61,3 +65,11 @@ class CannotAnswer(CallRefused):
     """Something the CA depends on does not work; the same call may succeed later."""
 
     code = grpc.StatusCode.UNAVAILABLE
+
+
+class CallerBanned(CallerForbidden):
+    """The caller's identity or pod is banned; `kind` says which."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__("banned", f"by {kind}")
+        self.kind = kind

@@ -35,8 +35,10 @@ from certs.server.pods import (
 )
 from certs.server.refusal_log import RefusalLog
 from certs.server.refusals import (
+    BANNED,
     PUBLIC_TEXT,
     RETRY_AFTER,
+    CallerBanned,
     CallerForbidden,
     CallRefused,
     CannotAnswer,
@@ -185,7 +187,7 @@ class CaService(CertificateAuthorityServicer):
 
     def _check_bans(self, caller: Caller, news: News) -> None:
         if (kind := news.bans.covers_caller(caller.identity, caller.pod_uid)) is not None:
-            raise CallerForbidden("banned", f"by {kind}")
+            raise CallerBanned(kind)
 
     async def _refuse(self, call: _Call, error: Exception) -> NoReturn:
         """End the call with a code and a fixed text; log and traces get the rest."""
@@ -207,6 +209,8 @@ class CaService(CertificateAuthorityServicer):
         hint: tuple[tuple[str, str], ...] = ()
         if refused is not None and refused.retry_after_s is not None:
             hint = ((RETRY_AFTER, str(max(1, round(refused.retry_after_s * 1000)))),)
+        elif isinstance(refused, CallerBanned):
+            hint = ((BANNED, refused.kind),)
         await call.context.abort(code, PUBLIC_TEXT[code], hint)
         raise AssertionError("abort returns never")
 

@@ -8,7 +8,7 @@ UID: so a ban of a pod needs no list of what was issued to it, and covers what i
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from certs.trust.facts import LeafFacts
@@ -31,9 +31,14 @@ class BanMalformed(ValueError):
 
 
 class Banned(Exception):
-    """A lawful leaf whose owner is banned."""
+    """A lawful leaf whose owner is banned. `leaf` is what was shown and refused; None where it is our
+    own side that may prove nothing any more."""
 
     reason = "banned"
+
+    def __init__(self, said: str, leaf: LeafFacts | None = None) -> None:
+        super().__init__(said)
+        self.leaf = leaf
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,6 +103,10 @@ class Bans:
     def __len__(self) -> int:
         return len(self.identities) + len(self.pods) + len(self.serials)
 
+    def and_serial(self, serial: str) -> "Bans":
+        """These, and one leaf more."""
+        return replace(self, serials=self.serials | {serial})
+
     def covers(self, leaf: LeafFacts) -> BanKind | None:
         """What about this leaf is banned, if anything."""
         if leaf.serial in self.serials:
@@ -124,16 +133,22 @@ Verify = Callable[[bytes], LeafFacts]
 class Guard:
     """`verify`, and then the bans of this moment. Set `bans` anew when others come."""
 
-    __slots__ = ("_verify", "bans")
+    __slots__ = ("_verify", "bans", "closed")
 
     def __init__(self, verify: Verify) -> None:
         self._verify, self.bans = verify, NO_BANS
+        self.closed = ""
+        """Why nobody is let through: we ourselves are banned."""
 
     def __call__(self, der: bytes) -> LeafFacts:
         """The facts of a lawful leaf that nobody banned; raises what `verify` does, or Banned."""
         facts = self._verify(der)
+        if self.closed:
+            raise Banned(self.closed)
         if (kind := self.bans.covers(facts)) is not None:
-            raise Banned(f"the {kind} of this leaf is banned: {facts.identity} {facts.serial}")
+            raise Banned(
+                f"the {kind} of this leaf is banned: {facts.identity} {facts.serial}", facts
+            )
         return facts
 
 

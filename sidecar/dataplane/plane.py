@@ -25,7 +25,7 @@ from sidecar.dataplane.tunnels.handshake import Verify
 from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.dataplane.tunnels.tunnel import NO_RENEWALS, Renews, Tunnel
 from sidecar.directory import Directory, Own, Workload
-from sidecar.errors import SidecarError
+from sidecar.errors import NotReady, SidecarError
 from sidecar.listening import LoopbackListeners
 from sidecar.metrics.handshakes import HandshakeMeter
 from sidecar.report import LinkRecord, Report, Watcher
@@ -113,6 +113,8 @@ class Plane:
     renewals: Renews = NO_RENEWALS
     trust: Trust | None = None
     """None until the first certificate: links wait for it or are refused, never let through."""
+    withdrawn: str = ""
+    """Why our certificate is not used though it has not ended; empty if it is."""
     policy: PolicySet = field(default_factory=PolicySet)
     allow_external: bool = True
     cluster_networks: tuple[IPv4Network | IPv6Network, ...] = ()
@@ -170,10 +172,16 @@ class Plane:
     draining: bool = False
     """The pod is going: no new links from peers; the app's own still work."""
 
+    def not_ready(self) -> NotReady:
+        """Why `usable_trust` is None."""
+        return NotReady(self.withdrawn or "no valid certificate of our own: is the CA reachable?")
+
     def usable_trust(self) -> Trust | None:
         """Our certificate, unless there is none or it has expired."""
         trust = self.trust
-        return trust if trust is not None and trust.expires_at > self.now() else None
+        if trust is None or self.withdrawn:
+            return None
+        return trust if trust.expires_at > self.now() else None
 
     def full(self) -> str:
         """The limit that forbids a new link now; empty if none does."""

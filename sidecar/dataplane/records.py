@@ -1,5 +1,6 @@
 """Fills the records of links: on the acceptor's side from what was checked there, on both at a cut."""
 
+from certs.trust.facts import LeafFacts
 from kit.contract import CONFIG_PREFIX
 from policy.judge import Permit
 from sidecar.dataplane.loop.connect import APP_TIMEOUT_S
@@ -44,6 +45,14 @@ def describe_peer(record: LinkRecord, tunnel: Tunnel) -> None:
     record.direct, record.tls_cipher, record.alpn = tunnel.direct, tunnel.cipher, tunnel.alpn
 
 
+def refused_peer(record: LinkRecord, leaf: LeafFacts) -> None:
+    """Who was refused at the handshake though its leaf is lawful: whoever asks for that identity finds
+    its attempts."""
+    record.source_identity = str(leaf.identity)
+    record.peer_serial, record.peer_sha256 = leaf.serial, leaf.sha256
+    record.peer_not_after = int(leaf.not_after.timestamp())
+
+
 def error_of_cut(code: int) -> SidecarError:
     """Why a link that no app has heard of yet was cut; `code` is that of its RESET."""
     if code == CUT_BY_BAN:
@@ -78,6 +87,8 @@ def is_silent(error: SidecarError | None) -> bool:
 def explain(record: LinkRecord, error: SidecarError) -> None:
     """Why there is no link; for a denial also which rule spoke, and which came nearest."""
     record.reason, record.error = error.reason, str(error)
+    if isinstance(error, PeerBanned) and error.leaf is not None and record.direction == "inbound":
+        refused_peer(record, error.leaf)
     if isinstance(error, Denied):
         record.policy, record.rule, record.nearest_rule = error.policy, error.rule, error.nearest
 

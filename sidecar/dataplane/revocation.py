@@ -62,6 +62,22 @@ def cut_banned(plane: Plane, tunnels: InboundTunnels, bans: Bans) -> int:
     return cut
 
 
+def cut_all(plane: Plane, tunnels: InboundTunnels) -> int:
+    """End every link, idle tunnel and peer's tunnel: our own leaf proves nothing any more.
+
+    Links that no tunnel carries prove nobody and go on. Returns how many links were cut.
+    """
+    cut = 0
+    for link in list(plane.live):
+        if link.peer is not None:
+            plane.poller.call(link.cut, CUT_BY_BAN, "banned")
+            cut += 1
+    plane.pool.drop_all()
+    for tunnel in list(tunnels):
+        tunnel.close()
+    return cut
+
+
 def addresses_left(key: str, old: Found | None, new: Found) -> frozenset[str]:
     """The pod IPs that stood behind `key` and do so no more. A pod that is merely not ready stays among
     its Service's endpoints."""

@@ -119,6 +119,8 @@ class RegistryClient:
         self._ack_timer: asyncio.TimerHandle | None = None
         self.changed: Callable[[str, Found | None], None] = _nobody_cares
         """Told of every word about a key before it is in force, and with None when it is forgotten."""
+        self.on_banned: Callable[[], None] = lambda: None
+        """Called when the registry says that we are banned."""
         self.refused: Counter[str] = Counter()
         """What the registry said and was left out, by reason."""
         self._limited = LimitedLog(_log)
@@ -223,6 +225,8 @@ class RegistryClient:
                 )
                 if e.code() is grpc.StatusCode.INVALID_ARGUMENT:
                     self._forget_ports()
+                if e.code() is grpc.StatusCode.PERMISSION_DENIED and e.details() == "banned":
+                    self.on_banned()
             except Exception:  # whatever came: a proxy without a registry's word is no proxy
                 self.refused["bug"] += 1
                 _log.exception("registry stream given up, a new one follows")

@@ -180,7 +180,8 @@ class Crew:
     def usable(self) -> bool:
         svid = self._svid
         listening = any(mate.listening for mate in self._mates.values())
-        return listening and svid is not None and svid.deadline > monotonic()
+        banned = svid is not None and self._bans is not None and self._bans.covers(svid.facts)
+        return listening and svid is not None and not banned and svid.deadline > monotonic()
 
     @property
     def sources(self) -> Sources:

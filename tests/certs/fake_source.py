@@ -56,6 +56,9 @@ class FakeSource:
     def refreshes(self) -> dict[str, int]:
         return {"ok": self._generation, "failed": 0}
 
+    def told_banned(self, by: str) -> None:
+        pass
+
     def subscribe_bans(self, callback: BansSubscriber) -> None:
         self._bans_subscribers.append(callback)
 

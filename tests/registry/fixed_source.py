@@ -42,6 +42,9 @@ class FixedSource:
     def refreshes(self) -> dict[str, int]:
         return {"ok": self.current.generation if self.current else 0, "failed": 0}
 
+    def told_banned(self, by: str) -> None:
+        pass
+
     def subscribe_bans(self, callback: BansSubscriber) -> None:
         self._bans_subscribers.append(callback)
 

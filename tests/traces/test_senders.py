@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -20,8 +21,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from certs.records import BanNote
 from certs.server.issuance import Issuance
-from certs.server.spans import SpanExporter
+from certs.server.report import BanChange
+from certs.server.spans import SpanExporter, describe
 from certs.trust.bans import Ban, Bans
 from certs.trust.contexts import TlsMaterial
 from certs.trust.identity import WorkloadIdentity
@@ -553,3 +556,28 @@ async def test_a_call_that_does_not_come_ends(
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+@pytest.mark.attack_row(61)
+async def test_a_ban_that_is_lifted_is_not_shown_as_a_ban(tmp_path: Path) -> None:
+    request = ExportTraceServiceRequest()
+    spans = request.resource_spans.add().scope_spans.add().spans
+    for lifted in (False, True):
+        name, attributes = describe(
+            BanChange(utcnow(), BanNote(Ban("identity", API), "alice", "lost"), lifted)
+        )
+        span = spans.add(trace_id=random.randbytes(16), span_id=random.randbytes(8), name=name)
+        span.end_time_unix_nano = time.time_ns()
+        for key, value in attributes.items():
+            if isinstance(value, bool):
+                span.attributes.add(key=key).value.bool_value = value
+            elif value is not None:
+                span.attributes.add(key=key).value.string_value = str(value)
+    async with storing(tmp_path) as store:
+        assert await send(store, request.SerializeToString(), FORGE.leaf(CA)) == 0
+        reader = Reader(store.writer._config.db_path)
+        asked = Asked.parse({}, time.time_ns())
+        shown = await reader.ask(lambda db: QUESTIONS["certificates"](db, asked))
+        assert sorted(row["event"] for row in shown.rows) == ["ban lifted", "banned"]  # type: ignore[type-var]
+        asks = await reader.ask(lambda db: QUESTIONS["overview"](db, asked))
+        assert [row["why"] for row in asks.rows] == ["the CA banned it: banned"]

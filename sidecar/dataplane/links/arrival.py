@@ -25,7 +25,6 @@ from sidecar.errors import (
     Bug,
     Denied,
     HandshakeTimeout,
-    NotReady,
     OwnPort,
     PlaintextDenied,
     SidecarError,
@@ -204,9 +203,7 @@ class Arrival:
             self._arrivals.no_stranger_any_more(self)
             return plane.turn_away(self._sock, "handshakes_per_source")
         if trust is None:
-            return self._turn_away(
-                NotReady("no valid certificate of our own: is the CA reachable?")
-            )
+            return self._turn_away(plane.not_ready())
         self._handshake = Handshake(
             plane.poller,
             self._sock,

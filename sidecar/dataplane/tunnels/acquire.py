@@ -14,7 +14,7 @@ from sidecar.dataplane.plane import Plane
 from sidecar.dataplane.tunnels.dial import Dial
 from sidecar.dataplane.tunnels.pool import Key
 from sidecar.dataplane.tunnels.tunnel import Tunnel
-from sidecar.errors import NotReady, ProtocolViolation, SidecarError
+from sidecar.errors import ProtocolViolation, SidecarError
 from sidecar.wire.frames import PONG
 
 FRESH_S: Final = 2.0
@@ -129,10 +129,9 @@ class Acquire:
         if not self._wait_until:
             self._wait_until = now + CERTIFICATE_WAIT_S
             plane.pool.pass_on(key)  # whoever waits behind us would wait for ever
-        if now >= self._wait_until:
+        if now >= self._wait_until or plane.withdrawn:
             plane.pool.pass_on(key)
-            error = NotReady("no valid certificate of our own: is the CA reachable?")
-            return self._done(None, error)
+            return self._done(None, plane.not_ready())
         plane.poller.call_later(_CERTIFICATE_POLL_S, self._dial_again)
         return None
 

@@ -137,7 +137,7 @@ class Handshake:
             peer = self._verify(der)
         except Exception as e:
             if getattr(e, "reason", "") == PeerBanned.reason:
-                return self._fail(PeerBanned(str(e)))
+                return self._fail(PeerBanned(str(e), getattr(e, "leaf", None)))
             return self._fail(PeerUntrusted(f"{getattr(e, 'reason', 'malformed')}: {e}"))
         left_s = peer.not_after.timestamp() - self._wall()
         self._stop()

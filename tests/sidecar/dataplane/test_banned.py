@@ -69,6 +69,8 @@ async def test_the_acceptor_cuts_a_banned_dialler_and_lets_it_in_no_more(
     writer.close()
     refused = await pair.far.record(2)
     assert (refused.verdict, refused.reason) == ("denied", "banned")
+    assert refused.source_identity == str(WEB), "whoever asks for it finds what it tried"
+    assert refused.peer_serial and refused.security == "none"
 
     bans.bans = Bans()
     await let_in(pair)
