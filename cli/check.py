@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from cli.checks import control_plane, left_out, pre, proxies, slips
+from cli.checks import control_plane, left_out, pre, proxies, sidecars, slips
 from cli.checks.model import MARKS, Outcome, fail
 from cli.cluster import ClusterUnavailable, open_kube
 from cli.installed import find_installation
@@ -71,6 +71,7 @@ async def _installed(kube: Kube) -> list[Outcome]:
     outcomes += await control_plane.bundles(kube, found)
     outcomes += await slips.namespaces(kube)
     outcomes += await control_plane.uninjected(kube)
+    outcomes += await sidecars.sidecars(kube, found)
     outcomes += await control_plane.policies(kube)
     outcomes += await slips.policies(kube)
     outcomes += await left_out.objects(kube)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from injector.annotations import PodSettings, read_settings
+from injector.annotations import AnnotationRefused, PodSettings, read_settings
 from injector.container import (
     RUN_VOLUME,
     MeshSettings,
@@ -87,6 +87,24 @@ def mutate(pod: Raw, namespace: Raw, mesh: MeshSettings) -> Mutation:
         wanted[contract.CAPTURE_ANNOTATION] = capture_annotation(settings)
     patch += _entries(metadata, "annotations", wanted)
     return Mutation(patch, () if mesh.native_sidecars else _plain_warnings(spec))
+
+
+def difference(pod: Raw, namespace: Raw, mesh: MeshSettings) -> str:
+    """Why the injector would not leave `pod` as it is, in one line; "" if it would, or gives it no
+    sidecar. What it writes for people alone (`podlink.dev/status`, the autoscaler's hint) is none.
+    """
+    try:
+        mutation = mutate(pod, namespace, mesh)
+    except (PodRefused, AnnotationRefused) as refused:
+        return str(refused)
+    for operation in mutation.patch:
+        path, value = operation["path"], operation["value"]
+        written = value if path == "/metadata/annotations" else [path.replace("~1", "/")]
+        if not path.startswith("/metadata/annotations") or any(
+            contract.CAPTURE_ANNOTATION in one for one in written
+        ):
+            return f"the injector would still change {path}"
+    return ""
 
 
 def _skip(annotations: Raw, labels: Raw, spec: Raw, namespace: Raw) -> tuple[str, str]:

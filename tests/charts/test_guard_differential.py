@@ -20,6 +20,7 @@ from injector.config import InjectorConfig
 from injector.container import MeshSettings, fitting
 from injector.guard import PodRefused
 from injector.kinds import Kind
+from injector.mutate import difference as differs
 from injector.mutate import mutate
 from kit.settings import Settings
 from local.apiserver import policies
@@ -131,25 +132,6 @@ def mesh_of(made: list[Object]) -> MeshSettings:
            if f != "native_sidecars"},
         native_sidecars=True if native is None else native,
     )  # fmt: skip
-
-
-def differs(raw: Object, near: Object, mesh: MeshSettings) -> str:
-    """Why the injector would not leave the pod as it is; "" if it would. What it writes for people to
-    read alone (`podlink.dev/status`, the autoscaler's hint) is not asked for."""
-    try:
-        mutation = mutate(raw, near, mesh)
-    except (PodRefused, AnnotationRefused) as refused:
-        return str(refused)
-    if mutation.skipped:
-        return ""
-    for operation in mutation.patch:
-        path = operation["path"]
-        if path.startswith(("/spec", "/metadata/labels")):
-            return str(operation)
-        written = operation["value"] if path == "/metadata/annotations" else {path: ""}
-        if any("podlink.dev" in key and "status" not in key for key in written):
-            return str(operation)
-    return ""
 
 
 @pytest.fixture(scope="session", params=CHARTS)

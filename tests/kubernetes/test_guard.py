@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from injector.mutate import difference
 from tests.charts.conftest import Render
 from tests.charts.test_chart import find
 from tests.charts.test_guard import OTHERS, labelled, meshed
-from tests.charts.test_guard_differential import bases, changed, differs, mesh_of, well_typed
+from tests.charts.test_guard_differential import bases, changed, mesh_of, well_typed
 from tests.injector.pods import annotated, container, pod
 from tests.kubernetes.objects import Objects, until
 from tests.kubernetes.real_api import Answer, Object, RealApi
@@ -176,7 +177,7 @@ def test_of_a_changed_pod_the_guard_says_what_the_injector_would(
         answer = put(guarded, raw)
         if answer.status not in (201, 403):
             continue  # the API server itself will not have it
-        why = differs(raw, near, mesh)
+        why = difference(raw, near, mesh)
         said = f"seed {seed}, change {number}: injector {why!r}, guard {answer.said!r}"
         assert (answer.status == 403) == bool(why), f"{said}: {raw}"
         judged[not why] += 1
