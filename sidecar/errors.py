@@ -58,6 +58,12 @@ class PeerBanned(PeerError):
         """What the peer showed, proved to hold the key of, and was refused for."""
 
 
+class LeafElsewhere(PeerError):
+    """A lawful leaf, shown from where its pod is not, or in the name of a pod that is no more."""
+
+    reason = "leaf_elsewhere"
+
+
 class PeerOverloaded(PeerError):
     """The peer takes no more links now: a limit of its own is reached, or ours there."""
 

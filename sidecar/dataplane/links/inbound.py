@@ -6,6 +6,7 @@ Who the peer is comes from its checked leaf alone, never from what OPEN says.
 """
 
 import socket
+from functools import partial
 from typing import Final
 
 from certs.trust.facts import LeafFacts
@@ -28,10 +29,12 @@ from sidecar.dataplane.records import (
     permitted,
 )
 from sidecar.dataplane.tunnels.inbound import InboundTunnel, InboundTunnels
+from sidecar.dataplane.tunnels.place import PlaceQuestion
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import (
     Bug,
     Denied,
+    LeafElsewhere,
     NotReady,
     Overloaded,
     OwnPort,
@@ -117,7 +120,7 @@ class InboundLink:
         if plane.unsettled:
             self._hold()
             return self._wait_to_judge(opening.port, plane.now() + SETTLE_S)
-        return self._judge(opening.port)
+        return self._check_place(opening.port)
 
     def _begin(self, opening: Opening) -> None:
         tunnel, record = self.tunnel, self.record
@@ -135,11 +138,25 @@ class InboundLink:
         if self.phase is not Phase.JUDGING:
             return None  # the dialler did not wait
         if not plane.unsettled:
-            return self._judge(port)
+            return self._check_place(port)
         if plane.now() >= until:
             return self._refuse(BUSY, NotReady("the registry has not said what is in force"), "")
         plane.poller.call_later(_SETTLE_POLL_S, self._wait_to_judge, port, until)
         return None
+
+    def _check_place(self, port: int) -> None:
+        """The peer must speak from where its leaf's pod is, as far as anybody knows."""
+        question = PlaceQuestion(self._plane, self.tunnel, partial(self._placed, port))
+        question.start()
+        if self.phase is Phase.JUDGING:  # it waits for an answer
+            self._hold()
+
+    def _placed(self, port: int, error: LeafElsewhere | None) -> None:
+        if self.phase is not Phase.JUDGING:
+            return None  # the dialler did not wait
+        if error is not None:
+            return self._refuse(DENIED, error, "denied")
+        return self._judge(port)
 
     def _judge(self, port: int) -> None:
         plane, tunnel, record = self._plane, self.tunnel, self.record
