@@ -4,7 +4,7 @@ A token of our audience proves whose pod calls and nothing of what is in it: any
 one. The leaf of a pod without a sidecar would be a member of the mesh that captures nothing, records
 nothing and hears of no ban, so the spec must carry the proxy, by name, command and where its image
 comes from. The first two are fixed once the pod exists; an image can be changed, and is looked at anew
-each time. (docs/threat-model.md, attack 49.)
+each time. (docs/threat-model.md, attack 53.)
 """
 
 from collections.abc import Collection, Mapping

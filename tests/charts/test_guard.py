@@ -281,7 +281,7 @@ OTHERS = [
 
 @pytest.mark.attack_row(35)
 @pytest.mark.attack_row(36)
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(53)
 @pytest.mark.attack_row(62)
 @pytest.mark.parametrize(("said", "raw"), OTHERS)
 def test_what_would_get_round_the_mesh_is_refused(judge: Judge, said: str, raw: Object) -> None:

@@ -227,7 +227,7 @@ def test_amounts_are_the_pods_own() -> None:
     assert changed(raw).patch == []
 
 
-@pytest.mark.attack_row(60)
+@pytest.mark.attack_row(53)
 def test_a_token_for_the_ca_in_another_volume_is_refused() -> None:
     source = {"serviceAccountToken": {"audience": "podlink-ca", "path": "token"}}
     for sources in ([source], [{"configMap": {"name": "x"}}, source]):
