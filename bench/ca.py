@@ -58,6 +58,7 @@ async def serve() -> None:
     fake = FakeKube()
     tokens = [fake.add_pod(name=f"pod-{n}", account=f"account-{n % 50}") for n in range(PODS)]
     limits = Limits.usual(monotonic)
+    limits.unread, limits.connections_per_source = InFlight(10**6, 10**6), 10**6
     limits.in_flight = limits.identities_in_flight = InFlight(10**6, 10**6)
     for name in ("per_source", "in_all", "per_identity", "per_pod"):
         setattr(limits, name, TokenBuckets(1e6, 10**6, monotonic))

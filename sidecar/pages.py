@@ -102,6 +102,8 @@ class Routes:
         finally:
             self._connections.discard(task)
             writer.close()
+            if writer.transport.get_write_buffer_size():  # a reader that does not read
+                asyncio.get_running_loop().call_later(TIMEOUT_S, writer.transport.abort)
 
     async def _respond(
         self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

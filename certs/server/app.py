@@ -39,11 +39,12 @@ from certs.server.warner import Warner
 from certs.trust.bans import Ban, Bans
 from kit.backoff import Backoff
 from kit.clock import Clock, Monotonic, monotonic, utcnow
+from kit.connections import Connections
 from kit.health import serve_health
 from kit.kube import Kube, KubeError
+from kit.limited_log import LimitedLog
 from kit.tasks import spawn, stop
 from kit.tls13 import demand_tls13
-from proto.ca_pb2_grpc import add_CertificateAuthorityServicer_to_server
 
 MAX_MESSAGE_BYTES = 16 * 1024
 MAX_CALLS = 20_000
@@ -167,9 +168,11 @@ class CaServer:
         await asyncio.wait([learning], timeout=BANS_WAIT_S)
         if not learning.done():
             _log.error("the bans cannot be read; going on with what each sidecar knows")
-        add_CertificateAuthorityServicer_to_server(self._service, self._server)
+        self._server.add_generic_rpc_handlers((self._service.handlers(),))
         self.port = self._server.add_secure_port(self._config.listen, self._own.credentials())
         await self._server.start()
+        connections = Connections(self.port, self.limits.connections_per_source, LimitedLog(_log))
+        self._spawn(connections.run(), "bound connections")
         self._spawn(self.keeper.run(), "the CA's keys")
         self._spawn(keep_published(self.publisher), "publish the bundle")
         self._spawn(self._writer.run(), "the ledger")

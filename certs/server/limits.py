@@ -82,6 +82,8 @@ class InFlight:
 class Limits:
     """Every limit of the CA, in the order in which a call meets them."""
 
+    unread: InFlight
+    """Calls whose request has not come yet, whose token nobody has asked about."""
     in_flight: InFlight
     """Calls in admission: each costs the API server two questions."""
     per_source: TokenBuckets
@@ -94,10 +96,13 @@ class Limits:
     per_pod: TokenBuckets
     identities_in_flight: InFlight
     """Calls of one identity, which may be a Deployment of a thousand pods that start together."""
+    connections_per_source: int = 256
+    """TCP connections. A sidecar has one; a node may hide some pods behind its own address."""
 
     @classmethod
     def usual(cls, monotonic: Monotonic) -> "Limits":
         return cls(
+            unread=InFlight(1024, 16, reason="unread"),
             in_flight=InFlight(64, 16),
             per_source=TokenBuckets(100.0, 200, monotonic, reason="rate_per_source"),
             bad_tokens=TokenBuckets(1.0, 50, monotonic, reason="rate_bad_tokens"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from certs.authority.issue import (
     Authority,
@@ -42,6 +43,7 @@ from certs.server.refusals import (
     CallerForbidden,
     CallRefused,
     CannotAnswer,
+    RequestRefused,
     TokenRefused,
 )
 from certs.server.report import Refusal, Sink
@@ -50,10 +52,11 @@ from certs.server.tokens import TokenDesk
 from kit.clock import Clock, Monotonic
 from kit.tasks import spawn, stop
 from proto import ca_pb2
-from proto.ca_pb2_grpc import CertificateAuthorityServicer
 
 PROVISIONAL_LIFETIME = dt.timedelta(minutes=5)
 ACK_PAUSE_S = 0.05
+READ_S = 5.0
+"""From the beginning of a call to its request."""
 LONGEST_STREAM_S = 3600.0
 """Then the pod asks again with its token: one that is gone, or another CA's load, shows by then."""
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -72,7 +75,7 @@ class _Call:
         return read_peer(self.context.peer())
 
 
-class CaService(CertificateAuthorityServicer):
+class CaService:
     """`signer` is asked for each leaf; it raises CannotAnswer while none may sign."""
 
     def __init__(
@@ -99,18 +102,31 @@ class CaService(CertificateAuthorityServicer):
         self._clock, self._monotonic = clock, monotonic
         self._longest_stream_s = longest_stream_s
 
-    async def Sign(  # noqa: N802 - the name is gRPC's
-        self, request: ca_pb2.SignRequest, context: Context
-    ) -> ca_pb2.SignResponse:
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """For `server.add_generic_rpc_handlers`. Not the generated ones: those wait for a request as
+        long as a caller likes before anybody looks at its token, and log a traceback if it is none."""
+        sign: Any = grpc.stream_unary_rpc_method_handler(
+            self.sign, None, ca_pb2.SignResponse.SerializeToString
+        )
+        watch: Any = grpc.stream_stream_rpc_method_handler(
+            self.watch_bundle, None, ca_pb2.Bundle.SerializeToString
+        )
+        name = ca_pb2.DESCRIPTOR.services_by_name["CertificateAuthority"].full_name
+        return grpc.method_handlers_generic_handler(name, {"Sign": sign, "WatchBundle": watch})
+
+    async def sign(self, requests: AsyncIterator[bytes], context: Context) -> ca_pb2.SignResponse:
         call = _Call("Sign", context)
         try:
+            with self._limits.unread.one(call.source_ip):
+                read_bearer(list(context.invocation_metadata() or ()))
+                request = await _read_request(requests)
             with self._limits.in_flight.one(call.source_ip):
                 return await self._sign(call, request)
         except Exception as e:
             await self._refuse(call, e)
 
-    async def WatchBundle(  # noqa: N802 - the name is gRPC's
-        self, request_iterator: AsyncIterator[ca_pb2.BundleAck], context: Context
+    async def watch_bundle(
+        self, requests: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[ca_pb2.Bundle]:
         call = _Call("WatchBundle", context)
         try:
@@ -120,7 +136,7 @@ class CaService(CertificateAuthorityServicer):
             name = f"{caller.identity.namespace}/{caller.pod_name}"
             with self._feed.watcher(caller.pod_uid, name) as watcher:
                 self._ledger.watches(caller.pod_uid, name, identity, self._clock(), self._leaf_ttl)
-                acks = spawn(self._read_acks(request_iterator, watcher), name=f"acks of {name}")
+                acks = spawn(self._read_acks(call, requests, watcher), name=f"acks of {name}")
                 try:
                     async with aclosing(self._until_old(watcher)) as stream:
                         async for news in stream:
@@ -248,12 +264,29 @@ class CaService(CertificateAuthorityServicer):
         except (AuthorityExpired, CertificateUnsound) as e:
             raise CannotAnswer(e.reason, str(e)) from e
 
-    async def _read_acks(self, acks: AsyncIterator[ca_pb2.BundleAck], watcher: Watcher) -> None:
-        async for ack in acks:
+    async def _read_acks(self, call: _Call, acks: AsyncIterator[bytes], watcher: Watcher) -> None:
+        async for raw in acks:
+            try:
+                ack = ca_pb2.BundleAck.FromString(raw)
+            except DecodeError:
+                refused = RequestRefused("request_malformed", "no BundleAck")
+                self._refusals.write(call.rpc, call.context.peer(), refused.code.name, refused)
+                return  # nothing that it says is heard any more
             watcher.ack(ack.generation, ack.revision)
             self._ledger.acked(watcher.pod_uid, watcher.acked, ack.serial)
             # An honest pod acknowledges once per change; one that floods meets its own flow control.
             await asyncio.sleep(ACK_PAUSE_S)
+
+
+async def _read_request(requests: AsyncIterator[bytes]) -> ca_pb2.SignRequest:
+    """Raises RequestRefused for one that does not come soon, or is none."""
+    try:
+        async with asyncio.timeout(READ_S):
+            return ca_pb2.SignRequest.FromString(await anext(aiter(requests)))
+    except (TimeoutError, StopAsyncIteration) as e:
+        raise RequestRefused("request_missing", f"within {READ_S:g} s") from e
+    except DecodeError as e:
+        raise RequestRefused("request_malformed", "no SignRequest") from e
 
 
 def to_message(news: News) -> ca_pb2.Bundle:

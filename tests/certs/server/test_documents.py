@@ -39,7 +39,7 @@ def test_a_label_cannot_break_out_of_its_line() -> None:
 
 
 def reasons() -> Iterator[str]:
-    yield from ("bug", AuthorityExpired.reason, CertificateUnsound.reason)
+    yield from ("bug", "banned", AuthorityExpired.reason, CertificateUnsound.reason)
     for path in (ROOT / "certs" / "server").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             name = getattr(getattr(node, "func", None), "id", "")
@@ -58,7 +58,7 @@ def reasons() -> Iterator[str]:
     rates = (limits.per_source, limits.bad_tokens, limits.in_all, limits.per_identity)
     for buckets in (*rates, limits.per_pod):
         yield buckets._reason
-    for in_flight in (limits.in_flight, limits.identities_in_flight):
+    for in_flight in (limits.unread, limits.in_flight, limits.identities_in_flight):
         yield in_flight._reason
         yield f"{in_flight._reason}_per_source"
 

@@ -36,6 +36,8 @@ def own_addresses() -> Limits:
     cluster each from its own."""
     limits = Limits.usual(monotonic)
     limits.in_flight = InFlight(PLACES, PLACES)
+    limits.unread = InFlight(10**6, 10**6)
+    limits.connections_per_source = 10**6
     limits.per_source = TokenBuckets(1e6, 10**6, monotonic, reason="rate_per_source")
     return limits
 
