@@ -17,6 +17,9 @@ from registry.facts import PodFacts, ServiceFacts, SliceEndpoint, SliceFacts
 
 MAX_ENDPOINTS = 2000
 """Per Service. Keeps one answer well under gRPC's 4 MiB, whatever a tenant writes."""
+MAX_LOOKED_AT = 10_000
+"""Addresses of one Service's slices that are judged: each change of one judges all of them anew, and a
+tenant may write any number of slices."""
 
 _THIS_HOST = IPv4Network("0.0.0.0/8")
 _BROADCAST = "255.255.255.255"
@@ -68,7 +71,12 @@ def join(
     """The Service's endpoints in a stable order, and what was dropped."""
     found: dict[str, EndpointView] = {}
     dropped: list[Dropped] = []
+    looked_at = 0
     for one in slices:
+        if looked_at >= MAX_LOOKED_AT:
+            dropped.append(Dropped(f"{len(one.endpoints)} more", "too_many_endpoints"))
+            continue
+        looked_at += len(one.endpoints)
         ports = _ports(service, one)
         for endpoint in one.endpoints:
             try:

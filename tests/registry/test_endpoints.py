@@ -2,6 +2,7 @@
 
 import pytest
 
+from registry import endpoints
 from registry.endpoints import MAX_ENDPOINTS
 from tests.registry.cluster import Cluster
 from tests.registry.objects import endpoint, pod, service, slice_of
@@ -130,6 +131,19 @@ def test_ten_thousand_addresses_become_no_more_than_the_bound_and_ready_ones_sta
     assert len(views) == MAX_ENDPOINTS
     assert sum(view.ready for view in views) == 10
     assert set(cluster.reasons("db.shop").values()) == {"too_many_endpoints"}
+
+
+@pytest.mark.attack_row(50)
+def test_of_ever_more_slices_only_so_many_addresses_are_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoints, "MAX_LOOKED_AT", 3)
+    cluster = shop()
+    for number in range(4):
+        made = [endpoint(f"203.0.{number}.{one}") for one in range(2)]
+        cluster.slices(slice_of("db", *made, name=f"s{number}"))
+    assert len(cluster.service("db.shop").endpoints) == 4
+    assert cluster.reasons("db.shop") == {"2 more": "too_many_endpoints"}
 
 
 @pytest.mark.attack_row(38)

@@ -79,6 +79,30 @@ async def test_a_slow_request_ends_at_its_deadline_and_holds_nobody_up(
     writer.close()
 
 
+@pytest.mark.attack_row(24)
+async def test_an_answer_that_nobody_reads_is_dropped(
+    unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "TIMEOUT_S", 0.2)
+    size, server = 64 << 20, HealthServer()
+
+    async def large(_: pages.Request) -> pages.Answer:
+        return pages.Answer(b"x" * size)
+
+    server.routes.add("/large", large)
+    await server.start(unused_tcp_port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port, limit=1 << 10)
+    writer.write(get("/large"))
+    await asyncio.sleep(1.0)  # two limits of 0.2 s: one for the sending, one for the rest
+    got = 0
+    with contextlib.suppress(ConnectionError):
+        while some := await asyncio.wait_for(reader.read(1 << 20), PATIENCE_S):
+            got += len(some)
+    assert 0 < got < size
+    writer.close()
+    await server.close()
+
+
 async def test_a_head_in_pieces_is_one_request(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for byte in get("/livez"):
