@@ -6,7 +6,7 @@ the same name lends it nothing.
 
 import ipaddress
 import urllib.parse
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,9 @@ def read_pod(pod: Any, caller: Caller, images: Collection[str] = ()) -> PodSeen:
         raise CallerForbidden("pod_replaced", f"the pod has UID {uid}")
     if account != caller.identity.service_account:
         raise CallerForbidden("pod_account", f"the pod runs as {account}")
-    if status.get("phase") in _FINISHED:
-        raise CallerForbidden("pod_finished", str(status["phase"]))
+    phase = status.get("phase")
+    if isinstance(phase, str) and phase in _FINISHED:
+        raise CallerForbidden("pod_finished", phase)
     return seen
 
 
@@ -102,5 +103,8 @@ def read_peer(peer: str) -> str:
 
 
 def _addresses(status: dict[str, Any], many: str, one: str) -> frozenset[str]:
-    listed: Iterable[str] = [entry["ip"] for entry in status.get(many) or ()]
-    return canonical_ips(list(listed) or [ip for ip in (status.get(one),) if ip])
+    listed = [entry["ip"] for entry in status.get(many) or ()]
+    texts = listed or [ip for ip in (status.get(one),) if ip]
+    if not all(isinstance(text, str) for text in texts):  # a number would be read as an address
+        raise TypeError("an address is no text")
+    return canonical_ips(texts)
