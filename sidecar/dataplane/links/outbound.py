@@ -162,6 +162,8 @@ class OutboundLink:
             self.phase = advance(self.phase, Phase.RESOLVING)
         if isinstance(step, Ask):
             return self._ask(step, error)
+        if (service := self._destination.service) is not None:
+            self.record.service = service.key  # also where it leads nowhere
         if isinstance(step, Failed):
             return self._fail(step.error)
         return self._take(step)
@@ -177,8 +179,6 @@ class OutboundLink:
 
     def _take(self, route: Route) -> None:
         record = self.record
-        if (service := self._destination.service) is not None:
-            record.service = service.key
         record.destination_ip, record.destination_port, record.endpoint_choice = route[:3]
         # An earlier attempt may have gone elsewhere.
         record.destination_identity = record.destination_pod = record.reason = ""

@@ -258,7 +258,8 @@ async def test_a_service_without_endpoints_says_so(near: Side, captured: Capture
     near.directory.entries["127.96.0.9"] = service(port=80)
     reader, _ = await captured(near, "127.96.0.9", 80)
     assert await is_reset(reader)
-    assert (await near.record()).reason == "no_endpoints"
+    record = await near.record()
+    assert (record.reason, record.service) == ("no_endpoints", "api.shop")
 
 
 # --- another endpoint -----------------------------------------------------------------------------
