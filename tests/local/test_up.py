@@ -117,7 +117,8 @@ def test_a_pod_that_has_failed_for_good_is_said_at_once(name: str, tmp_path: Pat
     once = tmp_path / "once.yaml"
     once.write_text(
         "apiVersion: v1\nkind: Pod\nmetadata: {name: once}\n"
-        "spec: {restartPolicy: Never, containers: [{name: app, image: none, command: ['false']}]}\n"
+        "spec: {restartPolicy: Never, containers: [{name: app, image: none, command: ['false'],\n"
+        "  readinessProbe: {exec: {command: ['false']}}}]}\n"  # else it is ready until it has ended
     )
     done = _podlink("up", "--bare", "--name", name, "-f", str(once))
     assert done.returncode == 1
