@@ -19,8 +19,11 @@ from sidecar.errors import ProtocolViolation
 from sidecar.wire.frames import (
     DATA,
     END_FRAME,
+    GOAWAY,
     GOAWAY_FRAME,
+    PING,
     PING_FRAME,
+    PONG,
     PONG_FRAME,
     RENEW,
     FrameReader,
@@ -101,7 +104,7 @@ WITHIN_A_LINK = {
 async def test_a_flood_on_an_idle_tunnel_ends_it_early(
     name: str, pair: Pair, forge: Forge, tmp_path: Path, work: list[int]
 ) -> None:
-    pair.far.plane.refused_opens = Buckets(0.0, 1e9)  # not what is tried here
+    pair.far.plane.draining = "OPEN" in name  # each is refused at once, and no other budget holds
     peer = await hostile_peer(pair, forge, tmp_path)
     async with asyncio.timeout(PATIENCE_S):
         while not pair.arrivals.tunnels:
@@ -109,6 +112,7 @@ async def test_a_flood_on_an_idle_tunnel_ends_it_early(
     await asyncio.to_thread(send, peer, FLOODS[name](peer))
     await ended(pair)
     assert work[0] <= 2 * SPARE, name
+    pair.far.plane.draining = False
     peer.sock.close()
     await honest_link_works(pair)
 
@@ -129,6 +133,29 @@ async def test_a_flood_within_a_link_ends_the_link_early(
     assert work[0] <= 2 * SPARE, name
     peer.sock.close()
     await honest_link_works(pair)
+
+
+@pytest.mark.attack_row(55)
+@pytest.mark.parametrize("kind", [PING, PONG, GOAWAY, RENEW])
+async def test_a_tunnel_affords_its_peer_so_many_and_no_more(
+    kind: int, pair: Pair, forge: Forge, tmp_path: Path
+) -> None:
+    peer = await hostile_peer(pair, forge, tmp_path)
+    peer.sock.sendall(peer.record(opening(pair.app_port)))
+    async with asyncio.timeout(PATIENCE_S):
+        while not pair.far.plane.live:
+            await asyncio.sleep(0.01)
+    (kept,) = pair.arrivals.tunnels
+    far: Any = pair.far.plane.renewals
+    for _ in range(SPARE):
+        far.forget(kept._tunnel)  # as if each renewal had ended
+        kept._tunnel.control(kind, b"n" * 32 if kind == RENEW else b"")
+    far.forget(kept._tunnel)
+    with pytest.raises(ProtocolViolation, match="flood"):
+        kept._tunnel.control(kind, b"n" * 32)
+    kept._tunnel.look()
+    kept._tunnel.control(PING, b"")
+    peer.sock.close()
 
 
 @pytest.mark.attack_row(55)
