@@ -94,8 +94,11 @@ def furnish(folder: Path, *, user: bool, fresh: bool = True) -> None:
                 users.write(f"somebody:x:{_USER}:{_USER}::/home/somebody:/bin/sh\n")
             with (folder / "etc/group").open("a") as groups:
                 groups.write(f"somebody:x:{_USER}:\n")
+            with (folder / "etc/shadow").open("a") as passwords:
+                passwords.write("somebody:*:20000:0:99999:7:::\n")
         subprocess.run(["chown", "-R", f"{_USER}:{_USER}", str(home.parent)], check=True)
     shutil.copy("/etc/resolv.conf", folder / "etc/resolv.conf")
+    (folder / "etc/hosts").write_text(f"127.0.0.1 localhost {os.uname().nodename}\n")
     bundle = os.environ.get("SSL_CERT_FILE") or os.environ.get("PIP_CERT")
     if bundle and Path(bundle).exists():
         shutil.copy(bundle, folder / _CA.lstrip("/"))
@@ -103,6 +106,12 @@ def furnish(folder: Path, *, user: bool, fresh: bool = True) -> None:
         if re.search(r"Acquire::(Check|http|https|Retries)", one.read_text()):
             shutil.copy(one, folder / "etc/apt/apt.conf.d")
     (folder / "etc/pip.conf").write_text(_pip_conf())
+
+
+def _allow_sudo(folder: Path) -> None:
+    allowed = folder / "etc/sudoers.d/somebody"
+    allowed.write_text("somebody ALL=(ALL) NOPASSWD: ALL\n")
+    allowed.chmod(0o440)
 
 
 def _pip_conf() -> str:
@@ -154,6 +163,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make bare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--suite", choices=sorted(SUITES), default="trixie")
     parser.add_argument("--user", action="store_true", help="as an ordinary user without sudo")
+    parser.add_argument("--sudo", action="store_true", help="a user whom sudo asks for no password")
     parser.add_argument("--run", action="append", metavar="COMMAND")
     parser.add_argument("--with", dest="more", action="append", default=[], metavar="PACKAGE")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make or use the root there")
@@ -161,6 +171,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--wrap", default="", help="put in front: 'capsh --drop=cap_sys_admin --'")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     asked = parser.parse_args(argv)
+    if asked.sudo:
+        asked.user, asked.more = True, [*asked.more, "sudo"]
     if os.geteuid() != 0:
         parser.error("it needs root, to make a root of its own")
     # The second command is a part of the suite: the whole of it runs wherever `make test` does.
@@ -171,6 +183,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"making a bare {asked.suite} in {folder}", file=sys.stderr, flush=True)
             build(asked.suite, folder, asked.more)
         furnish(folder, user=asked.user, fresh=not asked.again)
+        if asked.sudo:
+            _allow_sudo(folder)
         for command in commands:
             print(f"\n$ {command}", file=sys.stderr, flush=True)
             status = run(folder, command, user=asked.user, wrap=asked.wrap, **env)

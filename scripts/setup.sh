@@ -80,7 +80,7 @@ apt() {
             [ -t 2 ] || continue
             rest=${line#*:*:}
             percent=${rest%%[.:]*}
-            printf '\r\033[2K%s: %s %%' "$head" $((from + percent * (to - from) / 100)) >&2
+            printf '\r\033[2K[1/%s] %s %%' "$((steps + 1))" $((from + percent * (to - from) / 100)) >&2
             ;;
         *) echo "$line" >>"$log" ;;
         esac
