@@ -113,7 +113,7 @@ install() {
                 "add-apt-repository universe)"
         }
     done
-    [ -z "$wanted" ] || apt 10 100 install --no-install-recommends $wanted || {
+    [ -z "$wanted" ] || apt 10 100 install --no-install-recommends $wanted || [ -z "$needed" ] || {
         cp "$log" "${TMPDIR:-/tmp}/podlink-apt.log" 2>/dev/null || :
         ! offline || die "the package archive cannot be reached: go online, then make $word again"
         die "apt-get install $wanted failed: $(said) (all it said: ${TMPDIR:-/tmp}/podlink-apt.log)"

@@ -176,6 +176,9 @@ def test_what_can_be_done_without_stops_nobody(tree: Tree) -> None:
     tree.have("frob", "grault")
     done = tree.setup(FAKE_UID="1000")
     assert (done.returncode, done.stderr) == (0, "")
+    done = tree.setup(REFUSE="1")
+    assert (done.returncode, done.stdout) == (0, "environments demo 1\n")
+    (tree.path / "asked").unlink()
     done = tree.setup(ABSENT="niceties")
     assert (done.returncode, done.stderr, tree.asked) == (0, "", [])
 
