@@ -14,7 +14,7 @@ from cli.cluster import ClusterUnavailable, open_kube
 from cli.documents import read_documents
 from cli.links import Since
 from cli.mesh_view import MeshView
-from cli.policy_replay import Outcome, read_traffic, replay
+from cli.policy_replay import Outcome, only_told_by_source, read_traffic, replay
 from cli.policy_suggest import suggest
 from cli.table import print_rows
 from cli.terminal import printable, printable_json
@@ -151,6 +151,12 @@ async def _record(
         for name in namespaces:
             rows = await client.traffic(since=str(since), destination_namespace=name)
             found += read_traffic(rows)
+            if left_out := only_told_by_source(rows):
+                click.echo(
+                    f"note: {left_out} links to namespace {printable(name)} are told of by their source "
+                    "alone, and left out",
+                    err=True,
+                )
     except (ClusterUnavailable, TracesUnavailable) as e:
         raise click.ClickException(printable(e)) from e
     return found, view

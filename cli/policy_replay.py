@@ -49,11 +49,14 @@ class Replay:
 
 
 def read_traffic(rows: Iterable[Mapping[str, Any]]) -> list[Seen]:
-    """Rows of GET /api/traffic. Both sides tell of a link: whoever told of more is believed, and the
-    receiver's word on who denied it counts. What is no link between known ends is left out."""
+    """Rows of GET /api/traffic, by the destination's own word: what it let in and what it refused. A
+    source may tell of links that never were, and a policy suggested from those would open a door. What
+    is no link between known ends is left out."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("security") == "self" or row.get("destination_kind") != "identity":
+            continue
+        if not _told_by_destination(row):
             continue
         verdict = str(row.get("verdict"))
         if verdict == "failed":
@@ -73,11 +76,6 @@ def read_traffic(rows: Iterable[Mapping[str, Any]]) -> list[Seen]:
             peer = WorkloadIdentity.parse(str(source)) if kind == "identity" else None
         except IdentityMalformed:
             continue
-        sides = {"outbound": 0, "inbound": 0}
-        for row in group:
-            for side in sides if row.get("sides") == "both" else (row.get("sides"),):
-                if side in sides:
-                    sides[side] += int(row.get("links") or row.get("opened") or 0)
         text = f"{peer.namespace}/{peer.service_account}" if peer is not None else str(source)
         found.append(
             Seen(
@@ -89,11 +87,34 @@ def read_traffic(rows: Iterable[Mapping[str, Any]]) -> list[Seen]:
                 port=int(port),
                 denied=denied,
                 by_policy=any(row.get("reason") == "policy_denied" for row in group),
-                links=max(sides.values()) or 1,
+                links=sum(map(_told_by_destination, group)),
                 last_ns=max(int(row.get("last_ns") or 0) for row in group),
             )
         )
     return found
+
+
+def _told_by_destination(row: Mapping[str, Any]) -> int:
+    """Links of a row that the destination's side told of."""
+    return int(row.get("in_links") or row.get("in_opened") or 0)
+
+
+def only_told_by_source(rows: Iterable[Mapping[str, Any]]) -> int:
+    """Links that `read_traffic` leaves out since nothing of their edge is told of by its destination."""
+    told: dict[tuple[Any, ...], int] = {}
+    heard: set[tuple[Any, ...]] = set()
+    for row in rows:
+        key = (row.get("source_kind"), row.get("source"), row.get("destination"), row.get("port"))
+        if _told_by_destination(row):
+            heard.add(key)
+        elif (
+            row.get("destination_kind") == "identity"
+            and row.get("security") != "self"
+            and row.get("verdict") not in ("failed", "denied")
+        ):
+            links = int(row.get("links") or row.get("opened") or 0)
+            told[key] = told.get(key, 0) + links
+    return sum(links for key, links in told.items() if key not in heard)
 
 
 def _address(text: str) -> str:

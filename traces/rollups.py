@@ -6,7 +6,7 @@ more. Times are held to whole minutes within the last day and to whole hours bef
 
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -44,6 +44,9 @@ class Traffic:
     """One of its traces, of late."""
     sides: str
     """Who told of it: `both`, `outbound` or `inbound`."""
+    in_links: int
+    in_opened: int
+    """As `links` and `opened`, by the destination's own side alone."""
 
 
 def segments(since_s: int, until_s: int) -> list[tuple[int, int, int]]:
@@ -85,8 +88,14 @@ def traffic(
     until_s: int,
     where: str = "true",
     values: tuple[object, ...] = (),
+    *,
+    by_destination: bool = False,
 ) -> Iterator[Traffic]:
-    """Traffic per edge and way. `where` is fixed text over the columns of `edges` and `ways`."""
+    """Traffic per edge and way. `where` is fixed text over the columns of `edges` and `ways`.
+
+    `by_destination`: only what the destination's own side told, which alone knows what it let in. A
+    source may tell of links that never were.
+    """
     parts = segments(since_s, until_s)
     if not parts:
         return
@@ -107,7 +116,23 @@ def traffic(
         (*bounds, *values),
     )
     for row in rows:
-        yield _traffic(tuple(row))
+        found = _traffic(tuple(row))
+        if not by_destination:
+            yield found
+        elif found.sides != "outbound":
+            yield _of_destination(tuple(row), found)
+
+
+def _of_destination(row: tuple[Any, ...], found: Traffic) -> Traffic:
+    sent, received = row[22], row[23]
+    return replace(
+        found,
+        links=found.in_links,
+        opened=found.in_opened,
+        bytes_sent=int(sent),
+        bytes_received=int(received),
+        sides="inbound",
+    )
 
 
 def _traffic(row: tuple[Any, ...]) -> Traffic:
@@ -125,6 +150,8 @@ def _traffic(row: tuple[Any, ...]) -> Traffic:
         last_ns=last_ns,
         last_trace=last_trace,
         sides="both" if outward and inward else "outbound" if outward else "inbound",
+        in_links=into,
+        in_opened=in_opened,
     )
 
 

@@ -63,10 +63,16 @@ class Leaf:
 
 
 def edges(
-    db: sqlite3.Connection, since_s: int, until_s: int, *, namespace: str = "", identity: str = ""
+    db: sqlite3.Connection,
+    since_s: int,
+    until_s: int,
+    *,
+    namespace: str = "",
+    identity: str = "",
+    by_destination: bool = False,
 ) -> list[Edge]:
     """Edges with traffic in [since, until), worst first. `outside` is the namespace of what has
-    none."""
+    none. `by_destination`: as the destinations' own sides told (`rollups.traffic`)."""
     where, values = ["true"], list[object]()
     if namespace:
         where.append("(source_namespace = ? OR destination_namespace = ?)")
@@ -77,7 +83,9 @@ def edges(
             "(SELECT pod FROM certificates WHERE event = 'issued' AND identity = ?))"
         )
         values += [identity] * 3
-    found = traffic(db, since_s, until_s, " AND ".join(where), tuple(values))
+    found = traffic(
+        db, since_s, until_s, " AND ".join(where), tuple(values), by_destination=by_destination
+    )
     identity_of = _Identities(db)
     return edges_of(
         t

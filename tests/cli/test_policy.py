@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from certs.trust.identity import WorkloadIdentity
 from cli import authz, explain
 from cli.policy import policy
-from cli.policy_replay import read_traffic, replay
+from cli.policy_replay import only_told_by_source, read_traffic, replay
 from cli.policy_suggest import suggest
 from kit.kube import KubeError
 from policy.linkpolicy import LinkPolicy, parse
@@ -41,6 +41,8 @@ def row(who: str, **fields: Any) -> dict[str, Any]:
         "sides": "both",
         "links": 3,
         "opened": 0,
+        "in_links": fields.get("links", 3) if fields.get("sides") != "outbound" else 0,
+        "in_opened": 0,
         "last_ns": 7,
         **fields,
     }
@@ -62,7 +64,19 @@ def test_both_sides_of_a_link_are_counted_once_and_self_links_not_at_all() -> No
         row("shop/api", source="rubbish"),
     ]
     (seen,) = read_traffic(rows)
-    assert (seen.source, seen.links, seen.denied) == ("shop/api", 5, False)
+    assert (seen.source, seen.links, seen.denied) == ("shop/api", 4, False)
+    assert only_told_by_source(rows) == 0
+
+
+@pytest.mark.attack_row(56)
+def test_a_link_that_only_its_source_tells_of_makes_no_rule_and_no_fate() -> None:
+    """Whoever wants to be let in need not have been: it would only have to say so often enough."""
+    rows = [row("shop/api"), row("evil/x", sides="outbound", links=10_000)]
+    seen = read_traffic(rows)
+    assert [one.source for one in seen] == ["shop/api"]
+    assert only_told_by_source(rows) == 10_000
+    text = suggest("prod", seen, [running("db", "db", app="db")], enforce=True)
+    assert "evil" not in text and "serviceAccount: api" in text
 
 
 def test_a_replay_says_what_would_be_cut_kept_let_in_and_never_used() -> None:

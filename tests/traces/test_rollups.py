@@ -4,6 +4,7 @@ import contextlib
 import secrets
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.sidecar.telemetry.records import API, DB, denied, inbound_of, outboun
 from tests.traces.spans import request_of
 from traces import views
 from traces.insert import OTHER, SHARES, Inserter, Room
+from traces.page.asked import Asked
+from traces.page.questions import QUESTIONS
 from traces.rollups import FINE_S, Traffic, segments, traffic
 from traces.rows import rows_of
 from traces.schema import open_for_writing
@@ -286,3 +289,21 @@ def test_no_sender_takes_more_than_twice_its_share_and_a_modest_one_always_has_r
             room.take(sender)
             taken[sender] = taken.get(sender, 0) + 1
     assert max(taken.values(), default=0) <= 2 * max(1, most // SHARES)
+
+
+@pytest.mark.attack_row(56)
+def test_a_replay_goes_by_what_the_destination_told(db: sqlite3.Connection) -> None:
+    real = outbound()
+    keep(db, request_of(real, inbound_of(real)))
+    keep(db, request_of(*(outbound(source_identity=EVIL) for _ in range(5))))
+    assert {edge.source.name for edge in views.edges(db, *EVER)} == {API, EVIL}
+    [edge] = views.edges(db, *EVER, by_destination=True)
+    assert (edge.source.name, edge.links) == (API, 1)
+    policy = (
+        "apiVersion: podlink.dev/v1alpha1\nkind: LinkPolicy\nmetadata: {name: db, namespace: prod}\n"
+        "spec: {allow: [{from: [{namespace: evil, serviceAccount: x}], ports: [5433]}]}\n"
+    )
+    asked = Asked.parse({"policy": ""}, NOW_NS)
+    asked = replace(asked, since_s=EVER[0], until_s=EVER[1], raw={"text": policy})
+    answer = QUESTIONS["replay"](db, asked)
+    assert {(row["source"], row["fate"]) for row in answer.rows} == {(API, "cut")}

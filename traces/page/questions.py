@@ -55,9 +55,14 @@ _LEAF_COLUMNS: Final = (
 )  # fmt: skip
 
 
-def _edges(db: sqlite3.Connection, asked: Asked) -> list[Edge]:
+def _edges(db: sqlite3.Connection, asked: Asked, *, by_destination: bool = False) -> list[Edge]:
     found = views.edges(
-        db, asked.since_s, asked.until_s, namespace=asked.namespace, identity=asked.identity
+        db,
+        asked.since_s,
+        asked.until_s,
+        namespace=asked.namespace,
+        identity=asked.identity,
+        by_destination=by_destination,
     )
     return [edge for edge in found if asked.fits(edge)]
 
@@ -297,7 +302,9 @@ def replay_view(db: sqlite3.Connection, asked: Asked, known: "Known | None" = No
     if text.strip():
         try:
             cluster = known.cluster if known is not None else None
-            result = replay(read_policies(text), _edges(db, asked), chosen, cluster)
+            # A policy is the destination's: what its own side let in or refused is what it would judge.
+            seen = _edges(db, asked, by_destination=True)
+            result = replay(read_policies(text), seen, chosen, cluster)
         except PolicyInvalid as e:
             said = str(e)
     found = result.found if result is not None else ()
