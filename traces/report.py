@@ -12,14 +12,17 @@ import hashlib
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from certs.evidence.chain import CHECKPOINT, EvidenceMalformed, Signed
 from certs.evidence.chain import STATEMENT as CHAIN_STATEMENT
 from certs.evidence.signed import StatementRefused, WorkloadSigner, check_statement
-from certs.evidence.verify import verify_spans
+from certs.evidence.verify import read_checkpoint, verify_spans
+from certs.names import CONTROL_PLANE_ACCOUNTS
 from certs.trust.bundle import TrustBundle
 from traces import policy_history, views
 from traces.blob import read_span
@@ -40,6 +43,8 @@ _JUDGED: Final = 20_000
 _AT_BEGINNING_NS: Final = 3600 * 10**9
 """A chain that came this soon after the store's first record cannot have been forgotten between."""
 
+_FIRST_WORD_NS: Final = 120 * 10**9
+"""By then a sidecar has signed its chain, though it may be empty."""
 _COUNTS: Final = (
     "sampled_out",
     "dropped_allowed",
@@ -97,7 +102,7 @@ def record(
                 ((now_ns - x.not_before_ns) // 10**9 for x in leaves), default=None
             ),
         },
-        "chains": _chains(db, since_ns, until_ns, bundle),
+        "chains": _chains(db, since_ns, until_ns, now_ns, bundle),
     }
 
 
@@ -158,14 +163,20 @@ def _leaf(leaf: views.Leaf, now_ns: int) -> dict[str, object]:
 
 
 def _chains(
-    db: sqlite3.Connection, since_ns: int, until_ns: int, bundle: TrustBundle | None
+    db: sqlite3.Connection, since_ns: int, until_ns: int, now_ns: int, bundle: TrustBundle | None
 ) -> Json:
     """Numbers missing in any chain of this time, and the newest records judged one by one."""
     time = "FROM spans WHERE received_ns >= ? AND received_ns < ?"
     first, last = db.execute(f"SELECT min(id), max(id) {time}", (since_ns, until_ns)).fetchone()
     if first is None:
         none = {"chains": 0, "records": 0, "missing": 0, "gaps": [], "judged": None}
-        return {**none, **_heads(db, []), "losses": _losses(db, 0, -1)}
+        return {
+            **none,
+            **_heads(db, []),
+            "losses": _losses(db, 0, -1),
+            "unchained": _unchained(db, 0, -1),
+            **_absent(db, since_ns, until_ns, now_ns, bundle),
+        }
     gaps, late, chains, records, missing = [], [], 0, 0, 0
     rows = db.execute(
         "SELECT chains.name, count(DISTINCT sequence), min(sequence), max(sequence), "
@@ -205,6 +216,8 @@ def _chains(
         **_heads(db, late),
         "judged": judged,
         "losses": _losses(db, first, last),
+        "unchained": _unchained(db, first, last),
+        **_absent(db, since_ns, until_ns, now_ns, bundle),
     }
 
 
@@ -289,6 +302,129 @@ def _losses(db: sqlite3.Connection, first: int, last: int) -> Json:
             found.append({"pod": pod, **counts})
     found.sort(key=lambda one: (-sum(int(str(one[name])) for name in _COUNTS), str(one["pod"])))
     return {"sidecars": len(newest), **total, **_bounded(found)}
+
+
+def _unchained(db: sqlite3.Connection, first: int, last: int) -> Json:
+    """Links that are in no chain, so that nothing proves them, by who told of them."""
+    rows = db.execute(
+        "SELECT resources.sender, count(*) FROM spans INDEXED BY links_unchained "
+        "JOIN resources ON resources.id = spans.resource WHERE direction IS NOT NULL "
+        "AND chain IS NULL AND spans.id BETWEEN ? AND ? GROUP BY 1 ORDER BY 2 DESC",
+        (first, last),
+    ).fetchall()
+    found: list[dict[str, object]] = [{"sender": who, "links": count} for who, count in rows]
+    return {"links": sum(count for _, count in rows), **_bounded(found)}
+
+
+def _absent(
+    db: sqlite3.Connection, since_ns: int, until_ns: int, now_ns: int, bundle: TrustBundle | None
+) -> Json:
+    """Pods that got their first leaf in this time and left no chain at all; and chains that have ended
+    and whose sidecar did not sign that nothing follows: what came after its last word is unproven.
+    A sidecar signs its empty chain within a minute of its first leaf."""
+    pods, accounts = _leaves_of_pods(db)
+    chains = list(_chains_of_pods(db))
+    known = {chain.pod_uid for chain in chains}
+    (oldest,) = db.execute("SELECT min(received_ns) FROM spans").fetchone()
+    from_ns = max(since_ns, oldest if oldest is not None else until_ns)
+    silent: list[dict[str, object]] = [
+        {"pod": leaf.pod, "identity": leaf.identity, "since": iso_second(leaf.first_ns)}
+        for leaf in pods.values()
+        if from_ns <= leaf.first_ns < until_ns - _FIRST_WORD_NS
+        and leaf.pod_uid not in known
+        and leaf.identity not in accounts
+    ]
+    newest: dict[str, int] = defaultdict(int)
+    for chain in chains:
+        newest[chain.pod_uid] = max(newest[chain.pod_uid], chain.first_ns)
+    unended: list[dict[str, object]] = []
+    for chain in chains:
+        leaf_of = pods.get(chain.pod_uid)
+        over = leaf_of is not None and leaf_of.ends_ns < now_ns
+        if not chain.pod_uid or not since_ns <= chain.last_ns < until_ns:
+            continue
+        if not over and newest[chain.pod_uid] <= chain.last_ns:
+            continue  # it may live
+        (last,) = db.execute(
+            "SELECT max(sequence) FROM spans WHERE chain = ?", (chain.id,)
+        ).fetchone()
+        signed, is_last = _last_word(db, chain.id, bundle)
+        if not is_last or signed < (last or 0):
+            unended.append(
+                {"chain": chain.name, "pod": chain.pod, "last": last or 0, "signed": signed}
+            )
+    return {
+        "silent": _bounded(silent),
+        "unended": {
+            "records": sum(max(0, int(str(r["last"])) - int(str(r["signed"]))) for r in unended),
+            **_bounded(unended),
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _PodLeaves:
+    pod_uid: str
+    pod: str
+    identity: str
+    first_ns: int
+    """When its first leaf was issued."""
+    ends_ns: int
+    """When its newest one ends."""
+
+
+def _leaves_of_pods(db: sqlite3.Connection) -> tuple[dict[str, _PodLeaves], frozenset[str]]:
+    """Of each pod that the CA issued to; and the identities of the control plane."""
+    rows = db.execute(
+        "SELECT pod_uid, pod, identity, min(at_ns), max(not_after_ns), max(sender) "
+        "FROM certificates WHERE event = 'issued' AND pod_uid <> '' GROUP BY pod_uid"
+    ).fetchall()
+    own = {
+        f"{sender.rpartition('/')[0]}/{account}"
+        for *_, sender in rows
+        for account in CONTROL_PLANE_ACCOUNTS
+    }
+    return {row[0]: _PodLeaves(*row[:5]) for row in rows}, frozenset(own)
+
+
+@dataclass(frozen=True, slots=True)
+class _PodChain:
+    id: int
+    name: str
+    pod_uid: str
+    pod: str
+    first_ns: int
+    last_ns: int
+
+
+def _chains_of_pods(db: sqlite3.Connection) -> Iterator[_PodChain]:
+    known: dict[int, tuple[str, str]] = {}
+    rows = db.execute(
+        "SELECT chains.id, name, first_ns, chains.last_ns, resources.id, resources.resource "
+        "FROM chains JOIN resources ON resources.id = chains.resource"
+    )
+    for number, name, first_ns, last_ns, resource, blob in rows:
+        if resource not in known:
+            said = plain_attributes(Resource.FromString(blob).attributes)
+            pod = f"{said.get('k8s.namespace.name', '')}/{said.get('k8s.pod.name', '')}"
+            known[resource] = str(said.get("k8s.pod.uid", "")), pod
+        yield _PodChain(number, name, *known[resource], first_ns, last_ns)
+
+
+def _last_word(db: sqlite3.Connection, chain: int, bundle: TrustBundle | None) -> tuple[int, bool]:
+    """How far the newest checkpoint of a chain reaches, and whether it says that nothing follows. A
+    signature that does not hold is no word."""
+    row = db.execute(
+        "SELECT id FROM spans WHERE chain = ? AND name = ? ORDER BY sequence DESC, id DESC LIMIT 1",
+        (chain, CHECKPOINT),
+    ).fetchone()
+    if row is None or bundle is None:
+        return 0, False
+    try:
+        _, anchor = read_checkpoint(next(chain_items(db, row[0], row[0])), bundle)
+    except (EvidenceMalformed, StatementRefused):
+        return 0, False
+    return anchor.sequence, anchor.last
 
 
 def _counts_of(blob: bytes) -> tuple[str, dict[str, int]]:

@@ -43,7 +43,26 @@ def shortfalls(body: Json) -> list[str]:
         found.append(f"{counted(chains['missing'], 'record')} missing inside of chains")
     if judged.get("altered"):
         found.append(f"{counted(judged['altered'], 'record')} not as written")
+    found += _absent(chains)
     return [one for one in found if one]
+
+
+def _absent(chains: Json) -> list[str]:
+    """What is not there at all, or ends without a word. Reports of older versions say nothing of it."""
+    unchained = (chains.get("unchained") or {}).get("links", 0)
+    silent = (chains.get("silent") or {}).get("count", 0)
+    unended = chains.get("unended") or {}
+    found = []
+    if unchained:
+        found.append(f"{counted(unchained, 'link')} in no chain: nothing proves them")
+    if silent:
+        found.append(f"{counted(silent, 'pod')} got a certificate and left no chain")
+    if unended.get("count"):
+        found.append(
+            f"{counted(unended['count'], 'chain')} ended without a last checkpoint, and "
+            f"{counted(unended['records'], 'record')} after the last signature"
+        )
+    return found
 
 
 def _not_covered(body: Json) -> str:

@@ -121,10 +121,18 @@ class Chain:
         return self.sequence, previous
 
 
-def statement(chain: Chain, at_ns: int, pod: str, pod_uid: str, counts: Mapping[str, int]) -> str:
+def statement(
+    chain: Chain,
+    at_ns: int,
+    pod: str,
+    pod_uid: str,
+    counts: Mapping[str, int],
+    *,
+    last: bool = False,
+) -> str:
     """What a checkpoint signs, as one line of JSON: how far the chain has come, and what of all that
-    was to be recorded is not in it (sampled out, dropped)."""
-    said = {
+    was to be recorded is not in it (sampled out, dropped). `last`: the sidecar ends, nothing follows."""
+    said: dict[str, object] = {
         "version": 1,
         "chain": chain.id.hex(),
         "sequence": chain.sequence,
@@ -134,6 +142,8 @@ def statement(chain: Chain, at_ns: int, pod: str, pod_uid: str, counts: Mapping[
         "pod_uid": pod_uid,
         "counts": dict(counts),
     }
+    if last:
+        said["last"] = True
     return json.dumps(said, sort_keys=True, separators=(",", ":"))
 
 
@@ -179,6 +189,8 @@ class Anchor:
     at_ns: int
     identity: str
     counts: Mapping[str, int] = field(default_factory=dict)
+    last: bool = False
+    """The sidecar said that nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +270,7 @@ def read_statement(text: str) -> tuple[str, str, Anchor]:
             int(said["at_unix_ns"]),
             "",
             counts,
+            said.get("last") is True,
         )
         return str(said["chain"]), str(said["pod_uid"]), anchor
     except EvidenceMalformed:

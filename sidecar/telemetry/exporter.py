@@ -82,7 +82,9 @@ class LinkExporter:
         self.signer: Signer | None = None
         """Signs checkpoints, since the first leaf. Without one there are none."""
         self._identity = ""
-        self._signed_sequence = 0
+        self._signed_sequence = -1
+        """An empty chain is signed too: who has a leaf and no link at all has a chain nevertheless."""
+        self._said_last = False
         self._signed_ns = clock_ns()
         self._resource = config.resource.encode()
         self._threshold = round(config.ratio * (1 << 64))
@@ -281,11 +283,14 @@ class LinkExporter:
 
     def _checkpoint_is_due(self) -> bool:
         chain = self._chain
-        if chain is None or self.signer is None or chain.sequence == self._signed_sequence:
+        if chain is None or self.signer is None:
+            return False
+        if self._closing:
+            return not self._said_last
+        if chain.sequence == self._signed_sequence:
             return False
         return (
-            self._closing
-            or chain.sequence - self._signed_sequence >= _RECORDS_PER_CHECKPOINT
+            chain.sequence - self._signed_sequence >= _RECORDS_PER_CHECKPOINT
             or self._clock_ns() - self._signed_ns >= _CHECKPOINT_EVERY_NS
         )
 
@@ -297,7 +302,15 @@ class LinkExporter:
         pod, counts = self._config.resource, self.stats()
         not_in_it = {k: v for k, v in counts.items() if k.startswith("dropped") or k in _ALSO_TOLD}
         now_ns = self._clock_ns()
-        said = statement(self._chain, now_ns, f"{pod.namespace}/{pod.pod}", pod.pod_uid, not_in_it)
+        self._said_last = self._closing and not len(self._queues)
+        said = statement(
+            self._chain,
+            now_ns,
+            f"{pod.namespace}/{pod.pod}",
+            pod.pod_uid,
+            not_in_it,
+            last=self._said_last,
+        )
         self._signed_sequence, self._signed_ns = self._chain.sequence, now_ns
         try:
             signed = self.signer.sign(said)
