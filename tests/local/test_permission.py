@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from local.permission import Machine, observe, remedy
 from local.supervisor import SOURCE_ROOT
+from local.userns import IdMaps
 from tests.patience import PATIENCE_S
 
 ALL = (1 << 41) - 1
@@ -117,3 +119,21 @@ def test_root_without_capabilities_is_told_what_lacks() -> None:
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert "root has neither CAP_SYS_ADMIN nor CAP_SETFCAP here" in line
+
+
+@pytest.mark.netns
+def test_a_refused_range_of_ids_leaves_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = tmp_path / "newuidmap"
+    helper.write_text("#!/bin/sh\necho refused >&2\nexit 1\n")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    wanted = ((0, os.getuid(), 1), (1, 100_000, 65_536))
+    with subprocess.Popen(["unshare", "--user", "cat"], stdin=subprocess.PIPE) as program:
+        while os.readlink(f"/proc/{program.pid}/ns/user") == os.readlink("/proc/self/ns/user"):
+            time.sleep(0.01)
+        given = IdMaps(wanted, wanted, by_helper=True).write(program.pid)
+        mapped = Path(f"/proc/{program.pid}/uid_map").read_text().split()
+    assert given.single
+    assert mapped == ["0", str(os.getuid()), "1"]
