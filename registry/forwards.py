@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from registry.facts import NodeFacts, PodFacts, ServiceFacts
 from registry.keys import port_topic
 
-_Claims = defaultdict[tuple[str, int], dict[str, str]]
-"""By address and port: each Service that claims it ("name.namespace"), and when that was made."""
+_Claims = defaultdict[str, dict[str, str]]
+"""By address: each Service that claims it ("name.namespace"), and when that was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,9 @@ class Forwards:
         endpoints of the node dialled are to be chosen."""
         self._balancers: _Claims = defaultdict(dict)
         self._external: _Claims = defaultdict(dict)
-        self._claimed: Counter[str] = Counter()
-        """Addresses of load balancers and external IPs."""
+        self._ports: dict[str, frozenset[int]] = {}
+        """Of each Service that claims an address. Apart from the claims: a Service may have a thousand
+        ports, and each is claimed at each of its addresses."""
         self._host_ports: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
         """By node and number: UIDs of pods."""
         self._nodes_at: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -74,11 +75,11 @@ class Forwards:
 
     def is_claimed(self, ip: str) -> bool:
         """Whether a Service calls the address its load balancer's or an external IP."""
-        return ip in self._claimed
+        return ip in self._balancers or ip in self._external
 
     def claims(self, ip: str, port: int) -> bool:
         """Whether a Service claims that port of the address."""
-        return (ip, port) in self._balancers or (ip, port) in self._external
+        return bool(self._first(self._balancers, ip, port) or self._first(self._external, ip, port))
 
     def at(self, ip: str, port: int) -> Forward | None:
         """Where the port leads; None: to whoever has the address."""
@@ -86,13 +87,19 @@ class Forwards:
         if nodes and (having := self._node_ports.get(port)):
             name, (_, own, local) = min(having.items(), key=lambda one: (one[1][0], one[0]))
             return ToService(name, own, nodes[0] if local else "")
-        if having_ip := self._balancers.get((ip, port)):
-            return ToService(_first(having_ip), port)
+        if service := self._first(self._balancers, ip, port):
+            return ToService(service, port)
         if (pod := self._host_pod(nodes, ip, port)) is not None:
             return pod
-        if having_ip := self._external.get((ip, port)):
-            return ToService(_first(having_ip), port)
+        if service := self._first(self._external, ip, port):
+            return ToService(service, port)
         return None
+
+    def _first(self, claims: _Claims, ip: str, port: int) -> str:
+        """The oldest Service with that port that claims the address; "" for none."""
+        having = claims.get(ip, {})
+        fit = [(made, name) for name, made in having.items() if port in self._ports[name]]
+        return min(fit)[1] if fit else ""
 
     def _host_pod(self, nodes: Iterable[str], ip: str, port: int) -> ToPod | None:
         for node in nodes:
@@ -107,17 +114,25 @@ class Forwards:
 
     def place_service(self, facts: ServiceFacts, present: bool) -> set[str]:
         name = f"{facts.name}.{facts.namespace}"
-        touched = set(facts.balancer_ips) | set(facts.external_ips)
-        step = 1 if present else -1
-        for ip in (*facts.balancer_ips, *facts.external_ips):
-            _count(self._claimed, ip, step)
+        touched = {*facts.balancer_ips, *facts.external_ips}
+        if touched:
+            ports = frozenset(port.port for port in facts.ports)
+            touched.update(map(port_topic, ports))
+            if present:
+                self._ports[name] = ports
+            else:
+                self._ports.pop(name, None)
         for claims, ips in (
             (self._balancers, facts.balancer_ips),
             (self._external, facts.external_ips),
         ):
-            for key in ((ip, port.port) for ip in ips for port in facts.ports):
-                _claim(claims, key, name, facts.created, present)
-                touched.add(port_topic(key[1]))
+            for ip in ips:
+                if present:
+                    claims[ip][name] = facts.created
+                elif ip in claims:
+                    claims[ip].pop(name, None)
+                    if not claims[ip]:
+                        del claims[ip]
         for number, port in facts.node_ports:
             having = self._node_ports[number]
             if present:
@@ -154,19 +169,6 @@ class Forwards:
             if not names:
                 del self._nodes_at[ip]
         return touched
-
-
-def _first(having: dict[str, str]) -> str:
-    return min(having, key=lambda name: (having[name], name))
-
-
-def _claim(claims: _Claims, key: tuple[str, int], name: str, created: str, present: bool) -> None:
-    if present:
-        claims[key][name] = created
-    elif key in claims:
-        claims[key].pop(name, None)
-        if not claims[key]:
-            del claims[key]
 
 
 def _count(counter: Counter[str], key: str, step: int) -> None:

@@ -189,7 +189,7 @@ class Hub:
         networks = [network for topic in topics if (network := topic_network(topic)) is not None]
         if not networks:
             return topics
-        heard = (topic for topic in self._listeners if "/" not in topic)
+        heard = (topic for topic in self._listeners if topic[:1].isdigit() or ":" in topic[1:])
         within = {topic for topic in heard if any(is_within(topic, one) for one in networks)}
         return topics | within
 

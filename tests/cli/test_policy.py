@@ -22,7 +22,7 @@ from registry.facts import PodFacts, read_pod
 from sidecar.dataplane.routing.route import Plaintext
 from sidecar.directory import EXTERNAL, Endpoint, Service, Workload
 from tests.policy.test_linkpolicy import DESIGN
-from tests.registry.objects import pod, service
+from tests.registry.objects import endpoint, node, pod, service, slice_of, with_host_port
 
 DB = {("prod", "db"): [{"app": "db"}]}
 
@@ -327,6 +327,52 @@ def test_explain_leaves_a_name_outside_to_dns_and_says_that_it_is_not_the_cluste
 def test_explain_finds_a_service_by_every_form_of_its_name(name: str) -> None:
     done = CliRunner().invoke(explain.explain, ["hello/client", name, "80"])
     assert f"{name} is Service web.hello (10.96.0.1)" in done.output
+
+
+def _cluster_with_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = FakeCluster()
+    ports = ({"name": "web", "port": 80, "nodePort": 30080},)
+    lead = service("web", "10.96.0.1", namespace="hello", ports=ports, externalIPs=["198.51.100.7"])
+    far = pod("web", "10.0.0.7", namespace="hello", meshed=False)
+    published = with_host_port(pod("host", "10.0.0.8", namespace="hello", meshed=False), 9000, 8080)
+    aims = ({"name": "web", "port": 8080, "protocol": "TCP"},)
+    at = "/api/v1/namespaces/hello"
+    made.objects[f"{at}/services"] = made.objects["/api/v1/services"] = {"items": [lead]}
+    made.objects[f"{at}/pods"]["items"] += (far, published)
+    made.objects["/apis/discovery.k8s.io/v1/namespaces/hello/endpointslices"] = {
+        "items": [slice_of("web", endpoint("10.0.0.7", far), namespace="hello", ports=aims)]
+    }
+    made.objects["/api/v1/nodes"] = {"items": [node("n1", "192.0.2.1")]}
+
+    async def opened(*_: object) -> FakeCluster:
+        return made
+
+    monkeypatch.setattr(explain, "open_kube", opened)
+
+
+@pytest.mark.parametrize(
+    ("ip", "port", "said"),
+    [
+        (
+            "198.51.100.7",
+            80,
+            ["leads to port 80 of Service web.hello", "10.0.0.7:8080 (hello/web)"],
+        ),
+        ("192.0.2.1", 30080, ["an address of a node", "leads to port 80 of Service web.hello"]),
+        ("192.0.2.1", 9000, ["is a host port of pod hello/host: its port 8080", "10.0.0.8:8080"]),
+        ("192.0.2.1", 22, ["192.0.2.1:22, as dialled"]),
+        ("198.51.100.7", None, ["say which one"]),
+    ],
+)
+def test_explain_follows_a_port_of_an_address_to_where_it_leads(
+    ip: str, port: int | None, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _cluster_with_ways(monkeypatch)
+    asked = ["hello/client", ip, *([str(port)] if port else [])]
+    done = CliRunner().invoke(explain.explain, asked)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    for words in said:
+        assert words in done.output, done.output
 
 
 @pytest.mark.usefixtures("hello")
