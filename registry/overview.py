@@ -5,8 +5,12 @@ from collections import defaultdict
 from typing import Final
 
 from proto import registry_pb2 as pb
+from registry.facts import PolicyObject
 from registry.model import Model
+from registry.policies import Standing
 
+MAX_POLICIES_BYTES: Final = 16 << 20
+"""Of all policies in one answer: the trace store takes 32 MiB, with labels."""
 MAX_LABEL_SETS: Final = 100
 """Of one service account: pods of a workload carry the same labels, or nearly."""
 MAX_SETS: Final = 20_000
@@ -16,18 +20,33 @@ MAX_SETS: Final = 20_000
 def overview(model: Model, mesh_default: str, *, with_labels: bool) -> pb.PoliciesResponse:
     """What is in force now."""
     answer = pb.PoliciesResponse(mesh_default=mesh_default)
-    for one, standing in model.policies.all():
-        answer.policies.add(
-            namespace=one.namespace,
-            name=one.name,
-            uid=one.uid,
-            generation=standing.generation,
-            spec="" if standing.raw_spec is None else json.dumps(standing.raw_spec, sort_keys=True),
-            state=standing.state,
-        )
+    answer.policies.extend(_fitting([_told(*known) for known in model.policies.all()]))
     if with_labels:
         _add_accounts(model, answer)
     return answer
+
+
+def _told(one: PolicyObject, standing: Standing) -> pb.PolicyObject:
+    return pb.PolicyObject(
+        namespace=one.namespace,
+        name=one.name,
+        uid=one.uid,
+        generation=standing.generation,
+        spec="" if standing.raw_spec is None else json.dumps(standing.raw_spec, sort_keys=True),
+        state=standing.state,
+    )
+
+
+def _fitting(policies: list[pb.PolicyObject]) -> list[pb.PolicyObject]:
+    """Without the largest, if one message would not hold all: whoever writes such policies loses
+    these, and keeps nobody else's from the store."""
+    sizes = {number: one.ByteSize() for number, one in enumerate(policies)}
+    total = sum(sizes.values())
+    for number in sorted(sizes, key=lambda n: sizes[n], reverse=True):
+        if total <= MAX_POLICIES_BYTES:
+            break
+        total -= sizes.pop(number)
+    return [one for number, one in enumerate(policies) if number in sizes]
 
 
 def _add_accounts(model: Model, answer: pb.PoliciesResponse) -> None:

@@ -43,6 +43,19 @@ def test_a_policy_is_told_in_the_form_that_is_in_force() -> None:
     assert not answer.accounts
 
 
+@pytest.mark.attack_row(50)
+def test_policies_too_large_for_a_message_keep_no_others_from_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("registry.overview.MAX_POLICIES_BYTES", 1000)
+    cluster = Cluster()
+    for name, peers in (("a-large", 60), ("b", 1), ("c-larger", 64), ("d", 2)):
+        allow = [{"from": [{"namespace": f"namespace-{n}"} for n in range(peers)]}]
+        cluster.model.change_policy(None, read_policy(policy({"allow": allow}, name)))
+    answer = overview(cluster.model, "deny", with_labels=False)
+    assert [one.name for one in answer.policies] == ["b", "d"]
+
+
 def test_labels_are_told_once_for_all_pods_that_carry_them_and_bounded() -> None:
     cluster = Cluster()
     cluster.pods(
