@@ -24,9 +24,15 @@ def servers(mesh: Mesh) -> Iterator[None]:
         ),
         service("nobody", 80),
         service("local-only", 7001),
+        service("exposed", 7001),
         pod("target", serving("echo", 7001, port_name="echo")),
         pod("two-ports", containers=two),
         pod("local-only", serving("echo", 7001, "127.0.0.1")),
+        pod(
+            "exposed",
+            serving("echo", 7001, "127.0.0.1"),
+            config={"expose-loopback-ports": "7001"},
+        ),
         pod("itself", serving("echo", 7001)),
         service("mirror", {"port": 83, "targetPort": 7001}, app="itself"),
     ]
@@ -120,10 +126,14 @@ def test_a_pod_is_reached_by_its_ip_of_either_version(mesh: Mesh, version: int) 
     assert link["endpoint_choice"] == "pod-ip"
 
 
-def test_an_app_that_listens_on_localhost_only_is_reached(mesh: Mesh) -> None:
+def test_what_an_app_binds_to_loopback_stays_closed_unless_the_pod_exposes_it(mesh: Mesh) -> None:
     since = now()
-    mesh.talk("mesh/client", "local-only", 7001, "hello")
-    assert mesh.link(since, sides=2, destination="mesh/local-only")["security"] == "mtls"
+    done = mesh.attempt("mesh/client", "local-only", 7001, "hello")
+    assert (done["got"], done["error"]) == ("", "ConnectionResetError")
+    link = mesh.link(since, source="mesh/client", destination="mesh/local-only")
+    assert (link["verdict"], link["reason"]) == ("failed", "app_unreachable")
+    mesh.talk("mesh/client", "exposed", 7001, "hello")
+    assert mesh.link(since, sides=2, destination="mesh/exposed")["security"] == "mtls"
 
 
 @pytest.mark.parametrize("way", ["pod IP", "pod IPv6", "service"])
