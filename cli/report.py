@@ -141,6 +141,11 @@ def summary(body: Json) -> list[str]:
     type=click.Path(path_type=Path),
     help="PEM file of the mesh's roots; makes it offline.",
 )
+@click.option(
+    "--anchors",
+    type=click.Path(path_type=Path),
+    help="The CA's log, which the store's keeper does not hold: names chains that were cut.",
+)
 @click.option("--trust-domain", default="cluster.local", show_default=True)
 @click.option("--system-namespace", default=SYSTEM_NAMESPACE, show_default=True)
 @click.option(
@@ -151,6 +156,7 @@ def summary(body: Json) -> list[str]:
 def verify_file(
     file: Path,
     bundle: Path | None,
+    anchors: Path | None,
     trust_domain: str,
     system_namespace: str,
     output: str,
@@ -182,6 +188,7 @@ def verify_file(
                 "the signature holds for the data inside, but the text around it is not what "
                 "this version of podlink makes of it: trust the JSON only"
             )
+        anchored = _anchored(anchors, proven.body, roots, system_namespace) if anchors else None
     except OSError as e:
         raise click.ClickException(f"cannot read {e.filename}: {e.strerror}") from e
     except (ReportRefused, ClusterUnavailable) as e:
@@ -192,12 +199,35 @@ def verify_file(
     if output == "json":
         facts: Json = {"sound": True, "signed_by": proven.identity, "serial": proven.serial}
         facts["shortfalls"] = shortfalls(proven.body)
+        if anchored is not None:
+            facts["anchors"] = anchored
         click.echo(printable_json({**facts, "signed_at": _rfc3339(proven.at)}))
         return
     click.echo(f"✓ signed by {printable(proven.identity)} with leaf {proven.serial}")
     click.echo(f"✓ at {_rfc3339(proven.at)}, unchanged since")
+    if anchored is not None:
+        click.echo(f"✓ holds all that {anchored} anchors of the CA's log say")
     for line in summary(proven.body):
         click.echo(printable(line))
+
+
+def _anchored(log: Path, body: Json, roots: Any, system_namespace: str) -> int:
+    """How many anchors of the CA's log the report holds to. Raises ReportRefused or OSError."""
+    from certs.evidence.signed import StatementRefused
+    from certs.names import CA_ACCOUNT
+    from cli.anchors import compare, read_log
+    from traces.report import ReportRefused
+
+    ca = f"spiffe://{roots.trust_domain}/ns/{system_namespace}/sa/{CA_ACCOUNT}"
+    try:
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            found = compare(body, read_log(lines, roots, ca))
+    except StatementRefused as e:
+        raise ReportRefused(str(e)) from e
+    if found.problems:
+        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise ReportRefused(f"the CA's log contradicts it: {found.problems[0]}{more}")
+    return found.anchors
 
 
 def read_report(file: Path) -> tuple[Any, str | None]:

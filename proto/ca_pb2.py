@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0eproto/ca.proto\x12\rpodlink.ca.v1\"-\n\x0bSignRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\x12\r\n\x05ttl_s\x18\x02 \x01(\r\"v\n\x0cSignResponse\x12\x11\n\tchain_der\x18\x01 \x03(\x0c\x12%\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x15.podlink.ca.v1.Bundle\x12\x12\n\nlifetime_s\x18\x03 \x01(\r\x12\x18\n\x10signed_at_unix_s\x18\x04 \x01(\x03\"y\n\x06\x42undle\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x10\n\x08root_der\x18\x03 \x03(\x0c\x12!\n\x04\x62\x61ns\x18\x04 \x01(\x0b\x32\x13.podlink.ca.v1.Bans\x12\x10\n\x08revision\x18\x05 \x01(\x04\"9\n\x04\x42\x61ns\x12\x10\n\x08identity\x18\x01 \x03(\t\x12\x0f\n\x07pod_uid\x18\x02 \x03(\t\x12\x0e\n\x06serial\x18\x03 \x03(\t\"A\n\tBundleAck\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06serial\x18\x03 \x01(\t2\x9b\x01\n\x14\x43\x65rtificateAuthority\x12?\n\x04Sign\x12\x1a.podlink.ca.v1.SignRequest\x1a\x1b.podlink.ca.v1.SignResponse\x12\x42\n\x0bWatchBundle\x12\x18.podlink.ca.v1.BundleAck\x1a\x15.podlink.ca.v1.Bundle(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0eproto/ca.proto\x12\rpodlink.ca.v1\"U\n\x0bSignRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\x12\r\n\x05ttl_s\x18\x02 \x01(\r\x12&\n\x04head\x18\x03 \x01(\x0b\x32\x18.podlink.ca.v1.ChainHead\":\n\tChainHead\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\t\"v\n\x0cSignResponse\x12\x11\n\tchain_der\x18\x01 \x03(\x0c\x12%\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x15.podlink.ca.v1.Bundle\x12\x12\n\nlifetime_s\x18\x03 \x01(\r\x12\x18\n\x10signed_at_unix_s\x18\x04 \x01(\x03\"y\n\x06\x42undle\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x10\n\x08root_der\x18\x03 \x03(\x0c\x12!\n\x04\x62\x61ns\x18\x04 \x01(\x0b\x32\x13.podlink.ca.v1.Bans\x12\x10\n\x08revision\x18\x05 \x01(\x04\"9\n\x04\x42\x61ns\x12\x10\n\x08identity\x18\x01 \x03(\t\x12\x0f\n\x07pod_uid\x18\x02 \x03(\t\x12\x0e\n\x06serial\x18\x03 \x03(\t\"A\n\tBundleAck\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06serial\x18\x03 \x01(\t2\x9b\x01\n\x14\x43\x65rtificateAuthority\x12?\n\x04Sign\x12\x1a.podlink.ca.v1.SignRequest\x1a\x1b.podlink.ca.v1.SignResponse\x12\x42\n\x0bWatchBundle\x12\x18.podlink.ca.v1.BundleAck\x1a\x15.podlink.ca.v1.Bundle(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.ca_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SIGNREQUEST']._serialized_start=33
-  _globals['_SIGNREQUEST']._serialized_end=78
-  _globals['_SIGNRESPONSE']._serialized_start=80
-  _globals['_SIGNRESPONSE']._serialized_end=198
-  _globals['_BUNDLE']._serialized_start=200
-  _globals['_BUNDLE']._serialized_end=321
-  _globals['_BANS']._serialized_start=323
-  _globals['_BANS']._serialized_end=380
-  _globals['_BUNDLEACK']._serialized_start=382
-  _globals['_BUNDLEACK']._serialized_end=447
-  _globals['_CERTIFICATEAUTHORITY']._serialized_start=450
-  _globals['_CERTIFICATEAUTHORITY']._serialized_end=605
+  _globals['_SIGNREQUEST']._serialized_end=118
+  _globals['_CHAINHEAD']._serialized_start=120
+  _globals['_CHAINHEAD']._serialized_end=178
+  _globals['_SIGNRESPONSE']._serialized_start=180
+  _globals['_SIGNRESPONSE']._serialized_end=298
+  _globals['_BUNDLE']._serialized_start=300
+  _globals['_BUNDLE']._serialized_end=421
+  _globals['_BANS']._serialized_start=423
+  _globals['_BANS']._serialized_end=480
+  _globals['_BUNDLEACK']._serialized_start=482
+  _globals['_BUNDLEACK']._serialized_end=547
+  _globals['_CERTIFICATEAUTHORITY']._serialized_start=550
+  _globals['_CERTIFICATEAUTHORITY']._serialized_end=705
 # @@protoc_insertion_point(module_scope)

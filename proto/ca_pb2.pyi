@@ -27,22 +27,57 @@ class SignRequest(_message.Message):
 
     CSR_DER_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
     csr_der: _builtins.bytes
     ttl_s: _builtins.int
     """Wished lifetime in seconds; 0 means the server's default. Always clamped to the server's maximum."""
+    @_builtins.property
+    def head(self) -> Global___ChainHead:
+        """How far the caller's chain of records has come in the trace store, for the CA's log; absent: it keeps
+        none. The caller's word, which the CA writes down and nothing else.
+        """
+
     def __init__(
         self,
         *,
         csr_der: _builtins.bytes = ...,
         ttl_s: _builtins.int = ...,
+        head: Global___ChainHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_der", b"csr_der", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_der", b"csr_der", "head", b"head", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SignRequest: _TypeAlias = SignRequest  # noqa: Y015
+
+@_typing.final
+class ChainHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    chain: _builtins.str
+    """Hex, as in the spans (podlink.chain.id)."""
+    sequence: _builtins.int
+    """Number and hash (hex) of the last record that the store has taken."""
+    hash: _builtins.str
+    def __init__(
+        self,
+        *,
+        chain: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        hash: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hash", b"hash", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainHead: _TypeAlias = ChainHead  # noqa: Y015
 
 @_typing.final
 class SignResponse(_message.Message):

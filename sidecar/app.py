@@ -11,6 +11,7 @@ import logging
 import signal
 from typing import Any, Final
 
+from certs.client.ca import CaClient
 from certs.client.rpc import RenewingChannel
 from certs.client.source import Svid, SvidSource
 from certs.trust.facts import LeafFacts
@@ -72,6 +73,8 @@ class Sidecar:
             "the registry says that we are banned"
         )
         self._own: LeafFacts | None = None
+        if isinstance(source, CaClient):
+            source.head = lambda: self._exporter.head
         self._capture = CaptureWatch(config.own.uid) if config.mode == "redirect" else None
         self._probes = ProbeTable(config.probes, config.mark, carriers.sources)
         self._health = HealthServer()

@@ -36,6 +36,8 @@ VERSION: Final = 1
 KIND: Final = "podlink report"
 MAX_CLUSTER_BYTES: Final = 1 << 20
 _PARTS: Final = frozenset({"report", "statement", "signature", "certificates"})
+_HEADS: Final = 20_000
+"""Chains whose last record is told, the newest."""
 _LISTED: Final = 2000
 """Rows of one kind; beyond it the report says how many were left out."""
 _JUDGED: Final = 20_000
@@ -354,12 +356,29 @@ def _absent(
                 {"chain": chain.name, "pod": chain.pod, "last": last or 0, "signed": signed}
             )
     return {
+        "heads": {
+            "count": len(chains),
+            "left_out": max(0, len(chains) - _HEADS),
+            "rows": _heads_of(db, chains),
+        },
         "silent": _bounded(silent),
         "unended": {
             "records": sum(max(0, int(str(r["last"])) - int(str(r["signed"]))) for r in unended),
             **_bounded(unended),
         },
     }
+
+
+def _heads_of(db: sqlite3.Connection, chains: list["_PodChain"]) -> dict[str, int]:
+    """The last record held of each chain: what the CA's log of anchors is compared with."""
+    newest = sorted(chains, key=lambda chain: -chain.last_ns)[:_HEADS]
+    found: dict[str, int] = {}
+    for chain in newest:
+        (last,) = db.execute(
+            "SELECT max(sequence) FROM spans WHERE chain = ?", (chain.id,)
+        ).fetchone()
+        found[chain.name] = max(last or 0, found.get(chain.name, 0))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import contextlib
 import datetime as dt
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import grpc
@@ -37,6 +37,7 @@ from certs.client.renewal import (
 )
 from certs.client.source import BansSubscriber, Subscriber, Svid
 from certs.client.wire import SIGN_TIMEOUT_S, CaAddress, CaUnreachable
+from certs.evidence.anchor import Head
 from certs.trust.bans import NO_BANS, Bans
 from certs.trust.bundle import TrustBundle
 from certs.trust.clock import TrustedClock
@@ -95,6 +96,8 @@ class CaClient:
         self._is_banned = False
         self._refused_since: float | None = None
         self._look_now = asyncio.Event()
+        self.head: Callable[[], Head | None] = lambda: None
+        """How far our chain of records has come in the store; told to the CA with each renewal."""
         self._bans_subscribers: list[BansSubscriber] = []
         self._watching = False
         self._acknowledged = 0
@@ -221,9 +224,13 @@ class CaClient:
         return material, self._bundle
 
     async def _sign(self, csr_der: bytes) -> ca_pb2.SignResponse:
+        request = ca_pb2.SignRequest(csr_der=csr_der)
+        if (head := self.head()) is not None:
+            request.head.chain, request.head.sequence = head.chain, head.sequence
+            request.head.hash = head.hash
         async with self._ca.channel(self._learnt_roots()) as channel:
             return await CertificateAuthorityStub(channel).Sign(
-                ca_pb2.SignRequest(csr_der=csr_der),
+                request,
                 metadata=self._ca.metadata(),
                 timeout=SIGN_TIMEOUT_S,
             )

@@ -16,6 +16,7 @@ from certs.authority.store import (
     found_keyring,
     read_secret_files,
 )
+from certs.evidence.signed import WorkloadSigner
 from certs.records import BanNote
 from certs.rotation import Phase, Timing
 from certs.server.cluster_state import ClusterState
@@ -153,11 +154,15 @@ class CaServer:
             clock=clock,
             monotonic=monotonic,
             longest_stream_s=longest_stream_s,
+            anchors=self._sign_anchors,
         )
         self._own = OwnLeaf(self._authority, namespace, config.leaf_ttl, clock, monotonic)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
         self._tasks: list[asyncio.Task[None]] = []
         self._notes: dict[Ban, BanNote] = {}
+
+    def _sign_anchors(self) -> WorkloadSigner:
+        return self._own.signer()
 
     async def start(self) -> None:
         """Learn the bans, then listen. Raises RuntimeError if the port is taken."""

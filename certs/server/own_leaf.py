@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from certs.authority.issue import Authority, AuthorityExpired, Order
+from certs.evidence.signed import WorkloadSigner
 from certs.names import CA_ACCOUNT, service_dns_names
+from certs.trust.contexts import TlsMaterial
 from certs.trust.identity import WorkloadIdentity
 from certs.trust.pem import to_pem
 from kit.clock import Clock, Monotonic
@@ -40,6 +42,7 @@ class OwnLeaf:
         self._authority, self._clock, self._monotonic = authority, clock, monotonic
         self._lock = threading.Lock()
         self._renew_at, self._signer = 0.0, ""
+        self._statements: tuple[WorkloadSigner, float] | None = None
         self._first = self._issue()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -67,6 +70,17 @@ class OwnLeaf:
         key_pem, chain_pem, lifetime_s = self._sign(self._authority())
         credentials = grpc.ssl_channel_credentials(roots_pem, key_pem, chain_pem)
         return credentials, self._monotonic() + lifetime_s / 2
+
+    def signer(self) -> WorkloadSigner:
+        """Signs statements with a leaf of ours that is at most half through its life."""
+        with self._lock:
+            if self._statements is None or self._monotonic() >= self._statements[1]:
+                authority = self._authority()
+                key_pem, chain_pem, lifetime_s = self._sign(authority)
+                material = TlsMaterial(key_pem, chain_pem, authority.bundle.to_pem())
+                until = self._monotonic() + lifetime_s / 2
+                self._statements = WorkloadSigner(material), until
+            return self._statements[0]
 
     def _issue(self) -> grpc.ServerCertificateConfiguration:
         authority = self._authority()

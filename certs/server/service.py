@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -19,6 +20,9 @@ from certs.authority.issue import (
     Order,
     clamp_lifetime,
 )
+from certs.evidence.anchor import MESSAGE, Head, anchor_statement
+from certs.evidence.chain import EvidenceMalformed
+from certs.evidence.signed import WorkloadSigner
 from certs.names import CONTROL_PLANE_ACCOUNTS, service_dns_names
 from certs.server.access import Needs, needs
 from certs.server.csr import read_csr
@@ -49,7 +53,9 @@ from certs.server.refusals import (
 from certs.server.report import Refusal, Sink
 from certs.server.review import Caller, read_bearer
 from certs.server.tokens import TokenDesk
+from certs.trust.contexts import MaterialRefused
 from kit.clock import Clock, Monotonic
+from kit.limited_log import LimitedLog
 from kit.tasks import spawn, stop
 from proto import ca_pb2
 
@@ -60,6 +66,8 @@ READ_S = 5.0
 LONGEST_STREAM_S = 3600.0
 """Then the pod asks again with its token: one that is gone, or another CA's load, shows by then."""
 Context = grpc.aio.ServicerContext[Any, Any]
+_log = logging.getLogger(__name__)
+_limited = LimitedLog(_log)
 
 
 @dataclass(slots=True)
@@ -94,6 +102,7 @@ class CaService:
         clock: Clock,
         monotonic: Monotonic,
         longest_stream_s: float = LONGEST_STREAM_S,
+        anchors: Callable[[], WorkloadSigner],
     ) -> None:
         self._signer, self._desk, self._feed = signer, desk, feed
         self._ledger, self._report = ledger, report
@@ -101,6 +110,7 @@ class CaService:
         self._bind_tokens, self._limits, self._refusals = bind_tokens, limits, refusals
         self._clock, self._monotonic = clock, monotonic
         self._longest_stream_s = longest_stream_s
+        self._anchors = anchors
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For `server.add_generic_rpc_handlers`. Not the generated ones: those wait for a request as
@@ -240,11 +250,34 @@ class CaService:
         # The ban may have come while the API server was asked.
         self._check_bans(caller, self._feed.news)
         self._report(describe(caller, pod, addresses, order, issued, call.source_ip, now))
+        if request.HasField("head"):
+            self._anchor(request.head, caller, now)
         return ca_pb2.SignResponse(
             chain_der=issued.chain_der,
             bundle=to_message(self._feed.news),
             lifetime_s=int(issued.lifetime.total_seconds()),
             signed_at_unix_s=int(now.timestamp()),
+        )
+
+    def _anchor(self, raw: ca_pb2.ChainHead, caller: Caller, now: dt.datetime) -> None:
+        """Write down how far the caller says that its records have come, signed, where whoever keeps the
+        store cannot reach it. What is malformed costs the caller nothing but its anchor."""
+        try:
+            head = Head(raw.chain, raw.sequence, raw.hash)
+            pod = f"{caller.identity.namespace}/{caller.pod_name}"
+            at_ns = int(now.timestamp()) * 10**9
+            said = anchor_statement(head, pod, str(caller.identity), at_ns)
+            signed = self._anchors().sign(said)
+        except (EvidenceMalformed, AuthorityExpired, MaterialRefused, ValueError) as e:
+            _limited.warning("no chain anchor", extra={"error": str(e)})
+            return
+        _log.info(
+            MESSAGE,
+            extra={
+                "statement": said,
+                "signature": signed.signature,
+                "certificates": signed.certificates,
+            },
         )
 
     def _order(self, caller: Caller, addresses: Addresses, wished_s: int) -> Order:

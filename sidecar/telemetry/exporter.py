@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from certs.client.source import Svid, SvidSource
+from certs.evidence.anchor import Head
 from certs.evidence.chain import Chain, Signed, statement
 from certs.evidence.signed import WorkloadSigner
 from kit.backoff import Backoff
@@ -58,6 +59,8 @@ class Signer(Protocol):
 class _Batch:
     payload: bytes
     spans: int
+    head: Head | None
+    """How far the chain has come with it."""
     drops: Mapping[str, int]
     """The drop counts that the batch tells of; empty if it tells of none."""
 
@@ -85,6 +88,8 @@ class LinkExporter:
         self._signed_sequence = -1
         """An empty chain is signed too: who has a leaf and no link at all has a chain nevertheless."""
         self._said_last = False
+        self.head: Head | None = None
+        """How far our chain has come in the collector; None before it has taken anything of it."""
         self._signed_ns = clock_ns()
         self._resource = config.resource.encode()
         self._threshold = round(config.ratio * (1 << 64))
@@ -270,7 +275,9 @@ class LinkExporter:
         self._spans = []
         if (checkpoint := self._checkpoint()) is not None:
             told.append(checkpoint)
-        return _Batch(export_request(self._resource, spans + told), count, telling)
+        chain = self._chain
+        head = Head(chain.id.hex(), chain.sequence, chain.hash.hex()) if chain is not None else None
+        return _Batch(export_request(self._resource, spans + told), count, head, telling)
 
     def _sign_own_side(self, record: LinkRecord | RequestRecord) -> None:
         """A link that ended before our first leaf is ours all the same: the store believes each side of
@@ -340,6 +347,7 @@ class LinkExporter:
         self._told = batch.drops or self._told
         rejected = min(_rejected_spans(answer), batch.spans) if answer else 0
         self._rejected += rejected
+        self.head = batch.head or self.head
         self._exported += batch.spans - rejected
         return True
 

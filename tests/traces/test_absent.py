@@ -131,6 +131,7 @@ def test_a_pod_that_got_a_leaf_and_left_no_chain_is_named(store: Store) -> None:
     store.tell(20, Run("idle").links(sign=True))
     chains = store.report()["chains"]
     assert [row["pod"] for row in chains["silent"]["rows"]] == ["shop/pod-silent"]
+    assert sorted(chains["heads"]["rows"].values()) == [0, 1, 1]
 
 
 def test_a_chain_that_ended_without_a_last_word_is_named(store: Store) -> None:

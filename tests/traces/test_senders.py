@@ -126,6 +126,7 @@ async def test_a_sidecar_sends_with_its_leaf_and_its_spans_name_it(tmp_path: Pat
         exporter.report(link)
         await exporter.close()
         assert exporter.stats()["exported"] == 1
+        assert exporter.head is not None and exporter.head.sequence == 1
         [span] = (await Reader(store.writer._config.db_path).trace(link.trace_id)).spans
         assert span["sender"] == API
 
