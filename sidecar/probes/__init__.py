@@ -6,5 +6,6 @@ port and hands the original to the proxy, which asks the app at the pod's own IP
 
 - `spec`: reads the originals. Pure.
 - `http`, `grpc`: ask the app once.
+- `relay`: lets gRPC's library speak over a connection that we have made.
 - `table`: answers the health port; one question at a time for each probe.
 """

@@ -8,8 +8,10 @@ from typing import Final
 
 import grpc.aio
 
-from sidecar.probes.http import ProbeFailed
+from sidecar.probes.http import ProbeFailed, connect
+from sidecar.probes.relay import relay
 from sidecar.probes.spec import GrpcProbe
+from sidecar.source_address import Source
 
 _CHECK: Final = "/grpc.health.v1.Health/Check"
 _STATES: Final = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
@@ -21,10 +23,17 @@ _OPTIONS: Final = (
 )
 
 
-async def ask_grpc(probe: GrpcProbe, ip: str) -> None:
-    """Ask once, within the probe's time limit. Raises ProbeFailed."""
-    target = f"[{ip}]:{probe.port}" if ":" in ip else f"{ip}:{probe.port}"
-    async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
+async def ask_grpc(probe: GrpcProbe, ip: str, mark: int = 0, source: Source | None = None) -> None:
+    """Ask once, within the probe's time limit; the app sees `source` if that can be.
+
+    Raises ProbeFailed.
+    """
+    authority = f"[{ip}]:{probe.port}" if ":" in ip else f"{ip}:{probe.port}"
+    options = (*_OPTIONS, ("grpc.default_authority", authority))
+    async with (
+        relay(lambda: connect(ip, probe.port, mark, source=source)) as target,
+        grpc.aio.insecure_channel(target, options=options) as channel,
+    ):
         check = channel.unary_unary(
             _CHECK, request_serializer=_request, response_deserializer=_state
         )

@@ -67,7 +67,7 @@ class ProbeTable:
         if isinstance(probe, HttpProbe):
             await ask_http(probe, self._app.ip, self._mark, source)
         elif isinstance(probe, GrpcProbe):
-            await ask_grpc(probe, self._app.ip)
+            await ask_grpc(probe, self._app.ip, self._mark, source)
         else:
             _, writer = await connect(self._app.ip, probe.port, self._mark, source=source)
             with closing(writer):

@@ -260,7 +260,8 @@ async def _grpc_health(port: int) -> None:
     """A gRPC server whose health service says SERVING for "shop" and NOT_SERVING for the rest."""
     import grpc.aio
 
-    async def check(request: bytes, _: object) -> bytes:
+    async def check(request: bytes, context: Any) -> bytes:
+        print(f"caller {context.peer().removeprefix('ipv4:').rpartition(':')[0]}", flush=True)
         return b"\x08\x01" if request == b"\x0a\x04shop" else b"\x08\x02"
 
     server = grpc.aio.server()

@@ -11,6 +11,7 @@ from local.node.network import NODE_IP
 from tests.e2e.mesh import Mesh, until
 from tests.e2e.objects import PLAIN, container, pod, serving
 
+_RPC = {"grpc": {"port": 50051, "service": "shop"}, "periodSeconds": 1, "timeoutSeconds": 5}
 _PROBED = {"tcpSocket": {"port": 7001}, "periodSeconds": 1}
 
 
@@ -27,6 +28,7 @@ def pods(mesh: Mesh) -> Iterator[None]:
             serving("whoami", 7001, "127.0.0.1"),
             config={"expose-loopback-ports": "7001"},
         ),
+        pod("who-rpc", container(_words("grpc-health", 50051), readinessProbe=_RPC)),
         pod("who-broken", serving("whoami", 7001)),
         pod("who-calls"),
     ]
@@ -72,13 +74,14 @@ def test_a_pod_may_ask_for_its_own_address_instead(mesh: Mesh) -> None:
     assert seen(mesh, "mesh/who-calls", ip) == ip
 
 
-def test_a_probe_comes_from_the_node(mesh: Mesh) -> None:
+@pytest.mark.parametrize("name", ["mesh/who-probed", "mesh/who-rpc"])
+def test_a_probe_comes_from_the_node(mesh: Mesh, name: str) -> None:
     def probed() -> set[str]:
-        lines = (line.split() for line in mesh.seen("mesh/who-probed"))
+        lines = (line.split() for line in mesh.seen(name))
         return {words[1] for words in lines if words[0] == "caller"}
 
     assert until(probed, "a probe was seen") == {NODE_IP}
-    said = mesh.admin("mesh/who-probed", "/capture")["source_address"]
+    said = mesh.admin(name, "/capture")["source_address"]
     assert said["wanted"] and said["proven"] == [4, 6] and not said["why_not"]
 
 
