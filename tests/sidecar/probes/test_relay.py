@@ -11,10 +11,11 @@ from sidecar.probes.grpc import ask_grpc
 from sidecar.probes.http import ProbeFailed
 from sidecar.probes.relay import Streams, relay
 from sidecar.probes.spec import GrpcProbe
+from tests.patience import PATIENCE_S
 
 _TRY = (
     "import socket, sys\n"
-    "s = socket.socket(socket.AF_UNIX); s.settimeout(3)\n"
+    "s = socket.socket(socket.AF_UNIX)s.settimeout(3)\n"
     "s.connect('\\0' + sys.argv[1]); s.sendall(b'hello'); print(s.recv(9))"
 )
 
@@ -55,7 +56,7 @@ async def test_another_process_is_not_let_in() -> None:
 
 
 async def test_a_port_where_nobody_listens_is_told_of_at_once() -> None:
-    probe = GrpcProbe(port=1, service="shop", timeout_s=30.0)
-    async with asyncio.timeout(10):
+    probe = GrpcProbe(port=1, service="shop", timeout_s=2 * PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(ProbeFailed, match="UNAVAILABLE"):
             await ask_grpc(probe, "127.0.0.1")
