@@ -126,6 +126,7 @@ async def start_grpc(
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.so_reuseport", 0),  # a second store on this port is a mistake: say so
             ("grpc.max_concurrent_streams", 100),
+            ("grpc.server_handshake_timeout_ms", 10_000),
         ),
         maximum_concurrent_rpcs=_AT_ONCE,
     )

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+from typing import Final
 
 import grpc
 
 from certs.client.source import SvidSource
+from kit.connections import Connections
+from kit.limited_log import LimitedLog
 from kit.tasks import spawn, stop
 from kit.web import BoundedServer, Bounds
 from traces.calls import READ_S, Calls
@@ -17,6 +20,8 @@ from traces.writer import Writer
 
 _BOUNDS = Bounds(request_within_s=READ_S + 20.0, idle_s=60.0)
 """Of OTLP/HTTP: a sidecar keeps one connection, and sends every few seconds."""
+_CONNECTIONS_PER_SOURCE: Final = 256
+"""Of OTLP/gRPC. A sidecar has one; a node may hide some pods behind its own address."""
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +77,8 @@ class Receivers:
         if secured is not None:
             secured.source.subscribe(lambda svid: http.show(secured.context(svid)))
         self._server, self.grpc_port = await start_grpc(config, self._writer, secured, self._calls)
+        connections = Connections(self.grpc_port, _CONNECTIONS_PER_SOURCE, LimitedLog(_log))
+        self._tasks.append(spawn(connections.run(), name="bound connections"))
 
     async def stop(self) -> None:
         """Stop taking; what was taken is being written."""

@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import socket
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -160,3 +162,28 @@ def test_whatever_is_sent_to_the_receivers_is_taken_or_refused(store: StoreProce
     send(store, request_of(outbound()).SerializeToString())  # the positive control
     assert store.links()
     no_error(store)
+
+
+@pytest.mark.attack_row(52)
+def test_connections_that_do_nothing_are_bounded_at_every_port(store: StoreProcess) -> None:
+    for port, most in ((store.grpc_port, 256), (store.http_port, 64), (store.review_port, 64)):
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(400)]
+        deadline = time.monotonic() + PATIENCE_S
+        while sum(map(_lives, held)) > most and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert sum(map(_lives, held)) <= most
+        for one in held:
+            one.close()
+    send(store, request_of(outbound()).SerializeToString())  # the positive control
+    assert store.links()
+    no_error(store)
+
+
+def _lives(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    try:
+        return bool(sock.recv(1 << 16))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
