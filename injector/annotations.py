@@ -79,6 +79,7 @@ def read_settings(
     settings = PodSettings(**read)
     _check_limit(settings, "cpu", kinds.cpu_amount, origin)
     _check_limit(settings, "memory", kinds.memory_amount, origin)
+    _check_plaintext(settings, origin)
     return settings
 
 
@@ -113,6 +114,18 @@ def _read(where: str, key: str, value: str) -> str:
     except ValueError as error:
         more = f" ({error})" if error.args else ""
         raise AnnotationRefused(where, key, f"must be {kind.words}{more}") from None
+
+
+def _check_plaintext(settings: PodSettings, origin: Mapping[str, str]) -> None:
+    """In `mode: localhost` nothing is captured, so what the app binds to the pod's address is reached past
+    the proxy: a refusal of plaintext would be said and not done."""
+    if settings.mode == "localhost" and "plaintext" in origin and settings.plaintext == "deny":
+        raise AnnotationRefused(
+            origin["plaintext"],
+            "plaintext",
+            "cannot be deny in mode localhost, where nothing is captured: have the app listen on "
+            "127.0.0.1 and leave this out, or use mode redirect",
+        )
 
 
 def _check_limit(

@@ -187,3 +187,14 @@ def test_an_amount_stands_in_the_pod_as_the_api_server_spells_it(
     made = injected(annotated(proxy_cpu_request=cpu, proxy_memory_request=memory,
                               proxy_memory_limit="2G"))  # fmt: skip
     assert container(made, "podlink-proxy")["resources"]["requests"] == resources
+
+
+@pytest.mark.parametrize("where", ["pod", "namespace"])
+def test_plaintext_is_not_said_to_be_refused_where_nothing_is_captured(where: str) -> None:
+    mode, deny = {CONFIG_PREFIX + "mode": "localhost"}, {CONFIG_PREFIX + "plaintext": "deny"}
+    pod, near = (mode | deny, {}) if where == "pod" else (mode, deny)
+    with pytest.raises(AnnotationRefused, match=f"{where} annotation .* mode localhost"):
+        read_settings(pod, near)
+    assert read_settings(mode, {}).mode == "localhost"
+    assert read_settings(mode | {CONFIG_PREFIX + "plaintext": "allow"}, deny).plaintext == "allow"
+    assert read_settings(deny, {}).plaintext == "deny"
