@@ -117,8 +117,8 @@ def _read(where: str, key: str, value: str) -> str:
 
 
 def _check_plaintext(settings: PodSettings, origin: Mapping[str, str]) -> None:
-    """In `mode: localhost` nothing is captured, so what the app binds to the pod's address is reached past
-    the proxy: a refusal of plaintext would be said and not done."""
+    """In `mode: localhost` nothing is captured, so what the app binds to the pod's address is reached
+    past the proxy: a refusal of plaintext would be said and not done."""
     if settings.mode == "localhost" and "plaintext" in origin and settings.plaintext == "deny":
         raise AnnotationRefused(
             origin["plaintext"],

@@ -162,6 +162,7 @@ async def test_a_listener_goes_on_when_one_connection_has_failed() -> None:
     async with asyncio.timeout(PATIENCE_S):
         while len(taken) < 3:
             await asyncio.sleep(0.01)
+    clients[0].settimeout(1.0)
     with pytest.raises(ConnectionResetError):
         clients[0].recv(1)
     listener.close()

@@ -113,6 +113,31 @@ async def test_a_reset_is_passed_on_even_where_the_other_side_reads_nothing(
     listening.close()
 
 
+async def test_a_reset_reaches_a_proxy_that_does_not_read_its_tunnel(
+    start_pair: StartPair, serve: Serve
+) -> None:
+    """RESET lies behind what is not read; TCP's own reset does not."""
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    pair = start_pair(await serve(app))
+    client = socket.create_connection(pair.upstream)
+    async with asyncio.timeout(5):
+        while (
+            not all(link.moved == (0, 0) for link in pair.far.plane.live) or not pair.far.plane.live
+        ):
+            await asyncio.sleep(0.01)
+    (link,) = pair.far.plane.live
+    link.tunnel.pause()  # type: ignore[attr-defined]
+    client.sendall(b"unread")
+    await asyncio.sleep(0.1)
+    abort(client)
+    assert (await pair.far.record()).close == "reset", "of what lay unread the reason was read"
+    assert (await pair.near.record()).close == "reset"
+
+
 @pytest.fixture
 async def near(make_side: Any) -> Side:
     side: Side = make_side(WEB, "127.0.0.1")
