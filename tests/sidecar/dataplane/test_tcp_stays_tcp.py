@@ -130,7 +130,8 @@ async def test_a_reset_reaches_a_proxy_that_does_not_read_its_tunnel(
         ):
             await asyncio.sleep(0.01)
     (link,) = pair.far.plane.live
-    link.tunnel.pause()  # type: ignore[attr-defined]
+    assert link.tunnel is not None
+    link.tunnel.pause()
     client.sendall(b"unread")
     await asyncio.sleep(0.1)
     abort(client)
