@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from registry.answers import Answers, Encoded, message
-from registry.keys import Key, is_within, topic_network
+from registry.keys import Key, is_ip, topic_network
 from registry.model import Topics, settings_topic
+from registry.ranges import PodRanges
 
 MAX_KEYS = 10_000
 """Per stream: a pod that talks to more than this many addresses is refused more."""
@@ -186,12 +187,14 @@ class Hub:
 
     def _heard_of(self, topics: Topics) -> Topics:
         """With every address that somebody listens to in place of the range that it lies in."""
-        networks = [network for topic in topics if (network := topic_network(topic)) is not None]
-        if not networks:
+        ranges = PodRanges()
+        for topic in topics:
+            if (network := topic_network(topic)) is not None:
+                ranges.place_network(network, True)
+        if not ranges.networks:
             return topics
-        heard = (topic for topic in self._listeners if topic[:1].isdigit() or ":" in topic[1:])
-        within = {topic for topic in heard if any(is_within(topic, one) for one in networks)}
-        return topics | within
+        heard = (key for key in self._listeners if key[:1].isdigit() or ":" in key[1:])
+        return topics | {key for key in heard if is_ip(key) and ranges.with_address(key)}
 
     def _ring(self) -> None:
         self._timer = None

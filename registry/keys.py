@@ -28,12 +28,13 @@ def topic_network(topic: str) -> IPv4Network | IPv6Network | None:
     return ip_network(topic[len(_RANGE) :]) if topic.startswith(_RANGE) else None
 
 
-def is_within(topic: str, network: IPv4Network | IPv6Network) -> bool:
-    """Whether the topic is an address of the range."""
+def is_ip(topic: str) -> bool:
+    """Whether the topic is an address."""
     try:
-        return ip_address(topic) in network
+        ip_address(topic)
     except ValueError:
         return False
+    return True
 
 
 def port_topic(port: int) -> str:

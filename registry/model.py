@@ -6,6 +6,7 @@ Every change returns the topics whose answers may now differ. A topic is an IP, 
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from registry.endpoints import Dropped, EndpointView, join, named
@@ -18,9 +19,9 @@ from registry.facts import (
     SliceFacts,
 )
 from registry.forwards import Forward, Forwards
-from registry.keys import is_within, range_topic
+from registry.keys import range_topic
 from registry.policies import Policies
-from registry.ranges import Network, PodRanges
+from registry.ranges import Addresses, Network, PodRanges
 
 Topics = set[str]
 _NOBODY: frozenset[str] = frozenset()
@@ -89,6 +90,8 @@ class Model:
         self._slices: dict[str, SliceFacts] = {}
         self._slices_of: defaultdict[str, set[str]] = defaultdict(set)
         self._services_naming: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._named = Addresses()
+        """The keys of `_services_naming` that are addresses."""
         self._namespaces: dict[str, NamespaceFacts] = {}
         self.policies = Policies()
         self._views: dict[str, ServiceView] = {}
@@ -217,8 +220,7 @@ class Model:
         if new is not None:
             self._learn_pod(self._with_vouched(new), changed)
         if used != self._ranges.in_use:
-            for network in self._ranges.networks:
-                self._touch_range(network, changed)
+            self._touch(self._ranges.networks, changed)
         return self._spread(changed)
 
     def vouch(self, uid: str, ips: Iterable[str]) -> Topics:
@@ -268,17 +270,24 @@ class Model:
             _keep(self._slices_of, service, key, step > 0)
             for ip in {endpoint.claimed_ip for endpoint in facts.endpoints}:
                 naming = self._services_naming[ip]
+                if not naming:
+                    self._name(ip, True)
                 naming[service] += step
                 if not naming[service]:
                     del naming[service]
                 if not naming:
                     del self._services_naming[ip]
+                    self._name(ip, False)
             self._place_nodes(facts, step, changed)
             if step > 0:
                 self._slices[key] = facts
             else:
                 del self._slices[key]
         return self._spread(changed)
+
+    def _name(self, claimed: str, present: bool) -> None:
+        with suppress(ValueError):  # tenants write slices: it may be any text
+            self._named.change(claimed, present)
 
     def _place_nodes(self, facts: SliceFacts, step: int, changed: Topics) -> None:
         """Count what the slice says of zones: one voice for each node that it names."""
@@ -305,14 +314,15 @@ class Model:
                 ranges.update(one for one in own if self._ranges.place_network(one, present))
         if used != self._ranges.in_use:
             ranges.update(self._ranges.networks)
-        for network in ranges:
-            self._touch_range(network, changed)
+        if used or self._ranges.in_use:  # else no range counts, neither before nor now
+            self._touch(ranges, changed)
         return self._spread(changed)
 
-    def _touch_range(self, network: Network, changed: Topics) -> None:
-        """Any address of it may be external where it was not, or the other way round."""
-        changed.add(range_topic(network))
-        changed.update(ip for ip in self._services_naming if is_within(ip, network))
+    def _touch(self, ranges: Iterable[Network], changed: Topics) -> None:
+        """Any address of theirs may be external where it was not, or the other way round."""
+        for network in ranges:
+            changed.add(range_topic(network))
+            changed.update(self._named.within(network))
 
     def change_namespace(self, old: NamespaceFacts | None, new: NamespaceFacts | None) -> Topics:
         facts = new or old

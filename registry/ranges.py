@@ -8,11 +8,42 @@ from elsewhere, and they may then be any network's: so they count only once a po
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Network = IPv4Network | IPv6Network
 _Place = tuple[int, int, int]
 """Version, length of the prefix, and the prefix as a number."""
+
+
+class Addresses:
+    """Addresses in order, each as often as it was added: what lies in a range is found without looking
+    at the others.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, list[int]] = {4: [], 6: []}
+
+    def change(self, ip: str, present: bool) -> None:
+        address = ip_address(ip)
+        numbers, number = self._numbers[address.version], int(address)
+        if present:
+            insort(numbers, number)
+        else:
+            del numbers[bisect_left(numbers, number)]
+
+    def count(self, network: Network) -> int:
+        first, last = self._ends(network)
+        return last - first
+
+    def within(self, network: Network) -> set[str]:
+        first, last = self._ends(network)
+        make = IPv4Address if network.version == 4 else IPv6Address
+        return {str(make(number)) for number in self._numbers[network.version][first:last]}
+
+    def _ends(self, network: Network) -> tuple[int, int]:
+        numbers = self._numbers[network.version]
+        first, last = int(network.network_address), int(network.broadcast_address)
+        return bisect_left(numbers, first), bisect_right(numbers, last)
 
 
 class PodRanges:
@@ -22,8 +53,7 @@ class PodRanges:
         self._networks: Counter[Network] = Counter()
         self._places: set[_Place] = set()
         self._lengths: Counter[tuple[int, int]] = Counter()
-        self._pods: dict[int, list[int]] = {4: [], 6: []}
-        """Addresses of pods as numbers, in order; one that two pods have stands twice."""
+        self._pods = Addresses()
         self._inside = 0
         """Pairs of a range and a pod's address in it."""
 
@@ -37,9 +67,10 @@ class PodRanges:
 
     def covers(self, ip: str) -> bool:
         """Whether the address is of a range, and pods are seen in ranges."""
-        return self.in_use and self._ranges_with(ip) > 0
+        return self.in_use and self.with_address(ip) > 0
 
-    def _ranges_with(self, ip: str) -> int:
+    def with_address(self, ip: str) -> int:
+        """How many ranges the address lies in."""
         address = ip_address(ip)
         bits, number = address.max_prefixlen, int(address)
         return sum(
@@ -63,17 +94,10 @@ class PodRanges:
             del self._networks[network]
         if not self._lengths[length]:
             del self._lengths[length]
-        pods = self._pods[network.version]
-        first, last = int(network.network_address), int(network.broadcast_address)
-        self._inside += step * (bisect_right(pods, last) - bisect_left(pods, first))
+        self._inside += step * self._pods.count(network)
         return True
 
     def place_pod(self, ip: str, present: bool) -> None:
         """A pod has the address, or has it no longer."""
-        address = ip_address(ip)
-        pods, number = self._pods[address.version], int(address)
-        if present:
-            insort(pods, number)
-        else:
-            del pods[bisect_left(pods, number)]
-        self._inside += self._ranges_with(ip) * (1 if present else -1)
+        self._pods.change(ip, present)
+        self._inside += self.with_address(ip) * (1 if present else -1)

@@ -221,12 +221,14 @@ def test_an_address_that_cannot_be_reached_from_elsewhere_is_left_out(ip: str) -
 @pytest.mark.attack_row(60)
 def test_an_address_of_the_pods_range_that_no_pod_has_is_not_external() -> None:
     cluster = Cluster()
-    assert "range/10.244.1.0/24" in cluster.nodes(node("n1", NODE, cidrs=["10.244.1.0/24"]))
+    assert cluster.nodes(node("n1", NODE, cidrs=["10.244.1.0/24"])) == {NODE}
     assert cluster.model.at_ip("10.244.1.9") is None, "no pod was ever seen there"
     assert "range/10.244.1.0/24" in cluster.pods(pod("a", "10.244.1.2"))
     assert cluster.model.at_ip("10.244.1.9") is UNASSIGNED
     assert cluster.model.at_ip("10.244.2.9") is None
     assert entry(cluster, "10.244.1.9").unassigned
+    assert "range/10.244.2.0/24" in cluster.nodes(node("n2", OTHER_NODE, cidrs=["10.244.2.0/24"]))
+    assert cluster.model.at_ip("10.244.2.9") is UNASSIGNED
     cluster.pods(pod("b", "10.244.1.9"))
     assert cluster.at("10.244.1.9").name == "b"
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -144,10 +145,14 @@ class SilentDirectory:
     ask_anew = ask
 
 
+@pytest.mark.attack_row(60)
 @pytest.mark.fault_row("control-plane-down")
-async def test_an_address_of_the_cluster_that_nobody_can_name_is_never_dialled(
-    near: Side, captured: Captured
+@pytest.mark.parametrize("expected", ["127.0.0.0/8", "10.0.0.0/8", ""])
+async def test_an_address_that_nobody_can_name_is_never_dialled_whatever_range_it_is_of(
+    expected: str, near: Side, captured: Captured
 ) -> None:
+    """A pod's address may lie outside of every range that somebody thought of."""
+    near.plane.cluster_networks = tuple(map(ip_network, filter(None, [expected])))
     near.plane.directory = SilentDirectory()
     with socket.create_server((LOOPBACK, 0)) as listening:
         listening.settimeout(0.2)
