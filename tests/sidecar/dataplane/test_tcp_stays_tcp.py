@@ -124,7 +124,7 @@ async def test_a_reset_reaches_a_proxy_that_does_not_read_its_tunnel(
 
     pair = start_pair(await serve(app))
     client = socket.create_connection(pair.upstream)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while (
             not all(link.moved == (0, 0) for link in pair.far.plane.live) or not pair.far.plane.live
         ):
