@@ -38,7 +38,7 @@ from sidecar.telemetry.access import AccessLog
 from sidecar.telemetry.config import TelemetryConfig
 from sidecar.telemetry.exporter import LinkExporter
 from sidecar.workers import Carriers
-from sidecar.workers.alone import Alone
+from sidecar.workers.in_process import InProcess
 
 _REGISTRY_OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 12_000),
@@ -104,16 +104,18 @@ class Sidecar:
     def _make_carriers(self) -> Carriers:
         registry, report = self._registry, self._tap.report
         if self._config.workers == 1:
-            alone = Alone(self._loop, self._config, registry, report)
-            alone.carrier.watch_requests(self._exporter.report_request)
-            return alone
-        from sidecar.workers.crew import Crew  # only where it is used: it costs memory
+            carriers = InProcess(self._loop, self._config, registry, report)
+            carriers.carrier.watch_requests(self._exporter.report_request)
+            return carriers
+        from sidecar.workers.processes import (
+            WorkerProcesses,  # only where it is used: it costs memory
+        )
 
         requests = self._exporter.report_request
         config = self._config
         sources = Sources(config.shows_source, config.own.ips)
         proof = SourceCheck(self._loop, sources, config.own.ips, config.mark)
-        return Crew(config, registry, registry.all, report, requests, proof)
+        return WorkerProcesses(config, registry, registry.all, report, requests, proof)
 
     async def run_until_signalled(self) -> None:
         """Start, serve until SIGTERM or SIGINT, drain and end.

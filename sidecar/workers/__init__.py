@@ -1,7 +1,7 @@
 """One process that carries links, or several behind one CA client and one registry stream.
 
-- `alone`: the usual case. The carrier runs in the process of everything else and costs nothing more.
-- `crew`: N processes on the same ports (SO_REUSEPORT). The parent holds certificates, registry,
+- `in_process`: the usual case. The carrier runs in the process of everything else, at no more cost.
+- `processes`: N processes on the same ports (SO_REUSEPORT). The parent holds certificates, registry,
   metrics, admin socket and exporter, tells each worker what it needs, and starts one again that died.
 - `wire`: how the two talk. `worker`: the child, `python -m sidecar.workers.worker <fd>`.
 """

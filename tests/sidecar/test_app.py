@@ -8,7 +8,7 @@ from policy.rules import NOT_TOLD
 from sidecar.app import Sidecar
 from sidecar.config import SidecarConfig
 from sidecar.telemetry.config import TelemetryConfig
-from sidecar.workers.alone import Alone
+from sidecar.workers.in_process import InProcess
 from tests.certs.fake_source import FakeSource
 from tests.certs.forge import Forge
 from tests.sidecar.test_config import GOOD
@@ -23,7 +23,7 @@ async def test_it_lets_nobody_in_and_is_not_ready_before_ca_and_registry_have_sp
         FakeSource(Forge()),
     )
     carriers = sidecar._carriers
-    assert isinstance(carriers, Alone)
+    assert isinstance(carriers, InProcess)
     plane = carriers.carrier.plane
     assert plane.policy == NOT_TOLD
     assert plane.usable_trust() is None

@@ -5,12 +5,12 @@ from typing import Any
 
 from certs.trust.bans import Ban, Bans
 from sidecar.workers import wire as w
-from sidecar.workers.crew import Crew
+from sidecar.workers.processes import WorkerProcesses
 
 
 def test_a_new_worker_knows_who_is_banned_before_it_can_make_a_link() -> None:
     none: Any = None
-    crew = Crew(none, none, dict, none, none, none)
+    crew = WorkerProcesses(none, none, dict, none, none, none)
     crew.svid_came(SimpleNamespace())  # type: ignore[arg-type]
     crew.bans_came(Bans.of([Ban("pod", "uid-1")]))
     told: list[int] = []

@@ -38,7 +38,7 @@ _AFTER_GRACE_S: Final = 3.0
 _log = logging.getLogger(__name__)
 
 
-class Crew:
+class WorkerProcesses:
     """A `sidecar.workers.Carriers` of `config.workers` processes."""
 
     def __init__(
@@ -239,14 +239,14 @@ class Crew:
 class _Mate:
     """One worker."""
 
-    def __init__(self, crew: Crew, running: asyncio.subprocess.Process) -> None:
-        self._crew, self._running = crew, running
+    def __init__(self, parent: WorkerProcesses, running: asyncio.subprocess.Process) -> None:
+        self._parent, self._running = parent, running
         self.wire = w.Wire(self._heard, self._gone)
         self.listening = False
 
     def _heard(self, kind: int, body: bytes) -> None:
         try:
-            self._crew.heard(self, kind, body)
+            self._parent.heard(self, kind, body)
         except (ValueError, TypeError, KeyError) as e:
             _log.error("a worker says nonsense and is ended", extra={"error": str(e)[:200]})
             self.wire.close()

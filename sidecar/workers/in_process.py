@@ -17,7 +17,7 @@ class KnownDirectory(Directory, views.Known, Protocol):
     """The registry's client."""
 
 
-class Alone:
+class InProcess:
     """A `sidecar.workers.Carriers` of one process."""
 
     def __init__(
