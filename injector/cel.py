@@ -159,6 +159,19 @@ def variables() -> list[dict[str, str]]:
             "expression": "variables.probe_settings.size() == 0 ? '' : variables.probe_settings[0]",
         },
         {"name": "probed", "expression": _probed()},
+        {"name": "numbers", "expression": str(list(range(_MOST_PROBES)))},
+        # A quote within a text is escaped, so this stands between an action and its time limit only.
+        {
+            "name": "probe_pieces",
+            "expression": "variables.probes.split(',\"timeoutSeconds\":')",
+        },
+        {
+            "name": "probe_entries",  # `<key>=<timeout>`, in the order of the setting
+            "expression": "variables.numbers.filter(n, n + 1 < variables.probe_pieces.size()).map(n, "
+            "variables.probe_pieces[n].split('\"').size() < 2 ? '' : "
+            "variables.probe_pieces[n].split('\"')[1] + '=' + "
+            "variables.probe_pieces[n + 1].split('}')[0])",
+        },
     ]
 
 
@@ -296,18 +309,18 @@ def _env(name: str, usual: Spec, native: bool) -> str:
             kept = f"{quoted(by_key[one['name']])} in variables.otlp_keys ? 'kept' : ''"
         elif one["name"] not in always:
             kept = one["value"].cel
-        rows.append(f"[{quoted(one['name'])}, {quoted(kind)}, {text}, {kept}]")
+        rows.append(f"[{quoted(one['name'])}, {quoted(kind)}, string({text}), string({kept})]")
     wanted = f"[{', '.join(rows)}].filter(r, r[3] != '').map(r, [r[0], r[1], r[2]])"
     said = (
-        "[e.name, !has(e.valueFrom) ? 'value' : has(e.valueFrom.fieldRef) ? 'field' : "
+        "[string(e.name), !has(e.valueFrom) ? 'value' : has(e.valueFrom.fieldRef) ? 'field' : "
         "has(e.valueFrom.resourceFieldRef) ? 'resource' : 'secret', "
-        "!has(e.valueFrom) ? (has(e.value) ? e.value : '') : "
+        "string(!has(e.valueFrom) ? (has(e.value) ? e.value : '') : "
         "has(e.valueFrom.fieldRef) ? e.valueFrom.fieldRef.fieldPath : "
         "has(e.valueFrom.resourceFieldRef) ? e.valueFrom.resourceFieldRef.resource + '/' + "
         "string(e.valueFrom.resourceFieldRef.divisor) : "
         "has(e.valueFrom.secretKeyRef) && has(e.valueFrom.secretKeyRef.optional) && "
         "e.valueFrom.secretKeyRef.optional ? "
-        "e.valueFrom.secretKeyRef.name + '/' + e.valueFrom.secretKeyRef.key : '']"
+        "e.valueFrom.secretKeyRef.name + '/' + e.valueFrom.secretKeyRef.key : '')]"
     )
     versions = listed(FILLED_IN["fieldRef"]["apiVersion"])
     plain = (
@@ -469,6 +482,8 @@ _HTTP = (
 _GRPC = rf'"grpc":\{{"port":{_PORT},"service":"{_LETTER}*"\}}'
 _TCP = rf'"tcpSocket":\{{"port":{_PORT}\}}'
 _HOOK_TIMEOUT_S = 30
+_MOST_PROBES = 256
+"""In one pod; the API server bounds what an expression may cost."""
 
 
 def _handlers() -> list[tuple[str, str, str, bool]]:
@@ -537,26 +552,23 @@ def probes_are_ours() -> str:
             far += f" || has({tcp}) && has({tcp}.host) && {tcp}.host != ''"
         checks.append(f"(!({there}) || ({_points_at_us(probe)} ? ({ours}) : ({left} || {far})))")
     entry = rf'\{{({_GRPC}|{_HTTP}|{_TCP}),"timeoutSeconds":'
-    hook = rf'\{{{_HTTP},"timeoutSeconds":'
     name = r'"[a-z0-9./-]+":'
     whole = rf"\{{{name}{entry}[1-9][0-9]*\}}(,{name}{entry}[1-9][0-9]*\}})*\}}"
     own = "|".join(str(port) for port in sorted(contract.OWN_PORTS))
-    key, timeout = "k.split('=')[0]", "k.split('=')[1]"
-    is_hook_key = "k.contains('/post-start/') || k.contains('/pre-stop/')"
-    of_each = (
-        "p.split(',').all(k, variables.probes.matches('\"' + "
-        f"{key} + '\":' + ({is_hook_key} ? {quoted(hook)} : {quoted(entry)}) + {timeout} + '\\\\}}'))"
-    )
-    sorted_ = (
-        "p.split(',').all(k, p.split(',').all(o, k.split('=')[0] >= o.split('=')[0] || "
-        "variables.probes.indexOf('\"' + k.split('=')[0] + '\":{') < "
-        "variables.probes.indexOf('\"' + o.split('=')[0] + '\":{')))"
-    )
-    count = "variables.probes.split('\"timeoutSeconds\":').size() == p.split(',').size() + 1"
+    hooks = "k.contains('/post-start/') || k.contains('/pre-stop/')"
     own_port = quoted(f'"port":({own})[,}}]')
+    get = quoted('":{"httpGet":')
+    of_hooks = (
+        f"p.split(',').filter(k, {hooks}).all(k, variables.probe_pieces.exists(one, "
+        f"one.contains('\"' + k.split('=')[0] + {get})))"
+    )
     setting = (
-        f"p == '' ? variables.probes == '' : ({matches('variables.probes', whole)} && {count} && "
-        f"!variables.probes.matches({own_port}) && {of_each} && {sorted_})"
+        f"p == '' ? variables.probes == '' : ({matches('variables.probes', whole)} && "
+        f"!variables.probes.matches({own_port}) && "
+        "variables.probe_entries.size() == p.split(',').size() && "
+        "p.split(',').all(k, k in variables.probe_entries) && "
+        "variables.numbers.filter(n, n + 1 < variables.probe_entries.size())"
+        f".all(n, variables.probe_entries[n] < variables.probe_entries[n + 1]) && {of_hooks})"
     )
     return (
         "variables.redirected ? (variables.theirs.all(c, "
