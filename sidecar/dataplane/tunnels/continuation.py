@@ -23,6 +23,7 @@ from sidecar.dataplane.loop.deadlines import Deadline
 from sidecar.dataplane.plane import LiveLink, Plane
 from sidecar.dataplane.revocation import objection
 from sidecar.dataplane.tunnels.dial import Dial
+from sidecar.dataplane.tunnels.place import contradicted
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import ProtocolViolation, SidecarError
 from sidecar.wire.frames import CONTINUE, CONTINUED, encode
@@ -38,10 +39,12 @@ from sidecar.wire.renewal import (
 from sidecar.wire.session import Role
 
 LAST_PART_S: Final = 300.0
-"""So long before its end a tunnel that no proof has renewed is continued, or a quarter of its peer's
+"""So long before its end a tunnel that no proof has renewed is continued, or a third of its peer's
 leaf's life: until then there is time for the proof."""
 MOST_AT_ONCE: Final = 32
 """Tunnels that are continued by one new one: its budget of frames is twice that."""
+WORTH_IT_S: Final = 1.0
+"""Two handshakes by the same leaves end within a moment of each other, as the clocks are read."""
 ANSWER_WITHIN_S: Final = 5.0
 SOONEST_S: Final = 0.25
 _LOOKED_EVERY_S: Final = 5.0
@@ -75,7 +78,7 @@ class Continuations:
                 continue
             life_s = (tunnel.peer.not_after - tunnel.peer.not_before).total_seconds()
             shortest_s = min(shortest_s, life_s)
-            if tunnel.expires_at - now < min(LAST_PART_S, life_s / 4):
+            if tunnel.expires_at - now < min(LAST_PART_S, life_s / 3):
                 key = (tunnel.peer_ip, tunnel.peer_port, tunnel.peer.identity)
                 ending.setdefault(key, []).append(tunnel)
         self._not_before = {k: at for k, at in self._not_before.items() if at > now}
@@ -129,7 +132,7 @@ class Continuations:
         old = self._find(fresh.peer_ip, port)
         if old is None or old.channel is None or not compare_digest(old.channel, channel):
             return self._say(fresh, OTHER_WORKLOAD)
-        if not may_continue(plane, old, fresh):
+        if not may_continue(plane, old, fresh) or contradicted(plane, fresh.peer, fresh.peer_ip):
             return self._say(fresh, OTHER_WORKLOAD)
         link: LiveLink = old.link  # type: ignore[assignment]
         error = objection(plane, link)
@@ -208,7 +211,9 @@ class _Asking:
             channel = old.channel
             if old.closed or old.link is None or channel is None:
                 continue
-            if fresh.expires_at <= old.expires_at or not may_continue(self._plane, old, fresh):
+            if fresh.expires_at <= old.expires_at + WORTH_IT_S or not may_continue(
+                self._plane, old, fresh
+            ):
                 continue  # there is no later leaf, on one side or the other
             self._old = old
             self._deadline = Deadline(self._plane.poller, ANSWER_WITHIN_S, self._too_late)

@@ -57,6 +57,17 @@ def places(leaf: LeafFacts, ip: str) -> list[tuple[str, bool]]:
     return [(ip, False), (min(leaf.ips), True)]
 
 
+def contradicted(plane: Plane, leaf: LeafFacts, peer_ip: str) -> str:
+    """What the registry has said so far against this leaf at that address; "": nothing."""
+    found = (
+        contradiction(
+            leaf, ip, plane.directory.known(ip), names_pods=plane.leaves_name_pods, own=own
+        )
+        for ip, own in places(leaf, peer_ip)
+    )
+    return next(filter(None, found), "")
+
+
 class PlaceQuestion:
     """Asks the registry about a peer's place until it fits or time is up; then `done` is called once."""
 
@@ -97,14 +108,7 @@ class PlaceQuestion:
 
     def _why(self) -> str:
         """What contradicts the leaf by what is known now."""
-        plane, leaf = self._plane, self._tunnel.peer
-        found = (
-            contradiction(
-                leaf, ip, plane.directory.known(ip), names_pods=plane.leaves_name_pods, own=own
-            )
-            for ip, own in self._places
-        )
-        return next(filter(None, found), "")
+        return contradicted(self._plane, self._tunnel.peer, self._tunnel.peer_ip)
 
     def _heard(self, ip: str, _found: Found | None) -> None:
         self._unheard.discard(ip)

@@ -23,8 +23,9 @@ from certs.trust.renewal import Claim, ProofRefused, check_same_workload
 from sidecar.dataplane.plane import LiveLink, Plane, Trust
 from sidecar.dataplane.revocation import objection
 from sidecar.dataplane.tunnels.continuation import Continuations
+from sidecar.dataplane.tunnels.place import contradicted
 from sidecar.dataplane.tunnels.tunnel import Tunnel
-from sidecar.errors import ProtocolViolation, SidecarError
+from sidecar.errors import LeafElsewhere, ProtocolViolation, SidecarError
 from sidecar.report import LinkRecord, utc_text
 from sidecar.wire.frames import CHALLENGE, CONTINUE, CONTINUED, PROOF, RENEW, RENEWED, encode
 from sidecar.wire.opening import CUT_BY_BAN
@@ -230,6 +231,10 @@ class Renewals:
         try:
             facts = plane.judge_proof(chain, signature, claim)
             check_same_workload(tunnel.peer, facts, names_pods=plane.leaves_name_pods)
+            if tunnel.session.role is Role.ACCEPTOR and (
+                why := contradicted(plane, facts, tunnel.peer_ip)
+            ):
+                raise ProofRefused(LeafElsewhere.reason, why)
         except Banned:
             self.theirs["banned"] += 1
             return self._cut_banned(tunnel)

@@ -25,6 +25,7 @@ from sidecar.dataplane.plane import Trust
 from sidecar.dataplane.sweep import Sweep
 from sidecar.dataplane.tunnels import renewal
 from sidecar.dataplane.tunnels.tunnel import Tunnel
+from sidecar.directory import Workload
 from sidecar.wire.frames import (
     ACCEPT,
     CHALLENGE,
@@ -448,6 +449,20 @@ async def test_another_workloads_leaf_moves_nothing(
     assert attacker.ends_in_s < 61
     assert attacker.far_tunnel.peer.identity == WEB
     assert await moved_by_the_lawful_proof(attacker)
+
+
+@pytest.mark.attack_row(51)
+async def test_a_leaf_that_the_registry_contradicts_moves_nothing(
+    attacker: Attacker, forge: Forge
+) -> None:
+    """The address is another pod's by now: whoever still speaks from there is believed no longer."""
+    directory = attacker.pair.far.directory
+    new = leaf_of(forge, WEB, 500)
+    directory.entries["127.0.0.1"] = Workload("another-uid", "shop", "web-1", WEB, ("127.0.0.1",))
+    assert await attacker.renew(new) == UNTRUSTED
+    assert attacker.ends_in_s < 61
+    directory.entries["127.0.0.1"] = Workload("uid-web", "shop", "web-0", WEB, ("127.0.0.1",))
+    assert await attacker.renew(new) == BELIEVED
 
 
 @pytest.mark.attack_row(51)
