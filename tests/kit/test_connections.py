@@ -55,13 +55,12 @@ def test_the_newest_over_the_bound_are_shut_and_nobody_elses(stack: ExitStack) -
     assert it.closed == 6
 
 
-def test_a_listener_a_pipe_and_a_file_are_left_alone(stack: ExitStack) -> None:
+def test_a_listener_a_pair_and_a_file_are_left_alone(stack: ExitStack) -> None:
     ours = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-    stack.enter_context(Path("/dev/null").open())
-    for one in socket.socketpair():
-        stack.enter_context(one)
+    one, other = socket.socketpair()
     it = Connections(ours.getsockname()[1], 0, LimitedLog(logging.getLogger(__name__)))
-    assert it.sweep() == {}
+    with one, other, Path("/dev/null").open():
+        assert it.sweep() == {}
     (far,) = pairs(stack, ours, "127.0.0.1", 1)
     assert it.sweep() == {"127.0.0.1": 1}
     assert not lives(far)
