@@ -55,9 +55,9 @@ def test_a_ban_cuts_an_open_link_and_refuses_the_next_until_it_is_lifted(mesh: M
             assert link["source"]["identity"] == IDENTITY
             assert held.line() == '{"ended": "ConnectionResetError"}\n'.strip()
             mesh.talk("mesh/client", "ledger-echo", 7002)
-            refused = now()
+            # The banned proxy has been told, and dials nobody any more.
             assert mesh.attempt(MARK, "ledger-echo", 7002, "x")["got"] != "x"
-            assert mesh.link(refused, destination="mesh/ledger-echo", reason="banned")
+            assert "we are banned: certificate dropped" in mesh.cluster.logs(MARK, "podlink-proxy")
             assert IDENTITY in run(mesh, "certs", "bans")
         finally:
             run(mesh, "certs", "unban", "identity", IDENTITY)
@@ -100,3 +100,28 @@ def test_a_root_is_published_refused_too_early_and_aborted_without_a_restart(mes
 
 def status(mesh: Mesh) -> Any:
     return json.loads(run(mesh, "rotate", "root", "--status", "-o", "json"))
+
+
+@pytest.mark.attack_row(61)
+def test_links_between_two_banned_pods_are_cut_too(mesh: Mesh) -> None:
+    """The README's case: replicas under one account, which the CA and the registry refuse alike."""
+    other = pod("marked-echo", serving("echo", 7002), serviceAccountName="marked")
+    mesh.apply(other, service("marked-echo", 7002))
+    try:
+        mesh.talk(MARK, "marked-echo", 7002)
+        with mesh.in_pod(
+            MARK, "python", "-m", "tests.e2e.apps", "hold", "marked-echo", 7002
+        ) as held:
+            assert held.line(), "the link is open"
+            run(mesh, "certs", "ban", "identity", IDENTITY, "--why", "a test")
+            try:
+                assert "ended" in held.line()
+                assert mesh.attempt(MARK, "marked-echo", 7002, "x")["got"] != "x"
+            finally:
+                run(mesh, "certs", "unban", "identity", IDENTITY)
+        eventually(
+            lambda: mesh.attempt(MARK, "marked-echo", 7002, "back")["got"] == "back",
+            "the ban was lifted",
+        )
+    finally:
+        mesh.delete(other, service("marked-echo", 7002))
