@@ -12,13 +12,15 @@ import socket
 from collections.abc import Iterable
 from typing import Final
 
+from kit.backoff import Backoff
 from sidecar.dataplane.sources import Sources
 from sidecar.sockets import peer_ip, reset, start_connect
 from sidecar.source_address import EXAMPLES, stand_in
 
 EVERY_S: Final = 5.0
-AGAIN_S: Final = 30.0
-"""After a failure: a test whose connection gets no answer holds the loop up for a moment."""
+AGAIN_S: Final = (1.0, 60.0)
+"""After a failure, the first time and at most: it may have been the machine, but a test whose connection
+gets no answer holds the loop up for a moment, and where there is no way it need not be asked often."""
 _ANSWER_S: Final = 0.25
 _TRIES: Final = 2
 _log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class SourceCheck:
     ) -> None:
         self._loop, self.sources, self._mark = loop, sources, mark
         self._own = sorted(own)
+        self._backoff = Backoff(*AGAIN_S)
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -58,7 +61,9 @@ class SourceCheck:
                 )
             elif before and not why_not:
                 _log.info("the app sees its callers' addresses", extra={"ip_version": version})
-        self._timer = self._loop.call_later(EVERY_S if well else AGAIN_S, self._test)
+        if well:
+            self._backoff.reset()
+        self._timer = self._loop.call_later(EVERY_S if well else self._backoff.next_s(), self._test)
 
 
 def prove(ip: str, mark: int) -> str:
