@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -51,18 +52,25 @@ def children(mesh: Mesh) -> list[int]:
     return [int(each) for each in mesh.node("cat", f"/proc/{pid}/task/{pid}/children").split()]
 
 
+def closed_links(mesh: Mesh) -> Counter[str]:
+    """How many links have ended on each side, over all workers."""
+    ended: Counter[str] = Counter()
+    found = metrics(mesh, NAME).get("podlink_tcp_connections_closed_total", {})
+    for labels, count in found.items():
+        ended[str(labels[0])] += int(count)
+    return ended
+
+
 def test_links_of_all_workers_are_carried_counted_and_recorded_as_of_one_proxy(mesh: Mesh) -> None:
     assert len(children(mesh)) == WORKERS
-    since = now()
+    since, before = now(), closed_links(mesh)
     for number in range(12):
         mesh.talk(f"{MESH}/client", mesh.ip(NAME), 7001, f"in-{number}")
         mesh.talk(NAME, mesh.ip(f"{MESH}/single"), 7001, f"out-{number}")
     mesh.eventually_links(since, 48)
     found = metrics(mesh, NAME)
     assert found["podlink_workers"] == {(): WORKERS}
-    closed = found["podlink_tcp_connections_closed_total"]
-    assert sum(n for labels, n in closed.items() if labels[0] == "source") == 12
-    assert sum(n for labels, n in closed.items() if labels[0] == "destination") == 12
+    assert closed_links(mesh) - before == Counter(source=12, destination=12)
     state = admin(mesh, "/state")
     assert (state["workers"], state["links_open"], state["ready"]) == (WORKERS, 0, True)
     assert admin(mesh, "/loop")["lag_s"] >= 0
