@@ -160,7 +160,9 @@ def test_a_pod_that_vanishes_without_a_word_costs_its_service_time_and_no_error(
     try:
         for _ in range(6):
             mesh.talk(f"mesh/{caller}", "turns", 7001, "word")
-        links = mesh.eventually_links(since, 6, source=f"mesh/{caller}", service="turns.mesh")
+        links = mesh.eventually_links(
+            since, 6, sides=2, source=f"mesh/{caller}", service="turns.mesh"
+        )
     finally:
         mesh.node(*enter, "delete table inet hole")
     assert {link["verdict"] for link in links} == {"allowed"}
