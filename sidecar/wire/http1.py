@@ -3,6 +3,7 @@ or refuses a byte, and where anything is ambiguous it stops telling rather than 
 (RFC 9112, sections 2 to 7.)
 """
 
+import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Final
 MAX_HEAD: Final = 64 * 1024
 MAX_PENDING: Final = 128
 _MAX_DIGITS: Final = 16
+_CHUNK_DIGITS: Final = re.compile(rb"[0-9A-Fa-f]{1,%d}" % _MAX_DIGITS)
 METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 )
@@ -109,14 +111,9 @@ class _Half:
                 self._begin_body(head)
         elif state == _CHUNK_SIZE:
             digits = line.split(b";", 1)[0].strip()
-            if not digits or len(digits) > _MAX_DIGITS:
+            if not _CHUNK_DIGITS.fullmatch(digits):  # int() alone would take 0x4, +4 and 4_0, too
                 raise NotFollowed("a chunk without a size")
-            try:
-                self._left = int(digits, 16)
-            except ValueError as e:
-                raise NotFollowed("a chunk without a size") from e
-            if self._left < 0 or digits[:1] in (b"+", b"-") or b"_" in digits:
-                raise NotFollowed("a chunk without a size")
+            self._left = int(digits, 16)
             self._state, self._then = (_BODY, _CHUNK_END) if self._left else (_TRAILERS, _START)
         elif state == _CHUNK_END:
             if line:

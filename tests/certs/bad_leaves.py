@@ -7,6 +7,7 @@ exists.
 
 import datetime as dt
 import functools
+import ipaddress
 from collections.abc import Callable
 
 from cryptography import x509
@@ -65,6 +66,7 @@ STRICT_REFUSES = OPENSSL_REFUSES | {
     "CA:TRUE",
     "keyCertSign",
     "cRLSign",
+    "X.509 version 1",
 }
 """Those that our contexts refuse before the validator runs, thanks to VERIFY_X509_STRICT."""
 
@@ -103,6 +105,10 @@ def _bad_names(forge: Forge) -> dict[str, Recipe]:
             lambda: forge.leaf(names=[x509.RFC822Name("a@b.example")]), "san_kind"
         ),
         "a directory name SAN": _bad(lambda: forge.leaf(names=[directory]), "san_kind"),
+        "a network as an IP SAN": _bad(
+            lambda: forge.leaf(names=[x509.IPAddress(ipaddress.ip_network("10.0.0.0/8"))]),
+            "san_kind",
+        ),
         "foreign trust domain": _bad(
             lambda: forge.leaf("spiffe://elsewhere.example/ns/shop/sa/api"), "trust_domain_foreign"
         ),
@@ -201,6 +207,7 @@ def _bad_extensions(forge: Forge) -> dict[str, Recipe]:
         "serial number 0": _bad(lambda: forge.odd_serial(b"\x00"), "leaf_malformed"),
         "negative serial number": _bad(lambda: forge.odd_serial(b"\x85"), "leaf_malformed"),
         "serial number of 21 bytes": _bad(lambda: forge.odd_serial(b"\x01" * 21), "leaf_malformed"),
+        "X.509 version 1": _bad(forge.version_1, "leaf_malformed"),
         "8 KiB of padding": _bad(lambda: forge.leaf(extra=[(padding, False)]), "leaf_too_long"),
         **{
             f"{name} twice": _bad(

@@ -53,6 +53,12 @@ def with_serial(
     return _signed(cert, whole, issuer)
 
 
+def as_version_1(cert: x509.Certificate, issuer: ec.EllipticCurvePrivateKey) -> bytes:
+    """The same certificate as version 1, which has no extensions, signed anew by `issuer`."""
+    whole = [field for _, _, field in _fields(cert)]
+    return _signed(cert, whole[1:-1], issuer)  # the version comes first, extensions last
+
+
 def _fields(cert: x509.Certificate) -> list[tuple[int, bytes, bytes]]:
     ((_, tbs, _),) = elements(cert.tbs_certificate_bytes)
     return elements(tbs)

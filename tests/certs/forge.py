@@ -259,6 +259,13 @@ class Forge:
         der = raw.with_serial(cert, content, self.key)
         return Pair(pair.key_pem, ssl.DER_cert_to_PEM_cert(der).encode())
 
+    def version_1(self) -> Pair:
+        """A leaf of X.509 version 1: a name, a key, and nothing else."""
+        pair = self.leaf()
+        cert = x509.load_pem_x509_certificate(pair.chain_pem)
+        der = raw.as_version_1(cert, self.key)
+        return Pair(pair.key_pem, ssl.DER_cert_to_PEM_cert(der).encode())
+
 
 def first_der(chain_pem: bytes) -> bytes:
     """The DER of the first certificate, cut out as text: nothing judges it on the way."""

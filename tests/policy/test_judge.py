@@ -102,6 +102,13 @@ def test_an_auditing_policy_says_what_it_would_do_and_does_nothing() -> None:
     assert permit.rule == f"default:{ALLOW_MESHED}"
 
 
+def test_of_two_auditing_deny_rules_the_first_is_told() -> None:
+    first = Policy("prod/a", deny=DB.deny, audit=True)
+    second = Policy("prod/b", deny=DB.deny, audit=True)
+    permit = authorise(who("shop", "legacy"), "10.0.0.1", 80, PolicySet(policies=(first, second)))
+    assert (permit.would_deny, permit.would_deny_rule) == ("prod/a", "deny[0]")
+
+
 @pytest.mark.parametrize(
     ("default", "peer", "allowed"),
     [

@@ -16,6 +16,7 @@ from policy.selector import EVERY_POD
 from tests.hostile import spoilt
 from tests.policy.test_judge import who
 
+EXISTS = {"key": "a", "operator": "Exists"}
 DESIGN = """
 apiVersion: podlink.dev/v1alpha1
 kind: LinkPolicy
@@ -126,6 +127,9 @@ WRONG: list[tuple[str, object, str]] = [
         [{"key": "a", "operator": "Exists", "values": ["x"]}],
         "spec.selector.matchExpressions[0].values",
     ),
+    ("spec.selector.matchLabels", {f"k{n}": "v" for n in range(33)}, "spec.selector"),
+    ("spec.selector.matchExpressions", [EXISTS] * 33, "spec.selector.matchExpressions"),
+    ("spec.selector.matchExpressions", [EXISTS] * 32, "spec.selector"),  # one label is there, too
     ("spec.allow", {}, "spec.allow"),
     ("spec.allow.0", {"ports": [80]}, "spec.allow[0]"),
     ("spec.allow.0", {}, "spec.allow[0]"),

@@ -137,7 +137,7 @@ def _names(found: dict[str, tuple[bool, str]], text: str) -> tuple[str, frozense
         if kind == "URI":
             uris.append(value)
         elif kind == "IP Address":
-            _demand(value != "<invalid>", "a network")
+            _demand(not value.startswith("<invalid"), "a network")
             address = ipaddress.ip_address(value)
             mapped = getattr(address, "ipv4_mapped", None)
             ips.add(str(mapped or address))

@@ -20,6 +20,7 @@ from certs.trust.bans import (
     pod_tag,
 )
 from certs.trust.facts import LeafFacts
+from certs.trust.identity import WorkloadIdentity
 from certs.trust.svid import check_leaf
 from kit.clock import utcnow
 from tests.certs.forge import DEFAULT, Forge, Pair
@@ -54,6 +55,28 @@ def test_a_lawful_leaf_of_a_banned_owner_is_refused_and_of_another_not(
     with pytest.raises(Banned) as refused:
         guard(good_leaf.der)
     assert refused.value.reason == "banned"
+
+
+def test_a_guard_that_is_closed_lets_nobody_through(forge: Forge, good_leaf: Pair) -> None:
+    guard = Guard(lambda der: facts_of(forge, good_leaf))
+    guard.closed = "our own identity is banned"
+    with pytest.raises(Banned, match="our own identity"):
+        guard(good_leaf.der)
+
+
+@pytest.mark.attack_row(45)
+def test_a_caller_of_the_ca_is_judged_by_pod_and_by_identity() -> None:
+    caller = WorkloadIdentity.parse(DEFAULT)
+    bans = Bans.of([Ban("pod", "uid-7")])
+    assert bans.covers_caller(caller, "uid-7") == "pod"
+    assert bans.covers_caller(caller, "uid-8") is None
+    assert Bans.of([Ban("identity", DEFAULT)]).covers_caller(caller, "uid-8") == "identity"
+
+
+def test_one_leaf_more_is_banned_beside_the_others() -> None:
+    bans = Bans.of([Ban("pod", "uid-7")]).and_serial("1f")
+    assert [str(ban) for ban in bans.each()] == ["pod uid-7", "serial 1f"]
+    assert len(bans) == 2
 
 
 @given(st.text(max_size=64), st.integers(0, 2**RANDOM_BITS - 1))

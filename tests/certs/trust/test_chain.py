@@ -313,3 +313,20 @@ def test_what_is_no_certificate_is_refused(forge: Forge, junk: bytes) -> None:
     for chain in ([junk], [leaf, junk]):
         with pytest.raises(ProofRefused, match="chain_untrusted"):
             ChainChecker([forge.root_der])(chain)
+
+
+def test_only_so_many_chains_are_remembered(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certs.trust.chain._REMEMBERED", 2)
+    checker = ChainChecker([forge.root_der])
+    chains = [ders(forge.leaf().chain_pem) for _ in range(4)]
+    for chain in chains:
+        checker(chain)
+    assert len(checker._passed) == 2
+    checker(chains[0])
+
+
+@pytest.mark.attack_row(8)
+@pytest.mark.parametrize("use", [Use.SERVER_AUTH, Use.CLIENT_AUTH])
+def test_a_leaf_for_one_side_only_is_refused(forge: Forge, use: ObjectIdentifier) -> None:
+    with pytest.raises(ProofRefused, match="clients and servers"):
+        ChainChecker([forge.root_der])(ders(forge.leaf(uses=[use]).chain_pem))

@@ -3,6 +3,7 @@
 import _ssl
 import ctypes
 import ssl
+from collections.abc import Callable
 
 import pytest
 
@@ -83,3 +84,62 @@ def test_a_place_that_is_not_proven_is_not_touched(
     monkeypatch.setattr(lean, "_HEAD", lean._HEAD + lean._WORD)  # as if the object had changed
     assert not lean.forget_handshake(_inner(ends.near))
     ends.carry(b"x" * 100)
+
+
+def _another_interpreter(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lean, "_PROVEN", ())
+
+
+def _another_openssl(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ssl, "OPENSSL_VERSION_INFO", (1, 1, 1, 0, 15))
+
+
+def _no_such_function(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(lean._SIGNATURES, "SSL_no_such_function", (None, ()))
+
+
+def _no_ed25519(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lean, "_ED25519", 0)  # the number of no kind of key
+
+
+@pytest.mark.parametrize(
+    "where", [_another_interpreter, _another_openssl, _no_such_function, _no_ed25519]
+)
+def test_where_openssl_is_out_of_reach_nothing_is_saved_and_tls_works(
+    forge: Forge,
+    good_leaf: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    lean._openssl.cache_clear()
+    try:
+        where(monkeypatch)
+        assert not lean.send_own_chain_only(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        ours = material(forge, good_leaf)
+        ends = _Ends(ours.client_context(), ours.server_context())
+        for end in (ends.near, ends.far):
+            assert not lean.forget_handshake(_inner(end))
+            assert not lean.stop_after_each_message(_inner(end))
+        ends.carry(bytes(3000))
+    finally:
+        lean._openssl.cache_clear()
+
+
+def test_a_context_whose_connections_have_no_proven_place_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lean, "_HEAD", lean._HEAD + lean._WORD)
+    assert not lean.send_own_chain_only(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+
+def test_reading_stops_after_each_message(ends: _Ends) -> None:
+    change = ctypes.CDLL(_ssl.__file__).SSL_key_update
+    change.argtypes = (ctypes.c_void_p, ctypes.c_int)
+    with pytest.raises(ssl.SSLWantReadError):
+        ends.far.read(1)  # nothing has come
+    assert lean.stop_after_each_message(_inner(ends.far))
+    assert change(lean._handle(_inner(ends.near)), 0) == 1
+    ends.near.write(b"behind the key update")
+    with pytest.raises(ssl.SSLWantReadError):
+        ends.far.read(100)
+    assert ends.far.read(100) == b"behind the key update"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sidecar.report import LinkRecord, RequestRecord
 from sidecar.telemetry.requests import RequestWatcher
 from sidecar.wire.http1 import MAX_HEAD, Exchange, Http1, NotFollowed
-from sidecar.wire.http2 import PREFACE
+from sidecar.wire.http2 import PREFACE, Http2
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 GET = b"GET /orders?token=secret#x HTTP/1.1\r\nHost: api.shop\r\n\r\n"
@@ -133,6 +133,22 @@ def test_what_two_readers_may_read_differently_is_not_followed(smuggled: bytes) 
             watched.request(memoryview(smuggled + b"\r\n"), 1)
 
 
+@pytest.mark.parametrize(
+    "size", [b"0x4", b"0X4", b"+4", b"-4", b"0_4", b"", b"g", b"0" * 16 + b"4"]
+)
+def test_a_chunk_size_is_hexadecimal_digits_and_nothing_else(size: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    lawful = head + b"4\r\nabcd\r\n0\r\n\r\n"
+    Http1(lambda _: None).request(memoryview(lawful), 1)
+    with pytest.raises(NotFollowed, match="without a size"):
+        Http1(lambda _: None).request(memoryview(lawful.replace(b"4\r\n", size + b"\r\n")), 1)
+
+
+def test_an_answer_without_a_body_ends_with_its_head() -> None:
+    empty = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    assert seen(told_of(GET * 2, empty + OK)) == [("GET", "/orders", 200)] * 2
+
+
 @pytest.mark.attack_row(42)
 def test_a_head_of_100_kib_is_not_followed_and_harms_nothing() -> None:
     head = b"GET / HTTP/1.1\r\ntraceparent: " + b"0" * 100_000 + b"\r\n\r\n"
@@ -223,6 +239,40 @@ def test_a_stream_that_the_caller_resets_is_told_without_an_answer() -> None:
     asked, _ = grpc_call(False, False)
     found = told_of(asked + frame(3, 0, 3, b"\0\0\0\x08"), b"")
     assert [(one.method, one.status) for one in found] == [("POST", 0)] * 2
+
+
+def test_a_promise_of_the_server_is_not_told_and_keeps_the_table_of_its_compression() -> None:
+    asked, _ = grpc_call(False, False)
+    encoder = Encoder()
+    promise = encoder.encode([(":method", "GET"), (":path", "/style.css"), ("x-promised", "yes")])
+    answered = frame(5, 0x4, 1, (2).to_bytes(4, "big") + promise)
+    answered += frame(1, 0x4, 2, encoder.encode([(":status", "200")]))  # of the promise: not asked
+    answered += frame(1, 0x5, 1, encoder.encode([(":status", "404"), ("x-promised", "yes")]))
+    found = told_of(asked, answered)
+    assert seen(found) == [("POST", "/shop.Orders/Get", 404), ("POST", "/shop.Orders/Get", 0)]
+
+
+HEADERS = Encoder().encode([(":method", "GET"), (":path", "/")])
+
+
+@pytest.mark.parametrize(
+    ("frames", "why"),
+    [
+        (frame(1, 0x4, 1, bytes(64 * 1024 + 1)), "too long"),
+        (frame(1, 0, 1, HEADERS) + frame(0, 0, 1, b"x"), "broken off"),
+        (frame(1, 0x4 | 0x8, 1, b"\x09abc"), "padding"),
+        (frame(1, 0x4 | 0x8, 1, b""), "padding"),
+        (frame(1, 0, 1, HEADERS) + frame(9, 0x4, 3, b""), "does not go on"),
+        (frame(1, 0, 1, bytes(40_000)) + frame(9, 0x4, 1, bytes(40_000)), "does not go on"),
+        (frame(1, 0x4, 1, b"\xff" * 20), "that is none"),
+        (frame(1, 0x4, 1, b"\x80"), "that is none"),
+        (b"".join(frame(1, 0x4, n, b"\x82\x84") for n in range(1, 3001, 2)), "too many streams"),
+    ],
+)
+def test_frames_that_break_the_rules_are_not_followed(frames: bytes, why: str) -> None:
+    watched = Http2(lambda _: None)
+    with pytest.raises(NotFollowed, match=why):
+        watched.request(memoryview(PREFACE + frames), 1)
 
 
 heads = st.sampled_from([GET, PREFACE, OK, b"POST / HTTP/1.1\r\n", b"HTTP/1.1 200 OK\r\n", b""])

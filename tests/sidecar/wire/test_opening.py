@@ -65,6 +65,19 @@ def test_another_version_is_refused() -> None:
         Opening.decode(bytes(raw))
 
 
+@pytest.mark.parametrize(
+    "empty",
+    [
+        Opening(0, b"t" * 16, b"s" * 8),
+        Opening(80, bytes(16), b"s" * 8),
+        Opening(80, b"t" * 16, bytes(8)),
+    ],
+)
+def test_an_empty_port_trace_or_span_is_refused(empty: Opening) -> None:
+    with pytest.raises(ProtocolViolation, match="empty"):
+        Opening.decode(empty.encode())
+
+
 def test_answers_are_read_back_and_other_sizes_refused() -> None:
     assert decode_accept(encode_accept(b"t" * 16, b"s" * 8)) == (b"t" * 16, b"s" * 8)
     assert decode_code(encode_code(3)) == 3
