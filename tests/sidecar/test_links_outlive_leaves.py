@@ -182,6 +182,7 @@ async def outlive(two: Two, mix: Mix, during: Any) -> None:
         await stop(running)
 
 
+@pytest.mark.cpu_limit(60)  # both sidecars, the CA and 200 apps are in this process
 @pytest.mark.fault_row("root-rotation")
 async def test_links_live_through_leaves_of_five_seconds_and_a_root_rotation(
     tmp_path: Path,
