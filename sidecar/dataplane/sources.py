@@ -18,7 +18,6 @@ UNSUITABLE: Final = "unsuitable"
 """No address that another pod or host could have: link-local, or one that stands for others."""
 NOT_BOUND: Final = "not_bound"
 """The kernel refused: the local route is gone, or every port of that address is taken."""
-RESULTS: Final = (SHOWN, UNPROVEN, NOT_DIRECT, UNSUITABLE, NOT_BOUND)
 
 
 class Sources:

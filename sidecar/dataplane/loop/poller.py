@@ -8,6 +8,7 @@ batch of events, and the callbacks of links run before anything else of the loop
 """
 
 import asyncio
+import functools
 import os
 import select
 import selectors
@@ -157,14 +158,14 @@ class Poller:
         Returns whether there was such an owner and it could do so.
         """
         self.bugs += 1
-        owner = getattr(work, "__self__", None)
+        owner = _owner_of(work)
         name = type(owner).__name__ if owner is not None else repr(work)
         self._log("a callback failed", name, error)
         return self.tell(work, error)
 
     def tell(self, work: Work, error: Exception) -> bool:
         """Pass a failure on, by an owner to the owner of what it would have called next."""
-        owner = getattr(work, "__self__", None)
+        owner = _owner_of(work)
         if not isinstance(owner, Owner):
             return False
         try:
@@ -207,6 +208,13 @@ class Poller:
                     self.remove_reader(fd)
                     self.remove_writer(fd)
         return others
+
+
+def _owner_of(work: Work) -> object:
+    """The object whose method this is, also where some arguments are given already; else None."""
+    while isinstance(work, functools.partial):
+        work = work.func
+    return getattr(work, "__self__", None)
 
 
 class _Selector(selectors.EpollSelector):

@@ -145,6 +145,11 @@ class PlaceQuestion:
                 self._ask_anew()
             self._plane.poller.call_later(_POLL_S, self._poll)
 
+    def broken(self, error: Exception) -> None:
+        """Its own code, or that of whoever waits for the answer, failed."""
+        self._over = True
+        self._plane.poller.tell(self._done, error)
+
     def _end(self, error: LeafElsewhere | None) -> None:
         self._over = True
         self._done(error)

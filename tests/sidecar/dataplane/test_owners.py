@@ -23,6 +23,7 @@ from sidecar.dataplane.tunnels.acquire import Acquire
 from sidecar.dataplane.tunnels.dial import Dial
 from sidecar.dataplane.tunnels.handshake import Handshake
 from sidecar.dataplane.tunnels.inbound import InboundTunnel
+from sidecar.dataplane.tunnels.place import PlaceQuestion
 from sidecar.dataplane.tunnels.pool import Pool
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.directory import EXTERNAL
@@ -79,6 +80,9 @@ METHODS: list[tuple[type, str]] = [
     (InboundTunnel, "start"),
     (InboundTunnel, "tunnel_control"),
     (InboundLink, "open"),
+    (PlaceQuestion, "start"),
+    (PlaceQuestion, "_look"),
+    (InboundLink, "_placed"),
     (InboundLink, "_judge"),
     (InboundLink, "_app_answered"),
     (InboundLink, "_accept"),
