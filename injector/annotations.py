@@ -124,7 +124,7 @@ def _check_plaintext(settings: PodSettings, origin: Mapping[str, str]) -> None:
             origin["plaintext"],
             "plaintext",
             "cannot be deny in mode localhost, where nothing is captured: have the app listen on "
-            "127.0.0.1 and leave this out, or use mode redirect",
+            "127.0.0.1, name its port in expose-loopback-ports and leave this out, or use mode redirect",
         )
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from certs.client.source import Svid
-from certs.trust.bans import Bans, Guard
+from certs.trust.bans import Bans, Guard, is_of_pod
 from certs.trust.chain import ChainChecker
 from certs.trust.clock import TrustedClock
 from certs.trust.contexts import MaterialRefused, TlsMaterial
@@ -181,6 +181,7 @@ class Carrier:
         if svid.said_at is not None:
             self._clock.heard(svid.said_at, svid.heard_at)
         self.plane.trust, self._own = trust, svid.facts
+        self.plane.serials_name_pods = is_of_pod(svid.facts.serial, self._config.own.uid)
         self._look_at_own_ban()
         self._proofs.trusts = ChainChecker(to_der(svid.material.bundle_pem), self._clock)
         roots = frozenset(split_pem(svid.material.bundle_pem))

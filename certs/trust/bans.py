@@ -158,6 +158,11 @@ def pod_tag(pod_uid: str) -> int:
     return int.from_bytes(digest[:10], "big") >> (80 - TAG_BITS)
 
 
+def is_of_pod(serial: str, pod_uid: str) -> bool:
+    """Whether a leaf of this serial (hexadecimal) was issued for that pod."""
+    return int(serial, 16) >> RANDOM_BITS == pod_tag(pod_uid)
+
+
 def pod_serial(pod_uid: str, random_bits: int) -> int:
     """A serial for a leaf of this pod out of RANDOM_BITS random bits (more than the 64 that CAs are
     asked for); never 0."""

@@ -138,6 +138,9 @@ class Plane:
     own_ports: frozenset[int] = OWN_PORTS
     """Ports of this pod where we listen ourselves, for tunnels or for the app: no link from outside
     may end there, or a peer would go out again in this pod's name."""
+    serials_name_pods: bool = True
+    """The CA writes a digest of the pod's UID into the serial, as our own leaf shows: those of an
+    earlier version did not, nor does a SPIFFE agent."""
     leaves_name_pods: bool = True
     """A peer's leaf carries its pod's addresses, and must carry the one dialled. False where a SPIFFE
     agent issues: then a pod is known by its identity alone."""

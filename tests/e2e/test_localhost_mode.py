@@ -19,7 +19,11 @@ def pods(mesh: Mesh) -> Iterator[None]:
         service("stateful", 7001, app="stateful-0", clusterIP="None"),
         pod("backend", serving("echo", 7001), serviceAccountName="backend"),
         pod("stateful-0", serving("echo", 7001), hostname="stateful-0", subdomain="stateful"),
-        pod("local-backend", serving("echo", 7001, "127.0.0.1"), config={"mode": "localhost"}),
+        pod(
+            "local-backend",
+            serving("echo", 7001, "127.0.0.1"),
+            config={"mode": "localhost", "expose-loopback-ports": "7001"},
+        ),
         pod("caller", config={"mode": "localhost", "upstreams": UPSTREAMS}),
     ]
     mesh.apply(*made)

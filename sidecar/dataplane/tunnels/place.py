@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from certs.trust.bans import RANDOM_BITS, pod_tag
+from certs.trust.bans import is_of_pod
 from certs.trust.facts import LeafFacts
 from sidecar.dataplane.plane import Plane
 from sidecar.dataplane.tunnels.tunnel import Tunnel
@@ -28,20 +28,15 @@ _AGAIN_S: Final = 0.5
 Placed = Callable[[LeafElsewhere | None], None]
 
 
-def contradiction(
-    leaf: LeafFacts, ip: str, found: Found | None, *, names_pods: bool, own: bool
-) -> str:
+def contradiction(leaf: LeafFacts, ip: str, found: Found | None, *, tagged: bool, own: bool) -> str:
     """Why a leaf cannot be of the peer at `ip` ("": it can, or nobody says otherwise), where the
     registry says `found` of that address. `own`: the address stands in the leaf, so its pod must be
-    there. Pure.
+    there. `tagged`: the CA writes the pod into the serial; else the identity is compared. Pure.
 
     What rewrites sources (a node, a gateway) has an address that is no pod's own: it proves nothing.
     """
     if isinstance(found, Workload) and not found.host_network:
-        if names_pods:
-            same = int(leaf.serial, 16) >> RANDOM_BITS == pod_tag(found.uid)
-        else:
-            same = found.identity == leaf.identity
+        same = is_of_pod(leaf.serial, found.uid) if tagged else found.identity == leaf.identity
         return "" if same else f"{ip} is {found.pod}'s, and the leaf another pod's"
     if isinstance(found, Gone) and (own or found.pod):
         return f"nobody has {ip} any more"
@@ -60,9 +55,7 @@ def places(leaf: LeafFacts, ip: str) -> list[tuple[str, bool]]:
 def contradicted(plane: Plane, leaf: LeafFacts, peer_ip: str) -> str:
     """What the registry has said so far against this leaf at that address; "": nothing."""
     found = (
-        contradiction(
-            leaf, ip, plane.directory.known(ip), names_pods=plane.leaves_name_pods, own=own
-        )
+        contradiction(leaf, ip, plane.directory.known(ip), tagged=plane.serials_name_pods, own=own)
         for ip, own in places(leaf, peer_ip)
     )
     return next(filter(None, found), "")

@@ -55,14 +55,14 @@ def leaf(uid: str = "uid-web", *ips: str, identity: WorkloadIdentity = WEB) -> L
 def test_what_the_registry_says_of_an_address_may_contradict_a_leaf(
     found: Found | None, own: bool, said: str
 ) -> None:
-    why = contradiction(leaf(), "10.0.0.7", found, names_pods=True, own=own)
+    why = contradiction(leaf(), "10.0.0.7", found, tagged=True, own=own)
     assert said in why if said else why == ""
 
 
 def test_where_leaves_name_no_pods_the_identity_must_be_the_pods() -> None:
     other = replace(OTHER, identity=API)
-    assert contradiction(leaf("x"), "10.0.0.7", OTHER, names_pods=False, own=False) == ""
-    assert "other-0" in contradiction(leaf("x"), "10.0.0.7", other, names_pods=False, own=False)
+    assert contradiction(leaf("x"), "10.0.0.7", OTHER, tagged=False, own=False) == ""
+    assert "other-0" in contradiction(leaf("x"), "10.0.0.7", other, tagged=False, own=False)
 
 
 def test_a_peer_whose_address_something_rewrote_is_looked_for_at_its_leafs_address() -> None:
