@@ -12,7 +12,8 @@ Inward, only what comes from another network namespace is captured, and never ou
 
 To the app, what the proxy has bound to a stand-in (`sidecar.source_address`) gets the source that it
 stands for, so that the app sees its peer. Nobody but the proxy may use stand-ins, nothing with one
-leaves the pod, and nothing reaches the app with one: what no rule has translated is dropped.
+leaves the pod, and nothing reaches the app with one: what no rule has translated is dropped. What comes
+from outside never gets into a connection that the app sees as its peer's.
 """
 
 import ipaddress
@@ -38,6 +39,9 @@ from sidecar.source_address import PREFIXES6, RANGES, prefixes4
 
 TABLE = "podlink"
 CONTROL_PORTS = (CA_PORT, REGISTRY_PORT, OTLP_GRPC_PORT)
+STRAYS_PRIORITY = -150
+"""After connection tracking (-200), which says what is invalid, and before any destination is rewritten
+(-100): ports are still those that were dialled."""
 SOURCE_PRIORITY = 90
 """Before everybody else's source NAT (srcnat is 100): the first to translate a connection has it."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -67,7 +71,7 @@ class CapturePlan:
                 "    type nat hook prerouting priority -100; policy accept;",
                 *(f"    {rule}" for rule in self._inbound()),
                 "  }",
-                *(self._source() if self.show_source else ()),
+                *((*self._strays(), *self._source()) if self.show_source else ()),
                 "}",
                 "",
             )
@@ -111,6 +115,29 @@ class CapturePlan:
         if self.exempt_by == "uid":
             return f"meta skuid {PROXY_UID} meta skgid {PROXY_GID}"
         return f"meta mark {PROXY_MARK:#x}"
+
+    def _strays(self) -> list[str]:
+        """What comes from outside and would get into a connection between the proxy and the app.
+
+        The app's end has its peer's address and port. What connection tracking calls invalid is not
+        redirected, so a segment with the peer's address and another sequence number than the tunnel's
+        would be the app's to judge, by its numbers alone: in plaintext, beside the tunnel.
+        """
+        rules = [
+            'iifname "lo" accept',
+            f"ip saddr {RANGES[4]} drop",
+            f"ip6 saddr {RANGES[6]} drop",
+            f"tcp dport {HEALTH_PORT} accept",
+        ]
+        if self.skip_inbound:
+            rules.append(f"tcp dport {{ {_ports(self.skip_inbound)} }} accept")
+        return [
+            "  chain strays {",
+            f"    type filter hook prerouting priority {STRAYS_PRIORITY}; policy accept;",
+            *(f"    {rule}" for rule in rules),
+            "    meta l4proto tcp ct state invalid drop",
+            "  }",
+        ]
 
     def _source(self) -> list[str]:
         """Chains that turn stand-ins into what they stand for."""

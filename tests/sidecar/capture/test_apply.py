@@ -3,11 +3,12 @@
 `pod` and `world` are two namespaces joined by a veth pair. Programs run in them through `ip netns exec`.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,31 @@ class Pod:
             cwd=ROOT,
             env={"PATH": os.environ["PATH"], **env},
         )
+
+    @contextlib.contextmanager
+    def talk(self, where: str, code: str, *words: str) -> Iterator[Callable[..., str]]:
+        """Runs a Python program there; the call says a line to it, if any, and hears one."""
+        with subprocess.Popen(
+            ["ip", "netns", "exec", where, sys.executable, "-c", code, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"]},
+        ) as program:
+            assert program.stdin is not None and program.stdout is not None
+            said, heard = program.stdin, program.stdout
+
+            def talk(line: str = "") -> str:
+                if line:
+                    said.write(line + "\n")
+                    said.flush()
+                return heard.readline().rstrip("\n")
+
+            try:
+                yield talk
+            finally:
+                program.kill()
 
     def capture(self, *before: str, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run(*before, sys.executable, "-m", "sidecar.capture", **env)

@@ -41,6 +41,15 @@ table inet podlink {
     tcp dport { 8080 } accept
     tcp dport 0-65535 redirect to :24102
   }
+  chain strays {
+    type filter hook prerouting priority -150; policy accept;
+    iifname "lo" accept
+    ip saddr 248.0.0.0/6 drop
+    ip6 saddr 4000::/2 drop
+    tcp dport 24103 accept
+    tcp dport { 8080 } accept
+    meta l4proto tcp ct state invalid drop
+  }
   chain shown4 {
 @shown4  }
   chain shown6 {

@@ -138,6 +138,91 @@ def test_two_peers_may_have_the_same_port(pod: Pod) -> None:
     assert seen == {peer: [(peer, 40001)] for peer in peers}
 
 
+_INJECTED = textwrap.dedent("""
+    # As pod: a captured connection of a peer, and the proxy's own to the app in the peer's name. Say
+    # what sequence numbers the app's end is at, then what the app has read within a second.
+    import json, os, socket, sys
+    from sidecar.sockets import start_connect
+    from sidecar.source_address import stand_in
+    own, peer, uid = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    family = socket.AF_INET6 if ":" in own else socket.AF_INET
+    proxy, app = (socket.create_server((own, port), family=family) for port in (24102, 8088))
+    print("ready", flush=True)
+    tunnel, (_, port, *_) = proxy.accept()
+    os.setegid(uid); os.seteuid(uid)
+    ours = start_connect(own, 8088, 0, stand_in(peer)._replace(port=port))
+    os.seteuid(0); os.setegid(0)
+    theirs, address = app.accept()
+    assert address[:2] == (peer, port), address
+    TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, OFF_WITHOUT_PROBE = 19, 20, 21, -1
+    theirs.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    at = []
+    for queue in (1, 2):  # what it has received, what it has sent
+        theirs.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)
+        at.append(theirs.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ) & 0xFFFFFFFF)
+    theirs.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, OFF_WITHOUT_PROBE)
+    print(json.dumps([stand_in(peer).ip, *at]), flush=True)
+    sys.stdin.readline()
+    theirs.settimeout(0.5)
+    try:
+        print(theirs.recv(99).decode(), flush=True)
+    except TimeoutError:
+        print("nothing", flush=True)
+    ours.setblocking(True); ours.sendall(b"the peer's")
+    print(theirs.recv(99).decode(), flush=True)
+    tunnel.sendall(b"alive")
+    sys.stdin.readline()
+""")
+_INJECT = textwrap.dedent("""
+    # As somebody on the way: hold a connection to the app's port, then send one segment beside it.
+    import json, socket, struct, sys
+    from ipaddress import ip_address
+    to, peer, as_stand_in = sys.argv[1], sys.argv[2], sys.argv[3] == "stand-in"
+    held = socket.create_connection((to, 8088), source_address=(peer, 0))
+    port = held.getsockname()[1]
+    print("connected", flush=True)
+    source, seq, ack = json.loads(sys.stdin.readline())
+    source = source if as_stand_in else peer
+    data = b"injected"
+    def segment(checksum):
+        return struct.pack("!HHIIBBHHH", port, 8088, seq, ack, 5 << 4, 0x18, 512, checksum, 0) + data
+    pseudo = b"".join(ip_address(each).packed for each in (source, to))
+    pseudo += struct.pack("!II", len(segment(0)), 6)
+    total = sum(struct.unpack(f"!{len(pseudo + segment(0)) // 2}H", pseudo + segment(0)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    raw = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET, socket.SOCK_RAW, 6)
+    if as_stand_in:
+        raw.setsockopt(*((41, 75) if ":" in to else (0, 19)), 1)  # IPV6_TRANSPARENT, IP_TRANSPARENT
+    raw.bind((source, 0))
+    raw.sendto(segment(~total & 0xFFFF), (to, 0))
+    print("sent", flush=True)
+    held.settimeout(5)
+    print(held.recv(9).decode(), flush=True)
+""")
+
+
+@pytest.mark.attack_row(54)
+@pytest.mark.parametrize("_time", range(4))  # half of all numbers are taken for old data
+@pytest.mark.parametrize("source", ["peer", "stand-in"])
+@pytest.mark.parametrize(("own", "peer"), [("10.77.0.2", "10.77.0.1"), ("fd77::2", "fd77::1")])
+def test_no_segment_from_outside_gets_into_a_connection_to_the_app(
+    pod: Pod, own: str, peer: str, source: str, _time: int
+) -> None:
+    """The app's end of a link has its peer's address and port, and what connection tracking calls
+    invalid is not redirected: whoever guesses two numbers would put bytes into a link beside its tunnel.
+    """
+    assert pod.capture().returncode == 0
+    with pod.talk(pod.name, _INJECTED, own, peer, str(PROXY_UID)) as app:
+        assert app() == "ready"
+        with pod.talk(pod.world, _INJECT, own, peer, source) as attacker:
+            assert attacker() == "connected"
+            assert attacker(app()) == "sent"
+            assert app("sent") == "nothing"
+            assert app() == "the peer's"
+            assert attacker() == "alive", "its own connection is none the worse"
+
+
 @pytest.mark.attack_row(54)
 @pytest.mark.parametrize("uid", [0, 1000, PROXY_UID + 1])
 def test_nobody_but_the_proxy_appears_as_somebody_else(pod: Pod, uid: int) -> None:
