@@ -249,9 +249,8 @@ class Arrival:
         self._arrivals.no_stranger_any_more(self)
         if limit := plane.full_for_plaintext():
             return plane.turn_away(self._sock, limit)
-        return PlaintextLink(plane, self._sock, self._to, permit, record).start(
-            self._head, self._source
-        )
+        link = PlaintextLink(plane, self._sock, self._to, permit, record)
+        return plane.poller.call(link.start, self._head, self._source)  # it owns its failures now
 
     # --- the end ----------------------------------------------------------------------------
 

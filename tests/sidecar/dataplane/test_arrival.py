@@ -18,13 +18,16 @@ from policy.rules import NOT_TOLD, PolicySet
 from sidecar import sockets
 from sidecar.dataplane.limits import Limits
 from sidecar.dataplane.links.arrival import Arrivals
+from sidecar.dataplane.links.plaintext import PlaintextLink
 from sidecar.dataplane.loop.listener import Listener
 from sidecar.dataplane.tunnels.handshake import Handshake
 from sidecar.directory import EXTERNAL, Gone, Workload
+from sidecar.wire.opening import SHUTDOWN
 from tests.certs.forge import Forge
 from tests.patience import PATIENCE_S
 from tests.sidecar.dataplane.conftest import API, MakeSide, Side, StartPair, connected
 from tests.sidecar.dataplane.test_link import echo
+from tests.sidecar.dataplane.test_tcp_stays_tcp import full
 
 Serve = Any
 LOOPBACK = "127.0.0.1"
@@ -363,3 +366,89 @@ async def test_an_expired_certificate_of_our_own_is_never_shown(
     assert trust is not None
     gate.side.plane.trust = dataclasses.replace(trust, expires_at=gate.side.plane.now() - 1)
     assert await half_a_handshake(gate) == "no_certificate"
+
+
+async def one_link(side: Side) -> PlaintextLink:
+    async with asyncio.timeout(PATIENCE_S):
+        while not side.plane.live:
+            await asyncio.sleep(0.005)
+    (link,) = side.plane.live
+    assert isinstance(link, PlaintextLink)
+    return link
+
+
+async def test_an_open_plaintext_link_tells_what_it_moved_and_that_no_peer_is_known(
+    gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_to(await serve(echo), monkeypatch)
+    reader, writer = await connected(gate.address, b"hello")
+    assert await reader.readexactly(5) == b"hello"
+    link = await one_link(gate.side)
+    assert (link.moved, link.peer, link.tunnel, link.tunnel_expires_at) == (
+        (5, 5),
+        None,
+        None,
+        None,
+    )
+    link.look(gate.side.plane.now())
+    assert gate.side.plane.live, "both sides answer"
+    monkeypatch.setattr("sidecar.dataplane.links.splice.is_unanswered", lambda _: True)
+    link.look(gate.side.plane.now())
+    record = await gate.side.record()
+    assert (record.verdict, record.close) == ("allowed", "lost")
+    assert "answers nothing" in record.error
+    writer.close()
+
+
+async def test_a_plaintext_link_is_cut_while_its_app_is_dialled(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listening, waiting = await full()
+    goes_to(listening.getsockname()[1], monkeypatch)
+    reader, writer = await connected(gate.address, b"hello")
+    link = await one_link(gate.side)
+    assert link.moved == (0, 0)
+    link.look(gate.side.plane.now())
+    link.cut(SHUTDOWN, "drain")
+    assert await ends(reader) == b""
+    writer.close()
+    assert (await gate.side.record()).close == "drain"
+    assert not gate.side.plane.live and gate.side.plane.plaintext == 0
+    for sock in (listening, *waiting):
+        sock.close()
+
+
+async def test_an_app_that_listens_on_the_pods_other_address_gets_plaintext_as_well(
+    gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = await serve(greet)
+    gate.side.plane.loopback_ports = PortSet.parse(str(port))
+    monkeypatch.setattr(
+        "sidecar.dataplane.links.arrival.original_dst", lambda _: ("127.0.0.9", port)
+    )
+    reader, writer = await connected(gate.address, b"hello")
+    assert await asyncio.wait_for(reader.readline(), PATIENCE_S) == b"220 ready\r\n"
+    writer.close()
+    assert (await gate.side.record()).verdict == "allowed"
+
+
+@pytest.mark.parametrize("method", ["_try", "_answered", "_begin"])
+async def test_our_own_failure_ends_a_plaintext_link_alone(
+    gate: Gate, serve: Serve, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("ours")
+
+    goes_to(await serve(greet), monkeypatch)
+    with monkeypatch.context() as broken:
+        broken.setattr(PlaintextLink, method, fails)
+        reader, writer = await connected(gate.address, b"hello")
+        assert await ends(reader) == b""
+        writer.close()
+        record = await gate.side.record()
+    assert (record.verdict, record.reason, record.close) == ("failed", "bug", "bug")
+    assert not gate.side.plane.live and gate.side.plane.plaintext == 0
+    reader, writer = await connected(gate.address, b"hello")
+    assert await asyncio.wait_for(reader.readline(), PATIENCE_S) == b"220 ready\r\n"
+    writer.close()
+    assert (await gate.side.record(2)).verdict == "allowed"
