@@ -1,15 +1,18 @@
 """What the API says of a cluster's protection, for the report: pods that go without a sidecar though
-their namespace is enrolled, annotations that open a way around, and the LinkPolicies. Pure but for
-`read`.
+their namespace is enrolled, pods whose sidecar is another than the injector makes, annotations that open
+a way around, and the LinkPolicies. Pure but for `read`.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cli.cluster import explained
+from cli.checks.sidecars import carrying, mesh_of, others
+from cli.cluster import ClusterUnavailable, explained
+from cli.installed import Installation, find_installation
 from cli.pods import is_meshed
 from kit.contract import SYSTEM_NAMESPACE
 from kit.kube import Kube, KubeError
+from kit.settings import ConfigInvalid
 
 Json = dict[str, Any]
 INJECT: Final = "podlink.dev/inject"
@@ -22,6 +25,9 @@ BYPASSES: Final[Mapping[str, frozenset[str] | None]] = {
 }
 """Annotations that let something past capture or policy, and the values that do; None: any."""
 _PAGE: Final = 500
+_LISTED: Final = 1000
+"""Pods whose sidecar differs; the store takes a bounded `cluster`, and an upgrade makes all differ."""
+_MAX_WHY: Final = 300
 
 
 async def read(kube: Kube, since: str, now: str) -> Json:
@@ -38,9 +44,51 @@ async def read(kube: Kube, since: str, now: str) -> Json:
     return {
         "read_at": now,
         "not_injected": not_injected(namespaces, pods),
+        "other_sidecars": await _other_sidecars(kube, namespaces, pods),
         "bypasses": bypasses(namespaces, pods),
         "policies": policies_of(policies, since),
     }
+
+
+async def _other_sidecars(kube: Kube, namespaces: Sequence[Json], pods: Sequence[Json]) -> Json:
+    """As `other_sidecars`. What the injector would make cannot always be known: then `unread` says why,
+    and a report is made all the same."""
+    try:
+        found = await find_installation(kube)
+    except ClusterUnavailable as e:
+        return _not_compared(str(e))
+    return other_sidecars(found, namespaces, pods)
+
+
+def other_sidecars(
+    found: Installation | None, namespaces: Sequence[Json], pods: Sequence[Json]
+) -> Json:
+    """Pods whose sidecar is another than the injector would make now, by its own code and settings:
+    what such a pod's proxy tells, and whom it lets in, podlink cannot vouch for."""
+    if found is None or not found.injector_env:
+        return _not_compared("no injector is installed")
+    try:
+        mesh = mesh_of(found)
+    except ConfigInvalid as e:
+        return _not_compared(f"the injector's settings cannot be read: {e}")
+    only = found.injector_env.get("PODLINK_ONLY_NAMESPACE")
+    judged = [one for one in carrying(pods) if only in (None, "", one["metadata"]["namespace"])]
+    near = {_name(one): one for one in namespaces}
+    rows = [
+        {"pod": pod, "why": why[:_MAX_WHY]}
+        for pod, why in sorted(others(judged, near, mesh, found.namespace))
+    ]
+    return {
+        "compared": len(judged),
+        "count": len(rows),
+        "left_out": max(0, len(rows) - _LISTED),
+        "rows": rows[:_LISTED],
+        "unread": "",
+    }
+
+
+def _not_compared(why: str) -> Json:
+    return {"compared": 0, "count": 0, "left_out": 0, "rows": [], "unread": why[:_MAX_WHY]}
 
 
 async def _all(kube: Kube, path: str, what: str) -> list[Json]:

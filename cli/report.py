@@ -23,6 +23,8 @@ _EMBEDDED = re.compile(
 )
 _SIGNER: Final = "podlink-traces"
 _MAX_FILE_BYTES: Final = 64 << 20
+_NAMED: Final = 10
+"""Pods whose names stand in the summary."""
 Json = dict[str, Any]
 
 
@@ -62,7 +64,8 @@ def report(
     ctx: click.Context, since: str, out: Path | None, kubeconfig: str | None, context: str | None
 ) -> None:
     """Write a signed report: coverage, plaintext, denials, policies, bypass annotations, pods without
-    a sidecar, certificates, and gaps in the chains of records."""
+    a sidecar or with another than the injector makes, certificates, and gaps in the chains of
+    records."""
     if ctx.invoked_subcommand is not None:
         return
     from cli.traces_client import TracesUnavailable
@@ -87,7 +90,7 @@ def report(
             raise click.ClickException(f"cannot write {path}: {e.strerror}") from e
         click.echo(path)
     for line in summary(body):
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
 
 
 async def _make(since: str, kubeconfig: str | None, context: str | None) -> Json:
@@ -124,6 +127,7 @@ def summary(body: Json) -> list[str]:
         f"  denied            {counted(c['denied_links'], 'link')}",
         f"  first seen        {counted(record['first_seen']['count'], 'edge')}",
         f"  without sidecar   {len(cluster.get('not_injected', ()))} pods of enrolled namespaces",
+        *_other_sidecars(cluster.get("other_sidecars")),
         f"  bypasses          {len(cluster.get('bypasses', ()))} annotations",
         f"  chains            {chains['chains']}, {counted(chains['missing'], 'record')} missing"
         f"{proven}",
@@ -132,6 +136,18 @@ def summary(body: Json) -> list[str]:
         f"  never sent        {sum(v for k, v in losses.items() if k.startswith('dropped'))} dropped, "
         f"{losses.get('sampled_out', 0)} sampled out",
     ]
+
+
+def _other_sidecars(said: Json | None) -> list[str]:
+    """One line, with the first few names: the files have all."""
+    if not said:
+        return []  # a report of an older version
+    if said["unread"]:
+        return [f"  other sidecars    not compared: {said['unread']}"]
+    names = ", ".join(row["pod"] for row in said["rows"][:_NAMED])
+    more = said["count"] - len(said["rows"][:_NAMED])
+    rest = (f": {names}" if names else "") + (f" and {more} more" if more else "")
+    return [f"  other sidecars    {said['count']} of {said['compared']} pods{rest}"]
 
 
 @report.command("verify")

@@ -44,6 +44,7 @@ def shortfalls(body: Json) -> list[str]:
     if judged.get("altered"):
         found.append(f"{counted(judged['altered'], 'record')} not as written")
     found += _absent(chains)
+    found += _other_sidecars((body.get("cluster") or {}).get("other_sidecars") or {})
     return [one for one in found if one]
 
 
@@ -63,6 +64,15 @@ def _absent(chains: Json) -> list[str]:
             f"{counted(unended['records'], 'record')} after the last signature"
         )
     return found
+
+
+def _other_sidecars(said: Json) -> list[str]:
+    """A record is the word of proxies: one that podlink did not make may say anything of its pod."""
+    if said.get("unread"):
+        return [f"nobody compared the sidecars with what the injector makes: {said['unread']}"]
+    if said.get("count"):
+        return [f"{counted(said['count'], 'pod')} with a sidecar other than the injector makes"]
+    return []
 
 
 def _not_covered(body: Json) -> str:

@@ -27,7 +27,7 @@ async def sidecars(kube: Kube, found: Installation) -> Sequence[Outcome]:
     """Two outcomes: `sidecars-as-made` and `nothing-skipped`."""
     only = found.injector_env.get("PODLINK_ONLY_NAMESPACE")
     try:
-        mesh = InjectorConfig.from_env(Settings(found.injector_env)).mesh
+        mesh = mesh_of(found)
     except ConfigInvalid as e:
         todo = "kubectl -n " + found.namespace + " describe deployment podlink-injector"
         return [warn("sidecars-as-made", f"the injector's settings cannot be read: {e}", todo)]
@@ -41,20 +41,39 @@ async def sidecars(kube: Kube, found: Installation) -> Sequence[Outcome]:
             spaces = (await kube.get("/api/v1/namespaces"))["items"]
     except KubeError as e:
         return [unreadable("sidecars-as-made", "the pods and their namespaces", e)]
-    meshed = [one for one in pods if _carries(one) and not _finished(one)]
+    meshed = carrying(pods)
     namespaces = {one["metadata"]["name"]: one for one in spaces}
     return [as_made(meshed, namespaces, mesh, found.namespace), skipped(meshed)]
+
+
+def mesh_of(found: Installation) -> MeshSettings:
+    """What the injector puts into every pod, by the settings of its Deployment. Raises ConfigInvalid."""
+    return InjectorConfig.from_env(Settings(found.injector_env)).mesh
+
+
+def carrying(pods: Sequence[Object]) -> list[Object]:
+    """Those that run, or will, with a container that is called as one of podlink's."""
+    return [one for one in pods if _carries(one) and not _finished(one)]
+
+
+def others(
+    pods: Sequence[Object], namespaces: Mapping[str, Object], mesh: MeshSettings, system: str = ""
+) -> list[tuple[str, str]]:
+    """Of those that carry what is called as podlink's, each that is not as podlink makes it, as
+    `namespace/name`, and why. Pure."""
+    return [
+        (f"{where}/{pod['metadata']['name']}", why)
+        for pod in pods
+        if (where := pod["metadata"]["namespace"]) != system
+        and (why := _why(pod, namespaces.get(where), mesh))
+    ]
 
 
 def as_made(
     pods: Sequence[Object], namespaces: Mapping[str, Object], mesh: MeshSettings, system: str = ""
 ) -> Outcome:
     """Names every pod that carries what is called as podlink's and is not as podlink makes it. Pure."""
-    lines = []
-    for pod in pods:
-        where = pod["metadata"]["namespace"]
-        if where != system and (why := _why(pod, namespaces.get(where), mesh)):
-            lines.append(f"{where}/{pod['metadata']['name']}: {why}")
+    lines = [f"{name}: {why}" for name, why in others(pods, namespaces, mesh, system)]
     if not lines:
         said = f"{len(pods)} sidecars, each as the injector makes it"
         return ok("sidecars-as-made", said)

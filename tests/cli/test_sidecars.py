@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from cli import posture
 from cli.checks import sidecars
+from cli.installed import Installation
 from tests.injector.pods import MESH, annotated, container, injected, namespace, pod
 
 Object = dict[str, Any]
@@ -60,3 +62,57 @@ def test_what_is_skipped_is_named() -> None:
         "shop/mailer: subnets 192.0.2.0/24, outbound ports 25" in one.said and "web" not in one.said
     )
     assert sidecars.skipped([running(injected(pod()))]).state == "ok"
+
+
+ENV = {"PODLINK_IMAGE": MESH.image, "PODLINK_NATIVE_SIDECARS": "true"}
+
+
+def installed(**env: str) -> Installation:
+    """An installation whose injector was told this."""
+    listed = [{"name": name, "value": value} for name, value in (ENV | env).items()]
+    spec = {"template": {"spec": {"containers": [{"name": "injector", "env": listed}]}}}
+    return Installation("podlink-system", {"podlink-injector": {"spec": spec}})
+
+
+def pods_of(found: Installation) -> list[Object]:
+    """`shop/honest` as this injector makes it, `shop/forged` with a proxy that was told another."""
+    honest = injected(pod(), namespace(), sidecars.mesh_of(found))
+    forged = copy.deepcopy(honest)
+    for one in container(forged, "podlink-proxy")["env"]:
+        if one["name"] == "PODLINK_OTLP_ENDPOINT":
+            one["value"] = "sink.evil.svc:4317"
+    return [running(honest, "honest"), running(forged, "forged")]
+
+
+@pytest.mark.attack_row(62)
+def test_the_report_names_each_pod_whose_sidecar_is_another() -> None:
+    told = posture.other_sidecars(installed(), [namespace()], pods_of(installed()))
+    assert [row["pod"] for row in told["rows"]] == ["shop/forged"]
+    assert "podlink-proxy" in told["rows"][0]["why"]
+    assert (told["compared"], told["count"], told["left_out"], told["unread"]) == (2, 1, 0, "")
+
+
+def test_the_report_lists_so_many_and_counts_all() -> None:
+    forged = pods_of(installed())[1]
+    told = posture.other_sidecars(installed(), [namespace()], [forged] * 1003)
+    assert (told["count"], told["left_out"], len(told["rows"])) == (1003, 3, 1000)
+
+
+def test_pods_of_namespaces_that_the_injector_does_not_serve_are_not_compared() -> None:
+    found = installed(PODLINK_ONLY_NAMESPACE="elsewhere")
+    assert posture.other_sidecars(found, [namespace()], pods_of(found))["compared"] == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (None, "no injector is installed"),
+        (Installation("podlink-system", {}), "no injector is installed"),
+        (installed(PODLINK_CLUSTER_CIDRS="x"), "the injector's settings cannot be read"),
+    ],
+)
+def test_where_nothing_can_be_compared_the_report_says_why(
+    found: Installation | None, why: str
+) -> None:
+    told = posture.other_sidecars(found, [namespace()], pods_of(installed()))
+    assert why in told["unread"] and told["rows"] == []

@@ -222,6 +222,8 @@ def test_a_report_is_signed_by_the_store_and_verifies_with_the_bundle(
     assert body["record"]["chains"]["chains"] > 0
     assert body["record"]["chains"]["before"]["records"] == 0  # all was told to this store
     assert body["cluster"]["not_injected"] == []
+    others = body["cluster"]["other_sidecars"]
+    assert (others["unread"], others["rows"]) == ("", [])
     for ending in ("json", "html"):
         file = tmp_path / f"week.{ending}"
         verified = run(asked, "report", "verify", str(file))

@@ -286,6 +286,35 @@ def replace_spec(one: Json, **spec: Any) -> Json:
     return {**one, "spec": {**one["spec"], **spec}}
 
 
+OTHERS: Json = {
+    "compared": 3, "count": 1, "left_out": 0, "unread": "",
+    "rows": [{"pod": "shop/forged", "why": "container podlink-proxy: <env>"}],
+}  # fmt: skip
+
+
+def test_a_pod_whose_sidecar_is_another_is_named_and_stands_among_the_shortfalls(
+    body: Json,
+) -> None:
+    told = copy.deepcopy(body)
+    told["cluster"]["other_sidecars"] = OTHERS
+    assert "1 pod with a sidecar other than the injector makes" in shortfalls(told)
+    assert "  other sidecars    1 of 3 pods: shop/forged" in summary(told)
+    page = render_html(signed_by(told, signer()))
+    assert "shop/forged" in page and "container podlink-proxy: &lt;env&gt;" in page
+    told["cluster"]["other_sidecars"] = {**OTHERS, "count": 0, "rows": []}
+    assert "  other sidecars    0 of 3 pods" in summary(told)
+    assert shortfalls(told) == shortfalls(body)
+
+
+def test_a_report_for_which_nobody_compared_the_sidecars_says_so(body: Json) -> None:
+    told = copy.deepcopy(body)
+    why = "no injector is installed"
+    told["cluster"]["other_sidecars"] = {**OTHERS, "count": 0, "rows": [], "unread": why}
+    assert any(why in one for one in shortfalls(told))
+    assert f"  other sidecars    not compared: {why}" in summary(told)
+    assert f"Not compared: {why}" in render_html(signed_by(told, signer()))
+
+
 def test_annotations_that_open_a_way_around_are_told_and_others_are_not() -> None:
     pod = obj(
         "a", "shop",
