@@ -312,7 +312,7 @@ class OutboundLink:
         self._answer_by, self._wait_until = now + ACCEPT_TIMEOUT_S, now + APP_WAIT_S
 
     def tunnel_data(self, piece: memoryview) -> None:
-        raise ProtocolViolation("DATA before ACCEPT")  # the session refuses it before this
+        raise ProtocolViolation("DATA before ACCEPT")  # pragma: no cover - the session refuses it
 
     def tunnel_writable(self) -> None:
         """Nothing more is written before ACCEPT."""

@@ -397,3 +397,21 @@ async def test_a_peer_over_its_share_of_tunnels_is_told_so_on_both_sides(
     assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
     for each in (writer, *held):
         each.close()
+
+
+async def test_a_deadline_whose_work_fails_ends_who_has_set_it() -> None:
+    ended: list[Exception] = []
+
+    class Sets:
+        def late(self) -> None:
+            raise ValueError("ours")
+
+        def broken(self, error: Exception) -> None:
+            ended.append(error)
+
+    deadline = Deadline(poller_of(asyncio.get_running_loop()), 0.0, Sets().late)
+    async with asyncio.timeout(PATIENCE_S):
+        while not ended:
+            await asyncio.sleep(0.005)
+    assert isinstance(ended[0], ValueError)
+    deadline.cancel()

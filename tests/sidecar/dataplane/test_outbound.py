@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from ipaddress import ip_network
@@ -13,6 +15,7 @@ from certs.trust.identity import WorkloadIdentity
 from kit.contract import OWN_PORTS
 from kit.ports import PortSet
 from sidecar.dataplane.links import outbound
+from sidecar.dataplane.revocation import reauthorise
 from sidecar.dataplane.tunnels import acquire as obtain
 from sidecar.dataplane.tunnels.pool import Pool, PoolLimits
 from sidecar.directory import EXTERNAL, Answer, Endpoint, Found, Gone, Own, Service, Workload
@@ -81,6 +84,67 @@ async def test_an_external_address_is_refused_where_the_pod_may_not_leave_the_me
     assert await is_reset(reader)
     record = await near.record()
     assert (record.verdict, record.reason, record.attempts) == ("denied", "external_denied", 0)
+
+
+async def opened_in_plaintext(near: Side, captured: Captured, serve: Serve) -> Any:
+    """A link in plaintext that both sides have used, as (link, reader, writer)."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(100):
+                writer.write(data)
+        writer.close()
+
+    near.directory.entries[LOOPBACK] = EXTERNAL
+    reader, writer = await captured(near, LOOPBACK, await serve(echo), b"hello")
+    assert await asyncio.wait_for(reader.readexactly(5), PATIENCE_S) == b"hello"
+    (link,) = near.plane.live
+    return link, reader, writer
+
+
+async def test_an_open_link_out_of_the_mesh_ends_when_the_pod_may_leave_it_no_more(
+    near: Side, captured: Captured, serve: Serve
+) -> None:
+    link, reader, writer = await opened_in_plaintext(near, captured, serve)
+    assert (link.moved, link.peer, link.tunnel) == ((5, 5), None, None)
+    assert reauthorise(near.plane) == 0
+    near.plane.allow_external = False
+    assert reauthorise(near.plane) == 1
+    assert await is_reset(reader)
+    writer.close()
+    record = await near.record()
+    assert (record.verdict, record.reason, record.close) == ("denied", "external_denied", "policy")
+
+
+async def test_a_plaintext_link_whose_far_side_answers_nothing_any_more_ends(
+    near: Side, captured: Captured, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, reader, writer = await opened_in_plaintext(near, captured, serve)
+    link.look(near.plane.now())
+    assert near.plane.live, "both sides answer"
+    monkeypatch.setattr("sidecar.dataplane.links.splice.is_unanswered", lambda _: True)
+    link.look(near.plane.now())
+    assert await is_reset(reader)
+    writer.close()
+    assert (await near.record()).close == "lost"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(errno.EMFILE, "overloaded"), (errno.ENETUNREACH, "endpoint_unreachable")]
+)
+async def test_a_connection_that_cannot_begin_says_why(
+    near: Side, captured: Captured, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("sidecar.dataplane.loop.connect.start_connect", refuses)
+    near.directory.entries[LOOPBACK] = EXTERNAL
+    reader, writer = await captured(near, LOOPBACK, 9, b"hello")
+    assert await is_reset(reader)
+    writer.close()
+    record = await near.record()
+    assert (record.verdict, record.reason) == ("failed", reason)
 
 
 @pytest.mark.parametrize(
