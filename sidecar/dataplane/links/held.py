@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from sidecar.dataplane.tunnels.tunnel import Tunnel
-from sidecar.errors import PeerLost, SidecarError
+from sidecar.errors import PeerLost, ProtocolViolation, SidecarError
 from sidecar.wire.frames import RESET
 from sidecar.wire.opening import RESETS, decode_code
 
@@ -12,20 +11,21 @@ MAX_HELD: Final = 4 * 16384
 
 
 class Held:
-    """The tunnel's user meanwhile. Bounded: when it keeps as much as a dialler may send before ACCEPT it
-    stops the reading. Until then PING is answered, so that the dialler knows that somebody waits."""
+    """The tunnel's user meanwhile. Bounded by what a dialler may send before ACCEPT: one more byte ends
+    the tunnel. It is read all the time, so PING is answered and a dialler knows that somebody waits.
+    """
 
-    __slots__ = ("_lost", "_tunnel", "control", "data")
+    __slots__ = ("_lost", "control", "data")
 
-    def __init__(self, tunnel: Tunnel, lost: Callable[[SidecarError], None]) -> None:
-        self._tunnel, self._lost = tunnel, lost
+    def __init__(self, lost: Callable[[SidecarError], None]) -> None:
+        self._lost = lost
         self.data = bytearray()
         self.control: list[tuple[int, bytes]] = []
 
     def tunnel_data(self, piece: memoryview) -> None:
+        if len(self.data) + len(piece) > MAX_HELD:
+            raise ProtocolViolation("more than 64 KiB before ACCEPT")
         self.data += piece
-        if len(self.data) >= MAX_HELD:
-            self._tunnel.pause()
 
     def tunnel_control(self, kind: int, payload: bytes) -> None:
         if kind == RESET:

@@ -205,9 +205,9 @@ class InboundLink:
             self._hold()
 
     def _hold(self) -> None:
-        """Until the app has answered, the tunnel's frames are kept and no more of them read."""
+        """Until the app has answered, the tunnel's frames are kept."""
         if not isinstance(self.tunnel.user, Held):  # what it keeps already must not be lost
-            self.tunnel.user = Held(self.tunnel, self.lost_before_accept)
+            self.tunnel.user = Held(self.lost_before_accept)
 
     def _accept(self, app: socket.socket) -> None:
         assert self._permit is not None
@@ -242,7 +242,7 @@ class InboundLink:
 
     def lost_before_accept(self, error: SidecarError) -> None:
         """The tunnel broke, or the dialler reset the link, while the app's socket connected."""
-        self._give_up(error, "lost")
+        self._give_up(error, "lost" if isinstance(error, PeerLost) else "protocol_error")
 
     def _give_up(self, error: SidecarError, close: str) -> None:
         self._stop_connecting()
@@ -258,7 +258,6 @@ class InboundLink:
     def _refuse(self, code: int, error: SidecarError, verdict: str) -> None:
         self.record.verdict = "denied" if verdict == "denied" else "failed"
         explain(self.record, error)
-        paused = isinstance(self.tunnel.user, Held)
         self.tunnel.send(REFUSE, encode_code(code))
         self._keeper.rest()
         self._report(0, 0, "refused")
@@ -266,8 +265,6 @@ class InboundLink:
         if verdict == "denied" and not plane.refused_opens.take(self.tunnel.peer_ip, plane.now()):
             plane.count_turned_away("refused_opens")
             self._keeper.close()
-        elif paused:
-            self.tunnel.resume()
 
     # --- LiveLink ---------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class TunnelSplice:
         self._poller.add_reader(self._fd, self._near_readable)
 
     def deliver(self, held: bytearray, control: Sequence[tuple[int, bytes]]) -> None:
-        """What the tunnel brought while the near socket was connecting; the tunnel is paused."""
+        """What the tunnel brought while the near socket was connecting."""
         try:
             if held:
                 self.tunnel_data(memoryview(held))

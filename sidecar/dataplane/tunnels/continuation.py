@@ -62,7 +62,8 @@ class Continuations:
         self._asking: dict[Key, _Asking] = {}
         self._not_before: dict[Key, float] = {}
         self._soon = False
-        self._known: dict[tuple[str, int], Tunnel] = {}
+        self._known: dict[tuple[str, int], list[Tunnel]] = {}
+        """By where they come from. To two ports of ours a dialler may come from one port of its own."""
         self._known_at = -1.0
 
     # --- the dialler ------------------------------------------------------------------------
@@ -129,8 +130,8 @@ class Continuations:
         if not plane.renewal_rate.take(fresh.peer_ip, plane.now()):
             plane.count_turned_away("renewals_per_source")
             return self._say(fresh, NOT_NOW)
-        old = self._find(fresh.peer_ip, port)
-        if old is None or old.channel is None or not compare_digest(old.channel, channel):
+        old = self._find(fresh.peer_ip, port, channel)
+        if old is None:
             return self._say(fresh, OTHER_WORKLOAD)
         if not may_continue(plane, old, fresh) or contradicted(plane, fresh.peer, fresh.peer_ip):
             return self._say(fresh, OTHER_WORKLOAD)
@@ -145,20 +146,24 @@ class Continuations:
     def _say(self, fresh: Tunnel, code: int) -> None:
         fresh.write(encode(CONTINUED, encode_outcome(code)))
 
-    def _find(self, ip: str, port: int) -> Tunnel | None:
-        """The inbound tunnel with a link that comes from there. Looked up in a list of a second's age at
-        most: its making is what would cost."""
+    def _find(self, ip: str, port: int, channel: bytes) -> Tunnel | None:
+        """The inbound tunnel with a link that comes from there and has this channel. Looked up in a list
+        of a second's age at most: its making is what would cost."""
         plane = self._plane
         if plane.now() - self._known_at > 1.0:
-            self._known_at = plane.now()
-            tunnels = [link.tunnel for link in plane.live]
-            self._known = {
-                (t.peer_ip, t.peer_port): t
-                for t in tunnels
-                if t is not None and t.session.role is Role.ACCEPTOR
-            }
-        found = self._known.get((ip, port))
-        return found if found is not None and found.renewable and found.link is not None else None
+            self._known_at, self._known = plane.now(), {}
+            for link in plane.live:
+                tunnel = link.tunnel
+                if tunnel is not None and tunnel.session.role is Role.ACCEPTOR:
+                    having = self._known.setdefault((tunnel.peer_ip, tunnel.peer_port), [])
+                    if len(having) < MOST_AT_ONCE:
+                        having.append(tunnel)
+        for found in self._known.get((ip, port), ()):
+            if not found.renewable or found.link is None or (own := found.channel) is None:
+                continue
+            if compare_digest(own, channel):
+                return found
+        return None
 
 
 def may_continue(plane: Plane, old: Tunnel, fresh: Tunnel) -> bool:

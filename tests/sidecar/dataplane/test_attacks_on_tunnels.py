@@ -13,6 +13,7 @@ from certs.trust.contexts import TlsMaterial
 from kit.clock import monotonic
 from kit.contract import ALPN, OWN_PORTS
 from policy.rules import PolicySet
+from sidecar.dataplane.links.held import MAX_HELD
 from sidecar.dataplane.links.outbound import OutboundLink
 from sidecar.dataplane.links.splice import TunnelSplice
 from sidecar.dataplane.sweep import Sweep
@@ -137,6 +138,31 @@ async def test_a_flood_of_pings_is_answered_by_a_few_pongs_at_most(
     assert got <= 4 * 100
     writer.transport.abort()
     await honest_link_works(pair)
+
+
+@pytest.mark.attack_row(21)
+async def test_no_more_is_kept_before_the_answer_than_a_dialler_may_send(
+    pair: Pair, app: App, forge: Forge, tmp_path: Path
+) -> None:
+    """An app with a full queue is waited for two minutes: each of a peer's tunnels would hold what one
+    read brings beyond that."""
+    pair.far.plane.unsettled = True
+    peer = await hostile_peer(pair, forge, tmp_path)
+    peer.sock.sendall(peer.record(opening(pair.app_port)))
+    await until(lambda: pair.far.plane.live)
+    link: Any
+    (link,) = pair.far.plane.live
+    held, most = link.tunnel.user, bytes(16384 - len(END_FRAME))
+    peer.sock.sendall(b"".join(peer.record(encode(DATA, most)) for _ in range(4)))
+    await until(lambda: len(held.data) == 4 * len(most))
+    peer.sock.sendall(b"".join(peer.record(encode(DATA, most)) for _ in range(15)))
+    record = await pair.far.record()
+    assert (record.close, record.reason) == ("protocol_error", "protocol_error")
+    assert len(held.data) <= MAX_HELD
+    peer.sock.close()
+    pair.far.plane.unsettled = False
+    await honest_link_works(pair)
+    assert app.connections == 1
 
 
 @pytest.mark.attack_row(21)

@@ -115,6 +115,26 @@ async def test_without_later_leaves_a_new_handshake_continues_nothing(
     await leave(writer)
 
 
+async def test_tunnels_that_come_from_one_port_to_two_of_ours_are_told_apart(
+    pair: Pair, forge: Forge
+) -> None:
+    """A kernel gives one port to connections that go to different ones."""
+    writers = [(await pair.client())[1] for _ in range(2)]
+    await until(lambda: len(pair.far.plane.live) == 2)
+    first, second = (link.tunnel for link in pair.far.plane.live)
+    assert first is not None and second is not None
+    second.peer_port = first.peer_port
+    give_leaf(pair.far, forge, API, 400)
+    asker = Asker(pair, forge)
+    for tunnel in (first, second):
+        assert tunnel.channel is not None
+        leaf = leaf_of(forge, WEB, 500)
+        assert await asker.ask(leaf, first.peer_port, tunnel.channel) == BELIEVED
+        assert tunnel.expires_at - pair.far.plane.now() > 300
+    for writer in writers:
+        await leave(writer)
+
+
 # --- attacks ----------------------------------------------------------------------------------
 
 
