@@ -1,5 +1,6 @@
 """Two judges of a chain, OpenSSL in the handshake and ours beside it, give the same verdicts."""
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID as Use
 from cryptography.x509.oid import NameOID, ObjectIdentifier
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from certs.trust.chain import ChainChecker
 from certs.trust.contexts import MaterialRefused, TlsMaterial
@@ -313,6 +316,34 @@ def test_what_is_no_certificate_is_refused(forge: Forge, junk: bytes) -> None:
     for chain in ([junk], [leaf, junk]):
         with pytest.raises(ProofRefused, match="chain_untrusted"):
             ChainChecker([forge.root_der])(chain)
+
+
+@pytest.mark.attack_row(8)
+def test_an_intermediate_that_the_parser_trips_over_is_refused_and_no_bug(forge: Forge) -> None:
+    """A version that X.509 has not: the parser's error is of a kind of its own, and a failure of ours
+    would be logged with its trace, once for each proof."""
+    leaf = ders(forge.leaf().chain_pem)[0]
+    version = forge.root_der.index(bytes.fromhex("a003020102")) + 4
+    for number in range(256):
+        above = forge.root_der[:version] + bytes([number]) + forge.root_der[version + 1 :]
+        try:
+            ChainChecker([forge.root_der])([leaf, above])
+        except ProofRefused as e:
+            assert e.reason == "chain_untrusted" and not e.forged
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_whatever_stands_in_a_chain_it_is_believed_or_refused(
+    forge: Forge, data: st.DataObject
+) -> None:
+    leaf, above = ders(forge.leaf().chain_pem)[0], bytearray(forge.root_der)
+    for at in data.draw(st.lists(st.integers(0, len(above) - 1), min_size=1, max_size=4)):
+        above[at] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ProofRefused):
+        ChainChecker([forge.root_der])([leaf, bytes(above)])
 
 
 def test_only_so_many_chains_are_remembered(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
