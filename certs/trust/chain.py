@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -20,6 +21,9 @@ from certs.trust.renewal import ProofRefused
 from kit.clock import Clock, utcnow
 
 _REMEMBERED = 1024
+LONGEST_RSA = 4096
+"""Bits. The verifier begins at the leaf, so a signature by whatever key a peer made up is checked before
+anything is known of it: with 16,384 bits for milliseconds."""
 _AGNOSTIC = verification.Criticality.AGNOSTIC
 
 
@@ -64,6 +68,10 @@ class ChainChecker:
         )
         try:
             leaf, *above = map(x509.load_der_x509_certificate, chain_der)
+            for each in above:
+                key = each.public_key()
+                if isinstance(key, rsa.RSAPublicKey) and key.key_size > LONGEST_RSA:
+                    raise ValueError(f"an RSA key of {key.key_size} bits")
             path = verifier.verify(leaf, above).chain
         except Exception as e:  # as in `svid`: what a peer shows is never a bug of ours
             raise ProofRefused("chain_untrusted", str(e).partition(" (encountered")[0]) from e

@@ -332,6 +332,27 @@ def test_an_intermediate_that_the_parser_trips_over_is_refused_and_no_bug(forge:
             assert e.reason == "chain_untrusted" and not e.forged
 
 
+@pytest.mark.attack_row(8)
+@pytest.mark.parametrize(("bits", "refused"), [(4096, False), (4104, True), (16384, True)])
+def test_no_signature_is_checked_by_an_enormous_key_that_a_peer_made_up(
+    forge: Forge, bits: int, refused: bool
+) -> None:
+    modulus = 1 << (bits - 1) | 1
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "made up")])
+    above = (
+        x509.CertificateBuilder(name, name)
+        .public_key(rsa.RSAPublicNumbers(65537, modulus).public_key())
+        .serial_number(7)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + DAY)
+        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+        .public_bytes(Encoding.DER)
+    )
+    chain = [ders(forge.leaf().chain_pem)[0], above]
+    with pytest.raises(ProofRefused, match="RSA") if refused else contextlib.nullcontext():
+        ChainChecker([forge.root_der])(chain)
+
+
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
