@@ -7,6 +7,7 @@ three kinds of proxy use the same files.
 
 import datetime as dt
 import ipaddress
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from certs.trust.bans import RANDOM_BITS, pod_serial
 from kit.clock import utcnow
 
 NEAR_IDENTITY = "spiffe://cluster.local/ns/bench/sa/near"
@@ -101,7 +103,7 @@ def _leaf(
         .subject_name(x509.Name([]))
         .issuer_name(issuer.subject)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(pod_serial(name, secrets.randbits(RANDOM_BITS)))
         .not_valid_before(now - _BACKDATE)
         .not_valid_after(issuer.not_valid_after_utc)
         .add_extension(names, critical=True)

@@ -84,14 +84,17 @@ def arguments() -> argparse.Namespace:
 
 
 class StaticDirectory:
-    """Knows one pod: the far one."""
+    """Knows the far pod by its name, and by its address the one whose connections come from there."""
 
     def __init__(self) -> None:
-        far = WorkloadIdentity.parse(FAR_IDENTITY)
-        self._far = Workload("far", "bench", "far", far, ("127.0.0.1",), tunnel_only=True)
+        near, far = WorkloadIdentity.parse(NEAR_IDENTITY), WorkloadIdentity.parse(FAR_IDENTITY)
+        self._known: dict[str, Found] = {
+            "far.bench": Workload("far", "bench", "far", far, ("127.0.0.1",), tunnel_only=True),
+            "127.0.0.1": Workload("near", "bench", "near", near, ("127.0.0.1",), tunnel_only=True),
+        }
 
     def known(self, key: str) -> Found | None:
-        return self._far if key == "far.bench" else None
+        return self._known.get(key)
 
     def ask(self, key: str, answer: Answer, *, for_record: bool = False) -> None:
         answer(None)

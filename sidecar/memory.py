@@ -117,20 +117,21 @@ def limit_of_cgroup(root: Path = _CGROUP, process: Path = _OWN) -> int:
 
 
 def used_bytes(root: Path = _CGROUP, process: Path = _OWN) -> int:
-    """What counts against the limit: the cgroup's use without file cache that can go, or else our
-    resident memory."""
+    """What counts against the limit: our resident memory, or more if our cgroup has a limit and says so,
+    without file cache that can go. A cgroup without one is not ours alone: it may be the machine's."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+    group = cgroup_of(root, process)
+    if group is None or not limit_of_cgroup(root, process):
+        return resident
     try:
-        group = cgroup_of(root, process)
-        if group is None:
-            raise OSError
         current = int((group.folder / group.current).read_text())
         for line in (group.folder / "memory.stat").read_text().splitlines():
             name, _, value = line.partition(" ")
             if name == group.inactive:
                 current -= int(value)
-        return current
     except (OSError, ValueError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+        return resident
+    return max(current, resident)
 
 
 def _paths(process: Path) -> dict[str, str]:

@@ -29,7 +29,7 @@ from sidecar.dataplane.records import (
     permitted,
 )
 from sidecar.dataplane.tunnels.inbound import InboundTunnel, InboundTunnels
-from sidecar.dataplane.tunnels.place import PlaceQuestion
+from sidecar.dataplane.tunnels.place import PlaceQuestion, fits
 from sidecar.dataplane.tunnels.tunnel import Tunnel
 from sidecar.errors import (
     Bug,
@@ -146,10 +146,13 @@ class InboundLink:
 
     def _check_place(self, port: int) -> None:
         """The peer must speak from where its leaf's pod is, as far as anybody knows."""
+        if fits(self._plane, self.tunnel):
+            return self._judge(port)
         question = PlaceQuestion(self._plane, self.tunnel, partial(self._placed, port))
         question.start()
         if self.phase is Phase.JUDGING:  # it waits for an answer
             self._hold()
+        return None
 
     def _placed(self, port: int, error: LeafElsewhere | None) -> None:
         if self.phase is not Phase.JUDGING:

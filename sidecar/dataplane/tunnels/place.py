@@ -61,6 +61,17 @@ def contradicted(plane: Plane, leaf: LeafFacts, peer_ip: str) -> str:
     return next(filter(None, found), "")
 
 
+def fits(plane: Plane, tunnel: Tunnel) -> bool:
+    """Whether everything is known about a peer's place, and nothing contradicts its leaf. As for nearly
+    every link: only the first one from an address has to ask."""
+    known, leaf = plane.directory.known, tunnel.peer
+    return all(
+        (found := known(ip)) is not None
+        and not contradiction(leaf, ip, found, tagged=plane.serials_name_pods, own=own)
+        for ip, own in places(leaf, tunnel.peer_ip)
+    )
+
+
 class PlaceQuestion:
     """Asks the registry about a peer's place until it fits or time is up; then `done` is called once."""
 
@@ -85,7 +96,7 @@ class PlaceQuestion:
         self._over = False
 
     def start(self) -> None:
-        """`done` is called before this returns if everything is known and fits."""
+        """`done` may be called before this returns."""
         known = self._plane.directory.known
         self._unheard = {ip for ip, _ in self._places if known(ip) is None}
         why = self._why()
@@ -95,6 +106,8 @@ class PlaceQuestion:
             self._plane.directory.ask(ip, partial(self._heard, ip))
         if why:
             self._ask_anew()
+        if self._over:
+            return None
         self._plane.poller.call_later(SILENCE_S, self._silent)
         self._plane.poller.call_later(_POLL_S, self._poll)
         return None

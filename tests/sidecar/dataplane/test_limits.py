@@ -255,9 +255,11 @@ def test_the_limit_is_found_on_both_versions_of_cgroup_in_a_container_and_outsid
     assert limit_of_cgroup(tmp_path, own) == 0
     (folder / limit).write_text("100663296\n")
     assert limit_of_cgroup(tmp_path, own) == 100663296
-    (folder / current).write_text("5000\n")
+    (folder / current).write_text("5000002000\n")
     (folder / "memory.stat").write_text(f"{inactive} 2000\n")
-    assert used_bytes(tmp_path, own) == 3000
+    assert used_bytes(tmp_path, own) == 5_000_000_000
+    (folder / limit).write_text("9223372036854771712\n" if version == 1 else "max\n")
+    assert used_bytes(tmp_path, own) < 5_000_000_000, "a cgroup without a limit is not ours alone"
 
 
 # --- peers ------------------------------------------------------------------------------------
