@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, get_args
 
 from certs.trust.facts import LeafFacts
@@ -152,6 +153,7 @@ class Guard:
         return facts
 
 
+@lru_cache(4096)
 def pod_tag(pod_uid: str) -> int:
     """The upper TAG_BITS of the serial of each leaf of this pod."""
     digest = hashlib.sha256(b"podlink pod " + pod_uid.encode("utf-8", "replace")).digest()

@@ -30,11 +30,13 @@ from sidecar.wire.frames import (
 
 
 class Role(enum.Enum):
+    __hash__ = object.__hash__  # that of Enum is a Python call for each look into the table
     DIALLER = "dialler"
     ACCEPTOR = "acceptor"
 
 
 class Phase(enum.Enum):
+    __hash__ = object.__hash__
     IDLE = "idle"
     OPENING = "opening"
     OPEN = "open"

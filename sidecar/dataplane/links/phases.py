@@ -13,6 +13,7 @@ from sidecar.errors import Bug
 
 
 class Phase(enum.Enum):
+    __hash__ = object.__hash__  # that of Enum is a Python call for each look into the table
     RESOLVING = "resolving"
     """Dialler: the registry is asked where the link goes."""
     JUDGING = "judging"
