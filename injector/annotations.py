@@ -57,12 +57,14 @@ def read_settings(
     pod_annotations: Mapping[str, str],
     namespace_annotations: Mapping[str, str],
     defaults: Mapping[str, str] | None = None,
+    cluster_cidrs: str = "",
 ) -> PodSettings:
     """The settings of one pod: its own annotations, else its namespace's, else the mesh's `defaults`
     (by keys without prefix), else podlink's.
 
-    Raises AnnotationRefused for the first annotation, on either, that is not as it must be, and for
-    one of the pod's that is a setting without `config.` before it.
+    `cluster_cidrs` are the cluster's own networks: only a part of each may be skipped. Raises
+    AnnotationRefused for the first annotation, on either, that is not as it must be, and for one of the
+    pod's that is a setting without `config.` before it.
     """
     for key in astray(pod_annotations):
         wanted = f"counts for nothing; write {contract.CONFIG_PREFIX}{key}"
@@ -80,6 +82,7 @@ def read_settings(
     _check_limit(settings, "cpu", kinds.cpu_amount, origin)
     _check_limit(settings, "memory", kinds.memory_amount, origin)
     _check_plaintext(settings, origin)
+    _check_skipped(settings, origin, cluster_cidrs)
     return settings
 
 
@@ -114,6 +117,14 @@ def _read(where: str, key: str, value: str) -> str:
     except ValueError as error:
         more = f" ({error})" if error.args else ""
         raise AnnotationRefused(where, key, f"must be {kind.words}{more}") from None
+
+
+def _check_skipped(settings: PodSettings, origin: Mapping[str, str], cluster_cidrs: str) -> None:
+    try:
+        kinds.check_share(settings.skip_subnets, cluster_cidrs)
+    except ValueError as error:
+        where = origin.get("skip_subnets", "default")
+        raise AnnotationRefused(where, "skip-subnets", str(error)) from None
 
 
 def _check_plaintext(settings: PodSettings, origin: Mapping[str, str]) -> None:

@@ -22,7 +22,15 @@ import yaml
 from injector.annotations import KINDS, PodSettings
 from injector.container import MeshSettings, Spec, sidecar_containers, sidecar_volumes
 from injector.guard import FILLED_IN, FREE, OUR_VOLUMES
-from injector.kinds import cel_cpu_amount, cel_memory_amount, listed, matches, quoted
+from injector.kinds import (
+    cel_cpu_amount,
+    cel_memory_amount,
+    cel_prefixes,
+    cel_share,
+    listed,
+    matches,
+    quoted,
+)
 from kit import contract
 
 MESH_VARIABLES: Mapping[str, str] = {
@@ -126,6 +134,7 @@ def variables() -> list[dict[str, str]]:
         f"variables.proxies.filter(c, has(c.env) && c.env.exists(e, {setting}))"
         f".map(c, c.env.filter(e, {setting})[0].value)"
     )
+    skips, cluster = _wanted("skip-subnets"), _told("PODLINK_CLUSTER_CIDRS")
     return [
         {"name": "own", "expression": has.format("object")},
         {"name": "near_notes", "expression": has.format("namespaceObject")},
@@ -160,6 +169,15 @@ def variables() -> list[dict[str, str]]:
         },
         {"name": "probed", "expression": _probed()},
         {"name": "numbers", "expression": str(list(range(_MOST_PROBES)))},
+        *(
+            {"name": name, "expression": expression}
+            for name, expression in (
+                *cel_prefixes("skips", f"variables.{_fits('skip-subnets')} ? {skips} : ''"),
+                # Read only where something is skipped.
+                *cel_prefixes("cluster", f"variables.skips_items.size() == 0 ? '' : {cluster}"),
+                ("skips_few", cel_share("skips", "cluster")),
+            )
+        ),
         # A quote within a text is escaped, so this stands between an action and its time limit only.
         {
             "name": "probe_pieces",
@@ -437,6 +455,7 @@ def annotations_are_right() -> str:
         f"variables.own.all(k, !(k in {astray}))",
     ]
     checks += [f"variables.{_fits(key)}" for key in KINDS]
+    checks.append("variables.skips_few")
     for what, amount in (("cpu", cel_cpu_amount), ("memory", cel_memory_amount)):
         limit, request = _wanted(f"proxy-{what}-limit"), _wanted(f"proxy-{what}-request")
         checks.append(f"{limit} == '' || {amount(limit)} >= {amount(request)}")

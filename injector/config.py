@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from certs.settings import trust_domain
-from injector.annotations import check_default
+from injector.annotations import AnnotationRefused, check_default, read_settings
 from injector.container import MeshSettings
 from kit import contract
 from kit.settings import ConfigInvalid, Settings
@@ -53,6 +53,10 @@ class InjectorConfig:
             capture_by=settings.choice("PODLINK_CAPTURE_BY", "init", frozenset({"init", "cni"})),
             defaults=_defaults(settings.text("PODLINK_PROXY_DEFAULTS", "{}")),
         )
+        try:
+            read_settings({}, {}, dict(mesh.defaults), mesh.cluster_cidrs)
+        except AnnotationRefused as refused:  # of every pod, then
+            raise ConfigInvalid(f"PODLINK_PROXY_DEFAULTS: {refused}") from refused
         return cls(
             mesh=mesh,
             native_sidecars=_NATIVE[

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from kit import contract
+from kit import contract, skipped
 
 MAX_VALUE = 4096
 MAX_ITEMS = 64
@@ -154,11 +154,12 @@ def _cel_http_ports(text: str) -> str:
 
 
 def _check_subnets(text: str) -> None:
+    networks = []
     for item in _items(text):
         _full(_IPV6 if ":" in item else _IPV4, item)
-        network = ip_network(item)  # strict: host bits must be zero
-        if network.prefixlen < contract.SHORTEST_SKIPPED_PREFIX[network.version]:
-            raise ValueError(f"{item} is too wide")
+        networks.append(ip_network(item))  # strict: host bits must be zero
+    if why := skipped.too_much(networks):
+        raise ValueError(why)
 
 
 def _cel_subnets(text: str) -> str:
@@ -191,7 +192,86 @@ def _cel_subnets(text: str) -> str:
     )
     return (
         f"[{text}.split(',')].all(xs, xs.size() <= {MAX_ITEMS}"
-        f" && xs.all(i, i.contains(':') ? {v6} : {v4}))"
+        f" && xs.all(i, i.contains(':') ? {v6} : {v4})"
+        f" && {_cel_total(4)} && {_cel_total(6)})"
+    )
+
+
+def _cel_total(version: int) -> str:
+    counts = "i.contains(':')" if version == 6 else "!i.contains(':')"
+    longest = skipped.LONGEST_COUNTED_PREFIX[version]
+    powers = "[" + ", ".join(str(2 ** (longest - n)) for n in range(longest + 1)) + "]"
+    size = f"int(i.split('/')[1]) < {longest} ? int(i.split('/')[1]) : {longest}"
+    one = f"{counts} ? {powers}[i.contains('/') ? ({size}) : {longest}] : 0"
+    return f"xs.map(i, {one}).sum() <= {skipped.most(version)}"
+
+
+def cel_prefixes(name: str, text: str) -> list[tuple[str, str]]:
+    """Variables in CEL, each of those before it: `<name>_prefixes` has of each network of a list that
+    was checked its IP version and its prefix bit by bit, in letters. So one network holds another
+    exactly if its text begins the other's. (CEL has CIDRs since Kubernetes 1.31 only, and bounds how
+    deep an expression may be, hence the steps.) `text` is an expression; empty, there are none.
+    """
+    at, hexes = f"variables.{name}", "'0123456789abcdef'"
+    address, digit = "i.split('/')[0]", "{0}.substring({1}, {1} + 1)"
+    v4 = (
+        f"{address}.split('.').map(b, {digit.format(hexes, 'int(b) / 16')}"
+        f" + {digit.format(hexes, 'int(b) % 16')}).join('')"
+    )
+    group = "n < a.size() ? a[n] : n >= 8 - z.size() ? z[n - 8 + z.size()] : '0'"
+    v6 = (
+        f"[{address}.lowerAscii().split('::')].map(s, [s[0].split(':').filter(x, x != '')].map(a, "
+        "[s.map(x, x.split(':').filter(y, y != ''))[s.size() - 1].filter(y, s.size() == 2)].map(z, "
+        f"[0, 1, 2, 3, 4, 5, 6, 7].map(n, ['000' + ({group})]"
+        ".map(g, g.substring(g.size() - 4, g.size()))[0]).join(''))[0])[0])[0]"
+    )
+    size = "i.contains('/') ? int(i.split('/')[1]) : i.contains(':') ? 128 : 32"
+
+    def spelled(numbers: range) -> str:
+        bits = [f"{one:04b}".replace("0", "x").replace("1", "y") for one in numbers]
+        return "".join(
+            f".replace('{one:x}', '{text}')" for one, text in zip(numbers, bits, strict=True)
+        )
+
+    one = f"{at}_bits.split(',')[n]"
+    return [
+        (f"{name}_items", f"({text}).split(',').filter(i, i != '')"),
+        (f"{name}_sizes", f"{at}_items.map(i, {size})"),
+        (f"{name}_hex", f"{at}_items.map(i, i.contains(':') ? {v6} : {v4}).join(',')"),
+        (f"{name}_half", f"{at}_hex{spelled(range(8))}"),
+        (f"{name}_bits", f"{at}_half{spelled(range(8, 16))}"),
+        (
+            f"{name}_prefixes",
+            f"variables.numbers.filter(n, n < {at}_sizes.size()).map(n, "
+            f"({one}.size() == 128 ? 'six' : 'four') + {one}.substring(0, {at}_sizes[n]))",
+        ),
+    ]
+
+
+def check_share(text: str, cluster_cidrs: str) -> None:
+    """What `SUBNETS` has read, against the cluster's own networks. Raises ValueError with a way out."""
+    networks, cluster = ([ip_network(i) for i in t.split(",") if i] for t in (text, cluster_cidrs))
+    if (one := skipped.of_the_cluster(networks, cluster)) is not None:
+        raise ValueError(
+            f"may not be more than a quarter of {one}, a network of the cluster: name the "
+            "destinations alone or their ports (skip-outbound-ports); where the cluster does not use "
+            "all of it, the chart's clusterCidrs is to name what it uses"
+        )
+
+
+def cel_share(skips: str, cluster: str) -> str:
+    """CEL for `check_share`, of two names that `cel_prefixes` was given."""
+    bits = skipped.SHARE_BITS
+    powers = "[" + ", ".join(str(2 ** (bits - n)) for n in range(bits + 1)) + "]"
+    longer = "(s.size() - c.size())"
+    share = (
+        f"s.startsWith(c) ? {powers}[{longer} < {bits} ? {longer} : {bits}]"
+        f" : c.startsWith(s) ? {2**bits} : 0"
+    )
+    listed = f"variables.{cluster}_prefixes"
+    return (
+        f"variables.{skips}_items.size() == 0 || ({listed}.size() == variables.{cluster}_items.size()"
+        f" && {listed}.all(c, variables.{skips}_prefixes.map(s, {share}).sum() <= {skipped.MAX_SHARE}))"
     )
 
 

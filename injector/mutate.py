@@ -58,6 +58,7 @@ def mutate(pod: Raw, namespace: Raw, mesh: MeshSettings) -> Mutation:
         annotations,
         (namespace.get("metadata") or {}).get("annotations") or {},
         dict(mesh.defaults),
+        mesh.cluster_cidrs,
     )
     settings = fitting(mesh, settings)
     check_pod(spec, settings.mode)

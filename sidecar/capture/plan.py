@@ -32,9 +32,9 @@ from kit.contract import (
     PROXY_MARK,
     PROXY_UID,
     REGISTRY_PORT,
-    SHORTEST_SKIPPED_PREFIX,
 )
 from kit.ports import NO_PORTS, PortSet
+from kit.skipped import too_much
 from sidecar.source_address import PREFIXES6, RANGES, prefixes4
 
 TABLE = "podlink"
@@ -177,9 +177,8 @@ def bounded(plan: CapturePlan) -> CapturePlan:
     for ports in (plan.skip_inbound, plan.skip_outbound):
         if ports.count() > MAX_SKIPPED_PORTS:
             raise ValueError(f"{ports.count()} ports are skipped, more than {MAX_SKIPPED_PORTS}")
-    for network in plan.skip_subnets:
-        if network.prefixlen < SHORTEST_SKIPPED_PREFIX[network.version]:
-            raise ValueError(f"{network} is too wide to be skipped")
+    if why := too_much(plan.skip_subnets):
+        raise ValueError(f"subnets that are skipped: {why}")
     return plan
 
 

@@ -273,6 +273,8 @@ OTHERS = [
         ),
     ),
     ("annotation", noted(skip_subnets="0.0.0.0/1")),
+    ("annotation", noted(skip_subnets="10.0.0.0/9")),
+    ("annotation", noted(skip_subnets="11.0.0.0/8,12.0.0.1")),
     ("annotation", noted(nonsense="1")),
     ("process namespace", specced(hostPID=True)),
     ("process namespace", specced(shareProcessNamespace=True)),

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import random
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from injector.annotations import KINDS, AnnotationRefused, PodSettings
 from injector.config import InjectorConfig
 from injector.container import MeshSettings, fitting
 from injector.guard import PodRefused
-from injector.kinds import Kind
+from injector.kinds import Kind, check_share
 from injector.mutate import difference as differs
 from injector.mutate import mutate
 from kit.settings import Settings
@@ -76,7 +77,7 @@ TEXTS = [
     "podlink-ca",
     "podlink-token", "podlink-capture", "podlink-validate", "enabled", "disabled", "net_admin", "Always",
     "podlink-traces.podlink-system.svc:4317", "true", "/probe/web/liveness", "192.0.2.0/24",
-    "NET_ADM\u0131N",
+    "NET_ADM\u0131N", "10.64.0.0/10", "10.128.0.0/9", "192.168.0.0/17, 192.168.128.0/17", "fc00::/16",
 ]  # fmt: skip
 VALUES: list[Any] = [
     *TEXTS, 0, 1, 80, 420, 24100, 24103, True, False, {}, [],
@@ -276,6 +277,90 @@ def test_both_see_whether_the_cluster_has_the_addresses_that_stand_for_peers(
     assert policies._evaluate(one["expression"], {**known, "variables": told}) == (
         "pod" if taken else ""
     )
+
+
+def skips_few(text: str, cidrs: str) -> bool:
+    """What the guard says of a pod with these skipped networks, in a cluster that has those."""
+    made = {one["name"]: one["expression"] for one in cel.variables()}
+    names = [
+        f"{of}_{what}"
+        for of in ("skips", "cluster")
+        for what in ("items", "sizes", "hex", "half", "bits", "prefixes")
+    ]
+    variables: Object = {
+        "fits_skip_subnets": True, "wanted": {"skip-subnets": text},
+        "told": {"PODLINK_CLUSTER_CIDRS": cidrs},
+    }  # fmt: skip
+    known = dict.fromkeys(("object", "oldObject", "request", "namespaceObject"))
+    for name in ["numbers", *names, "skips_few"]:
+        variables[name] = policies._evaluate(made[name], {**known, "variables": variables})
+    return bool(variables["skips_few"])
+
+
+def share_fits(text: str, cidrs: str) -> bool:
+    try:
+        check_share(text, cidrs)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.attack_row(62)
+@pytest.mark.parametrize(
+    ("text", "cidrs", "fits"),
+    [
+        ("", "10.0.0.0/8", True),
+        ("10.244.0.0/16", "10.244.0.0/16", False),
+        ("10.0.0.0/8", "10.244.0.0/16", False),
+        ("10.244.0.0/17,10.244.128.0/17", "10.244.0.0/16", False),
+        ("10.244.0.0/18", "10.244.0.0/16", True),
+        ("10.244.0.0/18,10.244.64.0/32", "10.244.0.0/16", False),
+        ("10.245.0.0/16", "10.244.0.0/16", True),
+        ("10.20.0.0/16,192.0.2.7", "10.0.0.0/8,fc00::/7", True),
+        ("10.96.0.0", "10.96.0.0", False),
+        ("fd00::/16", "10.0.0.0/8,FD00:10:96::/112", False),
+        ("fd00:10:96::/114", "fd00:10:96::/112", True),
+        ("fd00:10:96::/113", "fd00:10:96::/112", False),
+        ("::/16", "10.0.0.0/8", True),
+        ("0a00::/16", "10.0.0.0/8", True),
+        ("2001:db8::", "2001:DB8:0:0:0:0:0:0/128", False),
+    ],
+)
+def test_of_the_clusters_own_networks_a_pod_may_skip_a_quarter(
+    text: str, cidrs: str, fits: bool
+) -> None:
+    assert share_fits(text, cidrs) is fits
+    assert skips_few(text, cidrs) is fits
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> str:
+    """Of a few addresses that are near to each other, each with any prefix."""
+    start = draw(st.sampled_from([
+        "10.0.0.0", "10.64.0.0", "10.128.0.1", "10.255.0.0", "192.168.0.0", "250.1.2.3", "fd00::", "::",
+        "fd00:10:96::", "fd00:10:96:8000::1", "fdFF::", "0a00::", "2001:db8:1:2:3:4:5:6",
+    ]))  # fmt: skip
+    prefix = draw(st.integers(8, 32) if "." in start else st.integers(16, 128))
+    return str(ip_network(f"{start}/{prefix}", strict=False))
+
+
+@pytest.mark.attack_row(62)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    skipped=st.lists(networks(), min_size=1, max_size=6),
+    cidrs=st.lists(networks(), min_size=1, max_size=4),
+)
+def test_of_skipped_networks_and_the_clusters_both_say_the_same(
+    skipped: list[str], cidrs: list[str]
+) -> None:
+    text, cluster = ",".join(skipped), ",".join(cidrs)
+    assert skips_few(text, cluster) is share_fits(text, cluster)
+    fits = True
+    try:
+        KINDS["skip-subnets"].read(text)
+    except ValueError:
+        fits = False
+    assert judged(KINDS["skip-subnets"], text) is fits
 
 
 NO_NUL = st.characters(exclude_characters="\0")

@@ -73,6 +73,7 @@ def test_what_is_skipped_comes_from_the_annotation() -> None:
         '{"skip-inbound-ports": "1-4097"}',
         '{"skip-subnets": "0.0.0.0/1,128.0.0.0/1"}',
         '{"skip-subnets": "::/0"}',
+        '{"skip-subnets": "11.0.0.0/8,12.0.0.1"}',
         '{"source-address": "node"}',
         '{"source-address": ["peer"]}',
     ],

@@ -29,7 +29,8 @@ BAD = {
     "expose-loopback-ports": PORTS,
     "skip-subnets": (
         "*", "0.0.0.0/0", "::/0", "10.0.0.0/7", "2001::/15", "10.0.0.1/8", "10.0.0/8",
-        "10.0.0.0/33", "host", "10.0.0.0/8;11.0.0.0/8", "fe80::%eth0/64", "10.0.0.0/-1",
+        "10.0.0.0/33", "host", "11.0.0.0/8,12.0.0.0/32",
+        "2002::/16,2001:db8::/64", "10.0.0.0/8;11.0.0.0/8", "fe80::%eth0/64", "10.0.0.0/-1",
     ),
     "upstreams": (
         "5432", "5432=db", "5432=db.prod", "db.prod:5432", "5432=db.prod:0", "0=db.prod:1",
@@ -198,3 +199,28 @@ def test_plaintext_is_not_said_to_be_refused_where_nothing_is_captured(where: st
     assert read_settings(mode, {}).mode == "localhost"
     assert read_settings(mode | {CONFIG_PREFIX + "plaintext": "allow"}, deny).plaintext == "allow"
     assert read_settings(deny, {}).plaintext == "deny"
+
+
+@pytest.mark.attack_row(62)
+@pytest.mark.parametrize("where", ["pod", "namespace", "default"])
+def test_more_than_a_quarter_of_the_clusters_own_network_is_refused_with_a_way_out(
+    where: str,
+) -> None:
+    wide, cidrs = "10.244.0.0/17", "10.244.0.0/16,10.96.0.0/12"
+    said: dict[str, dict[str, str]] = {"pod": {}, "namespace": {}, "default": {}} | {
+        where: {"skip-subnets": wide}
+    }
+    pod, near = (
+        {CONFIG_PREFIX + key: value for key, value in said[one].items()}
+        for one in ("pod", "namespace")
+    )
+    assert read_settings(pod, near, said["default"], "10.96.0.0/12").skip_subnets == wide
+    with pytest.raises(AnnotationRefused) as caught:
+        read_settings(pod, near, said["default"], cidrs)
+    text = str(caught.value)
+    assert text.startswith(f"{where} annotation config.podlink.dev/skip-subnets: ")
+    assert "a quarter of 10.244.0.0/16" in text
+    assert "skip-outbound-ports" in text and "clusterCidrs" in text
+    if where != "pod":  # a pod may say less than its namespace or the mesh
+        own = {CONFIG_PREFIX + "skip-subnets": "10.244.3.0/24"}
+        assert read_settings(own, near, said["default"], cidrs).skip_subnets == "10.244.3.0/24"

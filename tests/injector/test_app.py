@@ -186,6 +186,7 @@ def test_the_patch_of_the_bundle_first_tests_whose_webhook_it_is() -> None:
         ("PODLINK_TRUST_DOMAIN", "Cluster.Local"),
         ("PODLINK_EXEMPT_BY", "port"),
         ("PODLINK_CLUSTER_CIDRS", "10.0.0.1/8"),
+        ("PODLINK_PROXY_DEFAULTS", '{"skip-subnets": "10.0.0.0/9"}'),
         ("PODLINK_LOG_LEVEL", "loud"),
         ("PODLINK_INJECTOR_LISTEN", "24112"),
         ("PODLINK_INJECTOR_LISTEN", "::1:24112"),

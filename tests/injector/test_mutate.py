@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from injector.annotations import AnnotationRefused
 from injector.container import NO_API_TOKEN
 from injector.guard import PodRefused
 from kit.contract import INJECT_LABEL
@@ -247,3 +248,12 @@ def test_a_patch_only_adds_and_everything_that_was_there_stays(raw: Raw) -> None
         assert {key: after[key] for key in before if key != EVICT} == {
             key: value for key, value in before.items() if key != EVICT
         }
+
+
+@pytest.mark.attack_row(62)
+def test_a_pod_that_would_skip_the_clusters_own_network_is_refused() -> None:
+    mesh = replace(MESH, cluster_cidrs="10.244.0.0/16,fd00:10:96::/112")
+    for text in ("10.244.0.0/16", "10.244.0.0/17", "fd00:10:96::/96"):
+        with pytest.raises(AnnotationRefused, match="a network of the cluster"):
+            injected(annotated(skip_subnets=text), namespace(), mesh)
+    injected(annotated(skip_subnets="10.245.0.0/16,10.244.7.0/24,fd00:10:96::7"), namespace(), mesh)

@@ -162,6 +162,7 @@ def test_nothing_set_skips_nothing() -> None:
         ("PODLINK_SKIP_INBOUND_PORTS", "1-4000,5000-5096"),
         ("PODLINK_SKIP_SUBNETS", "0.0.0.0/1,128.0.0.0/1"),
         ("PODLINK_SKIP_SUBNETS", "::/15"),
+        ("PODLINK_SKIP_SUBNETS", "11.0.0.0/8,12.0.0.1"),
     ],
 )
 def test_a_pod_made_by_hand_skips_no_more_than_an_annotation_may(name: str, said: str) -> None:
