@@ -175,6 +175,12 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(one, (*at, key))
 
 
+def at(value: Any, way: tuple[Any, ...]) -> Any:
+    for step in way:
+        value = value[step]
+    return value
+
+
 def changed(raw: Object, dice: random.Random) -> Object:
     """One change at a random place: a value replaced, taken away, doubled, moved, or a field added."""
     made = copy.deepcopy(raw)
@@ -220,6 +226,8 @@ def well_typed(raw: Object) -> bool:
         both = [*(spec.get("initContainers") or ()), *spec["containers"]]
         if len({one["name"] for one in both}) != len(both):
             return False
+        if any(way[-1] == "divisor" and type(at(spec, way)) is not str for way in places(spec)):
+            return False  # a quantity: the API server makes "1" of 1 before anybody sees it
         mutate(raw, namespace(), ANY)
     except PodRefused as refused:
         return refused.reason not in ("pod_malformed", "probe_malformed")
