@@ -49,6 +49,9 @@ class Claim:
     """The one by which the side that proves was believed in this tunnel so far."""
     judge_leaf: bytes
     """The one by which the side that judges is believed in this tunnel."""
+    channel: bytes
+    """What only the two ends of this TLS connection know of it (`Tunnel.channel`): whoever holds the
+    keys of both former leaves has two connections, and carries no proof from one to the other."""
 
     def signed_bytes(self, new_leaf: bytes) -> bytes:
         """What the key of the new leaf (given by its digest) signs. Every field has a fixed size."""
@@ -57,6 +60,7 @@ class Claim:
             self.judge_nonce,
             self.former_leaf,
             self.judge_leaf,
+            self.channel,
             new_leaf,
         )
         assert all(len(each) == NONCE_BYTES for each in fields)

@@ -147,6 +147,8 @@ class Renewals:
         """A leaf that ends no later moves nothing: the one after it will."""
         if not tunnel.renewable or trust.own.expires_at <= tunnel.own.expires_at:
             return False
+        if tunnel.channel is None:  # nothing that a proof could be bound to
+            return False
         if self._resting.get(tunnel) == trust.own.digest:
             return False
         state = self._under_way.get(tunnel)
@@ -167,12 +169,15 @@ class Renewals:
         assert (
             trust is not None and trust.prove is not None
         )  # `_ask` had them, and they only get newer
+        channel = tunnel.channel
+        assert channel is not None  # it does not change, and `_is_due` has seen it
         claim = Claim(
             tunnel.session.role is Role.DIALLER,
             state.nonce,
             judge_nonce,
             tunnel.own.digest,
             bytes.fromhex(tunnel.peer.sha256),
+            channel,
         )
         state.proving, state.proved = Proving.PROVED, trust
         tunnel.write(encode(PROOF, encode_proof(trust.prove(claim), trust.chain)))
@@ -205,7 +210,9 @@ class Renewals:
 
     def _challenge(self, tunnel: Tunnel, state: _UnderWay, peer_nonce: bytes) -> None:
         plane = self._plane
-        if plane.judge_proof is None or not plane.renewal_rate.take(tunnel.peer_ip, plane.now()):
+        if plane.judge_proof is None or tunnel.channel is None:
+            return self._say(tunnel, NOT_NOW)
+        if not plane.renewal_rate.take(tunnel.peer_ip, plane.now()):
             plane.count_turned_away("renewals_per_source")
             return self._say(tunnel, NOT_NOW)
         state.judging, state.peer_nonce = Judging.CHALLENGED, peer_nonce
@@ -217,12 +224,15 @@ class Renewals:
     def _judge(self, tunnel: Tunnel, state: _UnderWay, payload: bytes) -> None:
         """Raises ProtocolViolation for what no honest peer sends."""
         plane = self._plane
+        channel = tunnel.channel
+        assert channel is not None  # else there was no challenge
         claim = Claim(
             tunnel.session.role is Role.ACCEPTOR,  # the peer dialled
             state.peer_nonce,
             state.judge_nonce,
             bytes.fromhex(tunnel.peer.sha256),
             tunnel.own.digest,
+            channel,
         )
         state.judging, state.peer_nonce, state.judge_nonce = Judging.RESTING, b"", b""
         tunnel.await_proof(False)

@@ -311,10 +311,12 @@ class Tunnel:
 
     @property
     def channel(self) -> bytes | None:
-        """What only the two ends of this TLS connection know of it; None where TLS does not say.
+        """What only the two ends of this TLS connection know of it, in 32 bytes; None where TLS does not
+        say.
 
-        A digest of the dialler's Finished message. RFC 9266 gives TLS 1.3 no `tls-unique` to
-        authenticate by; here it names a tunnel to a peer that is authenticated already.
+        A digest of the dialler's Finished message, which covers both sides' key shares. RFC 9266 gives
+        TLS 1.3 no `tls-unique` to authenticate by; here it names a tunnel to a peer that is
+        authenticated already.
         """
         finished = self._ssl.get_channel_binding("tls-unique")
         return hashlib.sha256(b"podlink tunnel" + finished).digest() if finished else None

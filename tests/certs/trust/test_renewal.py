@@ -18,7 +18,7 @@ from certs.trust.renewal import Claim, ProofRefused, check_same_workload
 from certs.trust.svid import SvidChecker, SvidRefused
 from tests.certs.forge import DEFAULT, BadLeaf, Forge, Pair
 
-CLAIM = Claim(True, b"p" * 32, b"j" * 32, b"f" * 32, b"l" * 32)
+CLAIM = Claim(True, b"p" * 32, b"j" * 32, b"f" * 32, b"l" * 32, b"c" * 32)
 API = WorkloadIdentity.parse(DEFAULT)
 NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
 
@@ -78,13 +78,13 @@ def test_what_the_key_signs_is_nothing_that_tls_asks_it_to_sign() -> None:
     context = signed[64:].partition(b"\0")[0]
     assert signed.startswith(b" " * 64)
     assert not context.startswith(b"TLS 1.3")
-    assert len(signed) == 64 + len(context) + 1 + 1 + 5 * 32
+    assert len(signed) == 64 + len(context) + 1 + 1 + 6 * 32
 
 
 @settings(max_examples=100)
 @given(
     *(
-        st.builds(Claim, st.booleans(), *[st.binary(min_size=32, max_size=32) for _ in range(4)])
+        st.builds(Claim, st.booleans(), *[st.binary(min_size=32, max_size=32) for _ in range(5)])
         for _ in range(2)
     )
 )

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import datetime as dt
+import hashlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -309,7 +310,13 @@ class Attacker:
     def claim(self, judge_nonce: bytes, nonce: bytes = b"n" * 32) -> Claim:
         far = self.far_tunnel.own.digest  # the leaf of the handshake: none has been believed since
         former = Prover(self.leaf.key_pem, self.leaf.der).leaf
-        return Claim(True, nonce, judge_nonce, former, far)
+        return Claim(True, nonce, judge_nonce, former, far, self.channel)
+
+    @property
+    def channel(self) -> bytes:
+        """As the tunnel has it, by the public interface of Python's own TLS."""
+        finished = self.writer.get_extra_info("ssl_object").get_channel_binding("tls-unique")
+        return hashlib.sha256(b"podlink tunnel" + finished).digest()
 
     def proof(self, new: Leaf, claim: Claim, key: Leaf | None = None) -> bytes:
         signer = Prover((key or new).key_pem, new.der)
@@ -385,6 +392,17 @@ async def test_the_attacker_may_do_what_is_lawful(attacker: Attacker, forge: For
     await attacker.frame(RENEW)  # the far side has its own next leaf to prove
     assert await moved_by_the_lawful_proof(attacker)
     assert await attacker.lives()
+
+
+@pytest.mark.attack_row(51)
+async def test_a_proof_relayed_by_whoever_holds_both_leaves_moves_nothing(
+    attacker: Attacker, forge: Forge
+) -> None:
+    """All fits, nonces and leaves too: only the TLS connection is another one."""
+    claim = attacker.claim(await attacker.challenge())
+    relayed = dataclasses.replace(claim, channel=b"c" * 32)
+    attacker.writer.write(attacker.proof(leaf_of(forge, WEB, 59.0 + 500), relayed))
+    assert not await attacker.lives()
 
 
 @pytest.mark.attack_row(51)

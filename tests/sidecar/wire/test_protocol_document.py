@@ -86,7 +86,9 @@ def test_a_renewal_has_the_order_and_codes_of_the_code() -> None:
 def test_a_proof_signs_what_the_page_says() -> None:
     rows = tables("A new leaf")["Bytes"]
     sizes = [int(row[0]) for row in rows]
-    signed = Claim(False, b"p" * 32, b"j" * 32, b"f" * 32, b"l" * 32).signed_bytes(b"n" * 32)
+    signed = Claim(False, b"p" * 32, b"j" * 32, b"f" * 32, b"l" * 32, b"c" * 32).signed_bytes(
+        b"n" * 32
+    )
     fields, at = [], 0
     for size in sizes:
         fields.append(signed[at : at + size])
@@ -96,7 +98,7 @@ def test_a_proof_signs_what_the_page_says() -> None:
         b" " * 64,
         words.encode() + b"\0",
         b"\2",
-        *[c * 32 for c in (b"p", b"j", b"f", b"l", b"n")],
+        *[c * 32 for c in (b"p", b"j", b"f", b"l", b"c", b"n")],
     ]
     assert at == len(signed)
     assert f"over {at} bytes:" in DOC
