@@ -210,9 +210,9 @@ class Renewals:
 
     def _challenge(self, tunnel: Tunnel, state: _UnderWay, peer_nonce: bytes) -> None:
         plane = self._plane
-        if plane.judge_proof is None or tunnel.channel is None:
+        if tunnel.channel is None:  # nothing that a proof could be bound to
             return self._say(tunnel, NOT_NOW)
-        if not plane.renewal_rate.take(tunnel.peer_ip, plane.now()):
+        if plane.judge_proof is None or not plane.renewal_rate.take(tunnel.peer_ip, plane.now()):
             plane.count_turned_away("renewals_per_source")
             return self._say(tunnel, NOT_NOW)
         state.judging, state.peer_nonce = Judging.CHALLENGED, peer_nonce
