@@ -56,6 +56,8 @@ class Trouble:
     draw: random.Random
     kills: list[tuple[int, str, str]] = field(default_factory=list)
     """Unix nanoseconds, pod, `app` or `proxy`."""
+    done: dict[int, int] = field(default_factory=dict)
+    """When a kill that began then was done: links are made meanwhile."""
     logs: list[str] = field(default_factory=list)
 
     def kill(self, what: str) -> None:
@@ -64,8 +66,10 @@ class Trouble:
         name = f"{MESH}/{self.draw.choice(PODS)}"
         pid = self.mesh.proxy_pid(name) if what == "proxy" else self.mesh.pid(name)
         self.logs += self.mesh.seen(name)
-        self.kills.append((now(), name, what))
+        at = now()
+        self.kills.append((at, name, what))
         self.mesh.node("kill", "-9", str(pid))
+        self.done[at] = now()
 
     def _ready(self, name: str) -> bool:
         conditions = self.mesh.cluster.get("Pod", f"{MESH}/{name}")["status"]["conditions"]
@@ -85,7 +89,8 @@ class Trouble:
         return any(
             what == "proxy"
             and name == item["destination"]["pod"]
-            and start < at < end + LAST_SPANS_NS
+            and start < self.done[at]
+            and at < end + LAST_SPANS_NS
             for at, name, what in self.kills
         )
 

@@ -33,7 +33,11 @@ def pods(mesh: Mesh) -> Iterator[None]:
     made = [
         _vault(),
         service("ledger", {"port": 80, "targetPort": 7001}, where=VAULT),
-        _restricted("ledger", serving("echo", 7001, "127.0.0.1"), LOCALHOST),
+        _restricted(
+            "ledger",
+            serving("echo", 7001, "127.0.0.1"),
+            {**LOCALHOST, "expose-loopback-ports": "7001"},
+        ),
         _restricted("clerk", container(["sleep", "86400"]), {**LOCALHOST, "upstreams": upstreams}),
         service("shop-floor", 7001),
         pod("shop-floor", serving("echo", 7001), config={"upstreams": "9009=ledger.vault:80"}),
