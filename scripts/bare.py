@@ -21,8 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DEBIAN = "debian"
-UBUNTU = "ubuntu"
+DEBIAN, UBUNTU = "debian", "ubuntu"
 SUITES = {
     "bookworm": (DEBIAN, "main"),
     "trixie": (DEBIAN, "main"),
@@ -55,12 +54,29 @@ exec "$@"
 """pivot_root, not chroot: the kernel lets nobody make a user namespace from within a chroot."""
 
 
+def mirror_of(system: str) -> str:
+    """The archive of Debian or Ubuntu: PODLINK_DEBIAN_MIRROR or PODLINK_UBUNTU_MIRROR, else the one that
+    debootstrap itself takes on a usual machine. Raises SystemExit if it names none."""
+    if named := os.environ.get(f"PODLINK_{system.upper()}_MIRROR"):
+        return named
+    if system == DEBIAN:
+        text = Path(shutil.which("debootstrap") or "/usr/sbin/debootstrap").read_text()
+        found = re.findall(r"^DEF_MIRROR=\"(http[^\"]+)\"", text, re.M)
+    else:
+        text = Path("/usr/share/debootstrap/scripts/gutsy").read_text()
+        found = re.findall(r"^\s*default_mirror\s+(http://(?!old|ports)\S+)", text, re.M)
+    if not found:
+        raise SystemExit(f"name an archive: PODLINK_{system.upper()}_MIRROR=http://...")
+    return found[0]
+
+
 def build(suite: str, folder: Path, more: Sequence[str] = ()) -> None:
     """Make a bare root of `suite` in `folder`."""
-    mirror, components = SUITES[suite]
+    system, components = SUITES[suite]
+    mirror = mirror_of(system)
     scripts = Path("/usr/share/debootstrap/scripts")
     own = scripts / suite
-    script = [] if own.exists() else [str(scripts / ("gutsy" if mirror == UBUNTU else "sid"))]
+    script = [] if own.exists() else [str(scripts / ("gutsy" if system == UBUNTU else "sid"))]
     include = ",".join(("make", "git", *more))
     options = ["--variant=minbase", f"--include={include}", f"--components={components}"]
     argv = ["debootstrap", *options, suite, str(folder), mirror, *script]

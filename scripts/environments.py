@@ -258,7 +258,7 @@ def _fetch_uv(env: Environment) -> None:
 
     The index is named as pip's environment names it. What it gives is taken if its hash is in the lock.
     """
-    index = os.environ.get("PIP_INDEX_URL", "index").rstrip("/")
+    index = _index().rstrip("/")
     form = {"Accept": "application/vnd.pypi.simple.v1+json"}
     try:
         with _opened(urllib.request.Request(f"{index}/uv/", headers=form)) as answer:
@@ -280,6 +280,20 @@ def _fetch_uv(env: Environment) -> None:
         name = next(name for name in packed.namelist() if name.endswith(".data/scripts/uv"))
         (env.path / "bin/uv").write_bytes(packed.read(name))
     (env.path / "bin/uv").chmod(0o755)
+
+
+def _index() -> str:
+    """The index of Python packages: as pip's environment names it, else pip's own. Raises Failed."""
+    if named := os.environ.get("PIP_INDEX_URL"):
+        return named
+    try:
+        from pip._internal.models.index import PyPI
+    except ImportError:
+        raise Failed(
+            "Python's venv module and pip are missing: have python3-venv installed, or name an index of "
+            "Python packages by PIP_INDEX_URL"
+        ) from None
+    return str(PyPI.simple_url)
 
 
 def wheel_for(machine: str, known: set[str], files: Sequence[dict[str, Any]]) -> str:

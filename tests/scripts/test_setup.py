@@ -436,7 +436,7 @@ def test_how_far_it_is_comes_from_the_installers_own_words(said: bytes, far: str
     [
         "WARNING: Retrying after NewConnectionError: [Errno -3] Temporary failure in name resolution\n"
         "ERROR: No matching distribution found for uv==0.9\n",
-        "error: Failed to fetch: `index/uv/`\n  Caused by: dns error: failed to "
+        "error: Failed to fetch: `https://index.invalid/simple/uv/`\n  Caused by: dns error: failed to "
         "lookup address information\n",
     ],
 )
